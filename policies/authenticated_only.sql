@@ -1,0 +1,14 @@
+-- Authenticated only: whoever has a token with a subject may listen and publish on every enabled
+-- channel; the anonymous key may do neither. For teams in which everybody may see everything.
+-- Lets through: all channels, also those made tomorrow. Mark the exceptions with another recipe.
+-- Cost: nothing to look up.
+
+drop policy if exists authenticated_subscribe on public.realtime_channels;
+create policy authenticated_subscribe on public.realtime_channels
+for select to authenticated
+using (enabled and auth.user_id() is not null);
+
+drop policy if exists authenticated_publish on public.realtime_messages;
+create policy authenticated_publish on public.realtime_messages
+for insert to authenticated
+with check (sender_id is not null);

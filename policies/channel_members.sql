@@ -1,0 +1,37 @@
+-- Members: who stands in channel_members may publish to the channel. A membership is for a channel
+-- row, so it holds for every name that the row governs: give each room a row of its own, or compare
+-- rowcast.segment(channel_name, 2) with a table of rooms instead.
+-- Lets through: publishing by members. Take another recipe for who may listen.
+-- Cost: one probe of the primary key per message.
+
+do $$
+begin
+    if to_regclass('public.channel_members') is null then
+        create table public.channel_members (
+            channel_id uuid references public.realtime_channels (id) on delete cascade,
+            user_id text,
+            primary key (channel_id, user_id)
+        );
+        alter table public.channel_members enable row level security;
+    end if;
+end;
+$$;
+
+-- The policy below reads the table with the rights of the caller, who sees himself alone.
+grant select on public.channel_members to anon, authenticated;
+
+drop policy if exists "Users can see their own memberships" on public.channel_members;
+create policy "Users can see their own memberships"
+on public.channel_members for select
+using (user_id = auth.user_id());
+
+drop policy if exists "Users can publish to their channels" on public.realtime_messages;
+create policy "Users can publish to their channels"
+on public.realtime_messages for insert
+with check (
+    exists (
+        select 1 from public.channel_members
+        where channel_id = realtime_messages.channel_id
+            and user_id = auth.user_id()
+    )
+);

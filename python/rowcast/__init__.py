@@ -1,0 +1,7 @@
+"""rowcast: realtime for the Postgres you already have."""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,264 @@
+"""Questions to the policies, in batches, and what their errors mean for a client.
+
+"Denied" is never said when the database is down, and an error of one policy is never another
+caller's problem.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+
+from .batch import Batcher
+from .caller import Caller
+from .config import Settings
+from .cursor import Position
+from .database import UNAVAILABLE, Database
+from .errors import Refusal
+from .feed import Feed, message_of
+from .hub import Hub
+from .message import Message
+from .observe import observe
+from .session import Subscription
+
+__all__ = ["Access"]
+
+CHECKS = 100
+PUBLISHES = 50
+REPLAYS = 25
+STALE_TRIES = 20
+
+Answer = TypeVar("Answer")
+
+# Mistakes in a message, by SQLSTATE: ours of sql/30_stamp.sql, and Postgres' for JSON and text.
+MISTAKES = {
+    "RCN02": "invalid_channel",
+    "RCM01": "payload_too_large",
+    "RCM02": "invalid_message",
+    "RCM03": "invalid_message",
+    "22P02": "invalid_message",
+    "22P05": "invalid_message",
+    "22021": "invalid_message",
+    "22003": "invalid_message",
+    "54000": "invalid_message",
+    "54001": "invalid_message",
+}
+LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
+# "No such channel" and "denied" answer alike.
+DENIALS = {"RCN01", "RCM05"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    subscription: Subscription
+    after: Position
+
+
+class Access:
+    """Asks for all sessions.
+
+    Args:
+        database: the caller login.
+        settings: timeouts.
+        hub: where the bridge stands when a replay begins.
+        feed: to wait for after a crash of Postgres.
+    """
+
+    def __init__(self, database: Database, settings: Settings, hub: Hub, feed: Feed) -> None:
+        self._database = database
+        self._hub = hub
+        self._feed = feed
+        # Long enough for a batch that fails and is repeated one by one.
+        self._patience = settings.query_timeout * 3
+        workers = max(1, settings.pool_size // 2)
+        self._checks = Batcher(self._run_checks, size=CHECKS, workers=workers)
+        self._publishes = Batcher(self._run_publishes, size=PUBLISHES, workers=workers)
+        self._replays = Batcher(self._run_replays, size=REPLAYS, workers=workers)
+
+    async def may_subscribe(self, caller: Caller, channel: str) -> bool:
+        """Whether the policies let the caller see the channel row that governs the name.
+
+        Raises:
+            Refusal: "unavailable".
+        """
+        return await self._patiently(self._checks.submit(caller.role, (caller.claims, channel)))
+
+    async def publish(
+        self,
+        caller: Caller,
+        owner: str,
+        channel: str,
+        kind: str,
+        event: str,
+        payload: str,
+        key: UUID | None,
+    ) -> UUID:
+        """Insert a message as the caller; returns its id once it is committed.
+
+        Args:
+            caller: whose claims the policies see.
+            owner: the session, whose messages stay in order.
+            channel: a name.
+            kind: "message" or "broadcast".
+            event: its event name.
+            payload: JSON text.
+            key: the client's idempotency key.
+
+        Raises:
+            Refusal: denied, wrong, or the database cannot answer.
+        """
+        item = (caller.claims, channel, kind, event, payload, key)
+        return await self._patiently(self._publishes.submit(caller.role, item, owner))
+
+    async def replay(
+        self, subscription: Subscription, after: Position
+    ) -> tuple[str, list[Message]]:
+        """What the channel got after a position, up to where the bridge stands when it asks.
+
+        What the subscription held until then is dropped, because the replay covers it.
+
+        Returns:
+            The state ("complete", "durable", "expired", "too_far") and the messages.
+
+        Raises:
+            Refusal: "unavailable".
+        """
+        return await self._patiently(self._replays.submit("", _Replay(subscription, after)))
+
+    async def history(
+        self, caller: Caller, channel: str, limit: int, until: Position
+    ) -> list[Message]:
+        """The newest messages that the caller's SELECT policies show.
+
+        Raises:
+            Refusal: a policy failed, or the database cannot answer.
+        """
+        try:
+            rows = await self._database.history(
+                caller.role, caller.claims, channel, limit, until, self._feed.floor
+            )
+        except UNAVAILABLE as error:
+            raise unavailable(error) from error
+        except asyncpg.PostgresError as error:
+            observe("policy_error", channel=channel, error=error)
+            raise Refusal("forbidden") from error
+        return [message_of(row) for row in rows]
+
+    async def _patiently(self, answer: Coroutine[Any, Any, Answer]) -> Answer:
+        try:
+            return await asyncio.wait_for(answer, self._patience)
+        except TimeoutError:
+            raise Refusal("unavailable") from None
+
+    async def _run_checks(
+        self, role: str, items: Sequence[tuple[str, str]], *, brief: bool = False
+    ) -> Sequence[bool | Exception]:
+        claims, channels = [c for c, _ in items], [n for _, n in items]
+        try:
+            rows = await self._database.check_subscribe(role, claims, channels, brief=brief)
+        except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+            if len(items) > 1 and not isinstance(error, OSError):
+                # One of them broke it for all: a policy that takes too long is not caught by
+                # the exception blocks in SQL. At once, so that the others do not wait for it.
+                alone = (self._run_checks(role, [item], brief=True) for item in items)
+                return [answer for answers in await asyncio.gather(*alone) for answer in answers]
+            if isinstance(error, UNAVAILABLE):
+                return [unavailable(error)] * len(items)
+            observe("policy_error", channel=channels[0], error=error)
+            return [False] * len(items)
+        for row in rows:
+            if row["error"]:
+                observe("policy_error", channel=channels[row["pair"] - 1], error=row["error"])
+        return [row["allowed"] for row in rows]
+
+    async def _run_publishes(
+        self,
+        role: str,
+        items: Sequence[tuple[str, str, str, str, str, UUID | None]],
+        *,
+        brief: bool = False,
+    ) -> Sequence[UUID | Exception]:
+        try:
+            return await self._database.publish(role, items, brief=brief)
+        except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+            if len(items) > 1 and rolled_back(error):
+                # One after the other: they keep their order.
+                return [
+                    answer
+                    for item in items
+                    for answer in await self._run_publishes(role, [item], brief=True)
+                ]
+            return [self._refusal(error, items[0][1])] * len(items)
+
+    def _moved_on(self, before: Position) -> bool:
+        return self._hub.position is not before
+
+    async def _run_replays(
+        self, _group: str, items: Sequence[_Replay]
+    ) -> Sequence[tuple[str, list[Message]] | Exception]:
+        for _ in range(STALE_TRIES):
+            until = self._hub.position
+            if until is None:
+                return [Refusal("unavailable")] * len(items)
+            for item in items:
+                item.subscription.forget(self._hub.generation)
+            try:
+                rows = await self._database.replay(
+                    [(item.subscription.channel, item.after) for item in items], until
+                )
+            except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+                return [unavailable(error)] * len(items)
+            if rows[0]["state"] != "stale":
+                break
+            # Postgres crashed and our position is from before: the feed will notice, or just did.
+            async with self._feed.drained:
+                await self._feed.drained.wait_for(partial(self._moved_on, until))
+        else:
+            return [Refusal("unavailable")] * len(items)
+        answers: list[tuple[str, list[Message]]] = []
+        for row in rows:
+            if row["state"]:
+                answers.append((row["state"], []))
+            else:
+                answers[-1][1].append(message_of(row))
+        return answers
+
+    @staticmethod
+    def _refusal(error: Exception, channel: str) -> Refusal:
+        if isinstance(error, UNAVAILABLE):
+            return unavailable(error)
+        assert isinstance(error, asyncpg.PostgresError)
+        state = error.sqlstate or ""
+        if state in MISTAKES:
+            return Refusal(MISTAKES[state], str(error))
+        by_policy = getattr(error, "server_source_function", None) == "ExecWithCheckOptions"
+        if state not in DENIALS and not by_policy:
+            # A policy that fails: for us to read, not for the client.
+            observe("policy_error", channel=channel, error=error, sqlstate=state)
+        return Refusal("forbidden")
+
+
+def rolled_back(error: Exception) -> bool:
+    """Whether the server said that nothing of it was done. A connection that was lost says
+    nothing: the commit may have been on its way, and a repeat would publish twice."""
+    if isinstance(error, asyncpg.InterfaceError):
+        return isinstance(error, ValueError)  # an argument that could not even be sent
+    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST)
+
+
+def unavailable(error: Exception) -> Refusal:
+    """The refusal for what says nothing about permissions."""
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return Refusal("unavailable", "A policy took too long: try again.")
+    return Refusal("unavailable")

@@ -1,0 +1,247 @@
+"""The composition root: the only module that constructs, starts and ends everything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+from aiohttp import web
+
+from .access import Access
+from .auth import Verifier
+from .config import Settings
+from .database import UNAVAILABLE, Database, UnfitError
+from .doorbell import Doorbell
+from .errors import ConfigError
+from .feed import Feed
+from .http.app import build
+from .http.sockets import Sockets
+from .hub import Hub
+from .message import Message
+from .observe import configure, observe
+from .service import Service
+from .wire import native
+
+__all__ = ["serve"]
+
+CURSOR_INTERVAL = 1.0
+QUIET_CURSOR_INTERVAL = 60.0
+BURST = 256
+# After a portion of a large transaction clients get up to 50 ms to take it.
+LARGE = 500
+PATIENCE = 10
+BACKLOG = 4096
+# A full collection at 10,000 connections stops the loop for a third of a second; what lives
+# long is moved out of its sight each time the number of clients has doubled.
+FREEZE_FROM = 1000
+
+
+class _Bridge:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings)
+        self.hub = Hub()
+        self.doorbell = Doorbell(self.database, settings)
+        self.feed = Feed(
+            self.database,
+            self.doorbell,
+            settings,
+            deliver=self.deliver,
+            moved=self.hub.moved,
+            status=self.status,
+        )
+        access = Access(self.database, settings, self.hub, self.feed)
+        service = Service(settings, self.hub, self.feed, access, Verifier(settings))
+        self.sockets = Sockets(settings, self.hub, service)
+        self._frozen = FREEZE_FROM
+
+    async def deliver(
+        self, messages: list[Message], signals: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        for _ in self.hub.deliver(messages):
+            await asyncio.sleep(0)
+        if len(messages) >= LARGE:
+            # More is coming: let the sockets take this first, but let nobody hold up the rest.
+            for _ in range(PATIENCE):
+                if not self.hub.congested():
+                    break
+                await asyncio.sleep(0.005)
+        for kind, body in signals:
+            if kind == "deleted":
+                self.hub.deleted(body["channel"], body["id"])
+
+    def status(self, status: str) -> None:
+        self.hub.broadcast(native.encode({"op": "status", "status": status}))
+
+    async def check(self) -> None:
+        """Refuse to run on what would break a promise; wait for a database that is away."""
+        delay = 0.2
+        while True:
+            try:
+                async with self.database.dedicated() as connection:
+                    await self.database.identity(connection)
+                await self.database.refuse_powerful_logins()
+                return
+            except (
+                asyncpg.InvalidAuthorizationSpecificationError,
+                asyncpg.InvalidCatalogNameError,
+            ) as error:
+                raise ConfigError(
+                    f"The database refuses the connection: {error}; check ROWCAST_DATABASE_URL"
+                    " and ROWCAST_CALLER_URL."
+                ) from error
+            except UnfitError:
+                raise
+            except UNAVAILABLE as error:
+                observe("feed_lost", error=error)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5.0)
+
+    async def give_cursors(self) -> None:
+        """Every second to those that got messages, every minute to all."""
+        quiet = time.monotonic()
+        while True:
+            await asyncio.sleep(CURSOR_INTERVAL)
+            everybody = time.monotonic() - quiet >= QUIET_CURSOR_INTERVAL
+            if everybody:
+                quiet = time.monotonic()
+            for given, session in enumerate(list(self.hub.sessions), 1):
+                if self.feed.key and (session.dirty or everybody) and session.subscriptions:
+                    if self.hub.delivering:
+                        async with self.feed.drained:
+                            await self.feed.drained.wait_for(lambda: not self.hub.delivering)
+                    self.hub.cursor(session, self.feed.key)
+                if given % BURST == 0:
+                    await asyncio.sleep(0)
+            if len(self.hub.sessions) >= self._frozen:
+                self._frozen *= 2
+                gc.collect()
+                gc.freeze()
+
+    async def upkeep(self) -> None:
+        while True:
+            try:
+                done = await self.database.upkeep()
+                if done:
+                    observe("upkeep", done=done)
+            except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+                observe("upkeep_failed", error=error)
+            await asyncio.sleep(self.settings.upkeep_interval)
+
+    async def drain(self) -> None:
+        """Send everybody away, and wait until they are gone or the time is up."""
+        self.sockets.draining = True
+        observe("draining", sessions=len(self.hub.sessions))
+        self.status("draining")
+        for closed, session in enumerate(list(self.hub.sessions), 1):
+            session.close("draining")
+            if closed % BURST == 0:
+                await asyncio.sleep(0.01)
+        if self.hub.sessions:
+            gone = asyncio.Event()
+            self.hub.emptied = gone.set
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(gone.wait(), self.settings.drain_timeout)
+
+
+async def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> None:
+    """Run a bridge until SIGTERM or SIGINT, then let all clients go and return.
+
+    Args:
+        settings: complete settings.
+        ready: called with the base URL once clients can connect and the feed reads.
+
+    Raises:
+        ConfigError: a setting, a login or the database is not fit; nothing was started.
+    """
+    settings = settings.for_serve()
+    configure(settings.log_format)
+    bridge = _Bridge(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(
+        build(bridge.sockets, bridge.feed),
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=1,
+    )
+    tasks: list[asyncio.Task[Any]] = []
+    try:
+        listening = _listen(settings)
+        await bridge.database.open()
+        await runner.setup()
+        await web.SockSite(runner, listening, backlog=BACKLOG).start()
+        host, port = listening.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        stopping = asyncio.create_task(stop.wait())
+        checking = asyncio.create_task(bridge.check())
+        tasks += [stopping, checking]
+        await asyncio.wait({stopping, checking}, return_when=asyncio.FIRST_COMPLETED)
+        if checking.done():
+            checking.result()
+            running = [
+                asyncio.create_task(work())
+                for work in (
+                    bridge.feed.run,
+                    bridge.doorbell.run,
+                    bridge.upkeep,
+                    bridge.give_cursors,
+                )
+            ]
+            tasks += running
+            up = asyncio.create_task(bridge.feed.up.wait())
+            tasks.append(up)
+            await asyncio.wait({up, stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if up.done():
+                gc.collect()
+                gc.freeze()
+                observe("started", url=url)
+                if ready is not None:
+                    ready(url)
+                await asyncio.wait({stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
+            for task in running:
+                if task.done():
+                    task.result()  # none of them ends by itself: raise what ended it
+        await bridge.drain()
+    finally:
+        await _cancel(tasks)
+        await runner.cleanup()
+        with contextlib.suppress(*UNAVAILABLE):
+            await bridge.database.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        observe("stopped")
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel until all have ended: before Python 3.12 `asyncio.wait_for` swallows a cancellation
+    that comes in the same moment as what it waits for."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=0.2)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}):"
+            " stop what uses it, or set ROWCAST_PORT."
+        ) from error
+    listening.setblocking(False)
+    return listening

@@ -1,0 +1,65 @@
+"""The command ``rowcast``: finds the sub-command, runs it, and turns errors into sentences.
+
+Exit codes: 0 done, 1 an error or a finding, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .commands import database, dev, messages, serve, token
+from .errors import RowcastError
+
+__all__ = ["main"]
+
+EPILOG = """\
+to begin:
+  rowcast dev                       a database, a bridge and keys, in one terminal
+  rowcast listen chat:room1         in a second one
+  rowcast publish chat:room1 message.new '{"text": "hello"}'
+
+Settings are environment variables; `rowcast config` lists them.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the name of the program; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except RowcastError as error:
+        print(f"rowcast: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has seen enough; the interpreter must not try to flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rowcast",
+        description="Realtime for the Postgres you already have.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"rowcast {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (dev, database, serve, messages, token):
+        module.add(commands)
+    return parser

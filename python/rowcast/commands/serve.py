@@ -1,0 +1,81 @@
+"""`rowcast serve` and `rowcast config`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+
+from ..config import Settings
+from .common import Commands, command, port
+
+__all__ = ["add"]
+
+SERVE = """\
+Runs until SIGTERM or Ctrl-C, then lets the clients go and ends. Standard output says when
+clients can connect: a sentence on a terminal, otherwise one line of JSON that begins with
+{"event":"ready". Log lines go to standard error.
+
+example:
+  export ROWCAST_DATABASE_URL=postgresql://rowcast_bridge:...@db/app
+  export ROWCAST_CALLER_URL=postgresql://rowcast_caller:...@db/app
+  export ROWCAST_JWT_SECRET=...
+  rowcast serve --port 8080
+"""
+
+CONFIG = """\
+Prints what is in force here: variable, value, meaning. Secrets are masked.
+
+example:
+  ROWCAST_PORT=9000 rowcast config | grep PORT
+"""
+
+
+def add(commands: Commands) -> None:
+    """Describe the commands."""
+    parser = command(commands, "serve", _serve, "Run a bridge.", SERVE)
+    parser.add_argument("--host", help="address to listen on instead of ROWCAST_HOST")
+    parser.add_argument(
+        "--port", type=port, help="port to listen on instead of ROWCAST_PORT; 0 takes a free one"
+    )
+    parser = command(commands, "config", _config, "Print the effective settings.", CONFIG)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    given = {"host": args.host, "port": args.port}
+    settings = dataclasses.replace(
+        Settings.from_env(os.environ), **{k: v for k, v in given.items() if v is not None}
+    ).for_serve()
+
+    def ready(url: str) -> None:
+        if settings.log_format == "json" or not sys.stdout.isatty():
+            event = {"event": "ready", "url": url, "pid": os.getpid()}
+            print(json.dumps(event, separators=(",", ":")), flush=True)
+        else:
+            print(f"rowcast listens on {url} (Ctrl-C stops it)", flush=True)
+
+    import asyncio
+
+    from ..bridge import serve
+
+    asyncio.run(serve(settings, ready=ready))
+    return 0
+
+
+def _config(args: argparse.Namespace) -> int:
+    settings = Settings.from_env(os.environ)
+    about = {field.name: field.metadata["about"] for field in dataclasses.fields(settings)}
+    rows = [
+        (variable, value, about[variable.removeprefix("ROWCAST_").lower()])
+        for variable, value in settings.shown().items()
+    ]
+    if args.json:
+        print(json.dumps({name: {"value": value, "about": text} for name, value, text in rows}))
+        return 0
+    width = max(len(f"{name}={value}") for name, value, _ in rows)
+    for name, value, text in rows:
+        print(f"{name}={value}".ljust(width), "#", text)
+    return 0

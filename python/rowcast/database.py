@@ -1,0 +1,315 @@
+"""The only SQL of the daemon: each statement one call of a function.
+
+Two logins: the bridge login reads the feed and is no caller; the caller login becomes a caller
+role inside the functions and is nothing by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import asyncpg
+
+from .config import Settings
+from .cursor import Position
+from .errors import ConfigError
+from .resources import migration_files
+
+__all__ = ["UNAVAILABLE", "Connection", "Database", "UnfitError"]
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+# The database cannot be asked now; none of these says anything about permissions.
+UNAVAILABLE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.QueryCanceledError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionError,
+    TimeoutError,
+    OSError,
+)
+
+IDENTITY = "select * from rowcast.identity()"
+LOGIN = "select * from rowcast.login_report()"
+FEED = "select * from rowcast.feed($1, $2, $3, $4, $5)"
+REPLAY = "select * from rowcast.replay($1, $2, $3, $4, $5, $6)"
+CHECK = "select * from rowcast.check_subscribe($1, $2, $3)"
+PUBLISH = "select rowcast.publish_as($1, $2, $3, $4, $5, $6, $7)"
+HISTORY = "select * from rowcast.history_as($1, $2, $3, $4, $5, $6)"
+LIMIT_TIME = "select set_config('statement_timeout', $1, true)"
+UPKEEP = "select rowcast.upkeep()"
+DOZE = "select rowcast.doze()"
+WAKE = "select rowcast.wake()"
+WRITERS = "select rowcast.writers()"
+PROBE = "select rowcast.probe($1)"
+
+# Milliseconds for a question that is asked again alone because its batch took too long.
+BRIEF = "1000"
+
+# The feed waits for these: a connection that does not answer must not hold it up.
+DOORBELL_TIMEOUT = 2.0
+
+# One portion of a large drain or replay.
+PAGE_ROWS = 1000
+# A drain beyond these is read by portal instead of at once.
+DRAIN_ROWS = 2000
+DRAIN_BYTES = 4_194_304
+
+
+class UnfitError(ConfigError):
+    """The database or a login is not what a bridge may run on; the message says what to do."""
+
+
+class Database:
+    """Connections and one typed method per function.
+
+    Args:
+        settings: URLs, pool size, timeouts.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._bridge: Pool | None = None
+        self._caller: Pool | None = None
+
+    async def open(self) -> None:
+        """Create the pools; they connect when they are first used."""
+        self._bridge = await self._pool(self._settings.database_url)
+        self._caller = await self._pool(self._settings.caller_url)
+
+    async def close(self) -> None:
+        """Close the pools; what still runs is cancelled after a moment."""
+        for pool in (self._bridge, self._caller):
+            if pool is not None:
+                try:
+                    await asyncio.wait_for(pool.close(), 2)
+                except TimeoutError:
+                    pool.terminate()
+
+    async def _pool(self, url: str) -> Pool:
+        return await asyncpg.create_pool(
+            url, min_size=0, max_size=self._settings.pool_size, **self._options()
+        )
+
+    def _options(self) -> dict[str, Any]:
+        timeout_ms = int(self._settings.query_timeout * 1000)
+        return {
+            "timeout": 5,
+            # The server gives up first, so that the answer says why.
+            "command_timeout": self._settings.query_timeout + 5,
+            # Behind a pooler a prepared statement may be on another connection.
+            "statement_cache_size": 0 if self._settings.listen_url else 100,
+            "server_settings": {
+                "application_name": "rowcast",
+                "statement_timeout": str(timeout_ms),
+                "idle_in_transaction_session_timeout": "60000",
+                "tcp_keepalives_idle": "5",
+                "tcp_keepalives_interval": "2",
+                "tcp_keepalives_count": "3",
+            },
+        }
+
+    async def connect(self, *, listening: bool = False) -> Connection:
+        """Open a connection of its own, for the feed or for LISTEN.
+
+        Raises:
+            UnfitError: this is a standby.
+        """
+        url = self._settings.listen_url if listening else ""
+        options = self._options()
+        # A large catch-up may take long, and nobody waits for an answer to it.
+        options["server_settings"]["statement_timeout"] = "60000"
+        options["command_timeout"] = 65
+        return await asyncpg.connect(
+            url or self._settings.database_url, target_session_attrs="read-write", **options
+        )
+
+    async def identity(self, connection: Connection) -> asyncpg.Record:
+        """What a bridge must know of the database before it reads.
+
+        Raises:
+            UnfitError: not migrated, a standby, or restored from another cluster.
+        """
+        try:
+            row = await connection.fetchrow(IDENTITY)
+        except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
+            raise UnfitError(
+                "There is no rowcast in this database: run `rowcast migrate`."
+            ) from None
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise UnfitError(
+                f"ROWCAST_DATABASE_URL must be the login rowcast_bridge: {error}."
+            ) from None
+        assert row is not None
+        needed = int(migration_files()[-1].stem.split("_")[0])
+        if (row["version"] or 0) < needed:
+            raise UnfitError(
+                f"The database is at version {row['version']}, and this bridge needs {needed}:"
+                " run `rowcast migrate`."
+            )
+        if row["recovering"]:
+            raise UnfitError("This is a standby: give the URL of the primary.")
+        if not row["adopted"]:
+            raise UnfitError("This data was restored from another cluster: run `rowcast migrate`.")
+        return row
+
+    async def refuse_powerful_logins(self) -> None:
+        """Refuse to start with logins that could do more than they should.
+
+        Raises:
+            UnfitError: a login is superuser, owner, bypasses row security, or is a member of a
+                role that it must not be.
+        """
+        assert self._bridge is not None
+        assert self._caller is not None
+        for pool, name in (
+            (self._bridge, "ROWCAST_DATABASE_URL"),
+            (self._caller, "ROWCAST_CALLER_URL"),
+        ):
+            row = await pool.fetchrow(LOGIN)
+            assert row is not None
+            faults = row["faults"] + (
+                row["caller_faults"] if pool is self._caller else row["bridge_faults"]
+            )
+            if faults:
+                raise UnfitError(
+                    f"{name}: the login {row['login']} {' and '.join(faults)};"
+                    " use the one that `rowcast migrate` made."
+                )
+
+    async def drain(
+        self, connection: Connection, position: Position | None
+    ) -> AsyncGenerator[list[asyncpg.Record], None]:
+        """Read what became visible since the position, the snapshot row first.
+
+        Yields:
+            Lists of rows of `rowcast.feed`, all of one snapshot.
+        """
+        since = (position.snapshot, position.boot, position.issued_at) if position else (None,) * 3
+        try:
+            rows = await connection.fetch(FEED, *since, DRAIN_ROWS, DRAIN_BYTES)
+        except asyncpg.UndefinedTableError:
+            # A leaf expired between the registry and the query; the next snapshot knows.
+            rows = await connection.fetch(FEED, *since, DRAIN_ROWS, DRAIN_BYTES)
+        if rows[-1]["kind"] != "more":
+            yield rows
+            return
+        async with connection.transaction(readonly=True):
+            cursor = await connection.cursor(FEED, *since, None, None)
+            while rows := await cursor.fetch(PAGE_ROWS):
+                yield rows
+
+    async def replay(
+        self, wanted: Sequence[tuple[str, Position]], until: Position
+    ) -> list[asyncpg.Record]:
+        """Read what each channel got between a position and `until`; see `rowcast.replay`."""
+        assert self._bridge is not None
+        rows: list[asyncpg.Record] = await self._bridge.fetch(
+            REPLAY,
+            [channel for channel, _ in wanted],
+            [position.snapshot for _, position in wanted],
+            [position.boot for _, position in wanted],
+            [position.issued_at for _, position in wanted],
+            until.snapshot,
+            until.boot,
+        )
+        return rows
+
+    async def check_subscribe(
+        self, role: str, claims: Sequence[str], channels: Sequence[str], *, brief: bool = False
+    ) -> list[asyncpg.Record]:
+        """Ask the policies whether each caller may subscribe to each channel.
+
+        Args:
+            role: of all of them.
+            claims: JSON text of each.
+            channels: name of each.
+            brief: give up after a short time; for the one question that held up a batch.
+        """
+        async with self._as_caller(brief=brief) as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(CHECK, role, claims, channels)
+        return rows
+
+    async def publish(
+        self,
+        role: str,
+        messages: Sequence[tuple[str, str, str, str, str, UUID | None]],
+        *,
+        brief: bool = False,
+    ) -> list[UUID]:
+        """Publish (claims, channel, type, event, payload, key) each, all or none."""
+        columns = [list(column) for column in zip(*messages, strict=True)]
+        async with self._as_caller(brief=brief) as connection:
+            ids: list[UUID] = await connection.fetchval(PUBLISH, role, *columns)
+        return ids
+
+    @asynccontextmanager
+    async def _as_caller(self, *, brief: bool) -> AsyncIterator[Connection]:
+        assert self._caller is not None
+        async with self._caller.acquire() as connection:
+            if not brief:
+                yield connection
+                return
+            async with connection.transaction():
+                await connection.execute(LIMIT_TIME, BRIEF)
+                yield connection
+
+    async def history(
+        self, role: str, claims: str, channel: str, limit: int, until: Position, floor: int
+    ) -> list[asyncpg.Record]:
+        """Read the newest messages that the caller may read."""
+        assert self._caller is not None
+        rows: list[asyncpg.Record] = await self._caller.fetch(
+            HISTORY, role, claims, channel, limit, until.snapshot, floor
+        )
+        return rows
+
+    async def upkeep(self) -> str | None:
+        """Make, close and drop leaves; what was done as JSON, None when another is at it."""
+        assert self._bridge is not None
+        done: str | None = await self._bridge.fetchval(UPKEEP, timeout=60)
+        return done
+
+    async def alive(self) -> None:
+        """Raise when the database does not answer."""
+        assert self._bridge is not None
+        await self._bridge.fetchval("select 1", timeout=2)
+
+    async def doze(self, connection: Connection) -> bool:
+        """Take the doorbell lock, without waiting."""
+        return bool(await connection.fetchval(DOZE, timeout=DOORBELL_TIMEOUT))
+
+    async def wake(self, connection: Connection) -> None:
+        """Release the doorbell lock."""
+        await connection.fetchval(WAKE, timeout=DOORBELL_TIMEOUT)
+
+    async def writers(self, connection: Connection) -> set[str]:
+        """Transactions that may have written without ringing."""
+        return set(await connection.fetchval(WRITERS, timeout=DOORBELL_TIMEOUT))
+
+    async def probe(self, connection: Connection, nonce: str) -> bool:
+        """Notify this connection itself; whether it holds the doorbell lock."""
+        return bool(await connection.fetchval(PROBE, nonce))
+
+    @asynccontextmanager
+    async def dedicated(self, *, listening: bool = False) -> AsyncIterator[Connection]:
+        """A connection of its own that is gone afterwards, whatever happened."""
+        connection = await self.connect(listening=listening)
+        try:
+            yield connection
+        finally:
+            connection.terminate()

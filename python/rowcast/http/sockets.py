@@ -1,0 +1,148 @@
+"""WebSockets: bytes in and out of a session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+from aiohttp import WSMsgType, web
+
+from ..config import Settings
+from ..errors import CATALOGUE, CLOSE, Refusal
+from ..hub import Hub
+from ..observe import observe
+from ..service import Service
+from ..session import Session
+from ..wire import native
+
+__all__ = ["Sockets"]
+
+LINGER_ABORT = struct.pack("ii", 1, 0)
+
+
+class _Pipe:
+    """A session's way to its client: frames go to the transport as they are, because the
+    library's writer would build each of them again for every client."""
+
+    def __init__(self, request: web.Request, response: web.WebSocketResponse, grace: float) -> None:
+        self._transport = request.transport
+        self._response = response
+        self._grace = grace
+        self._closing: asyncio.Task[None] | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def waiting(self) -> int:
+        if isinstance(self._transport, asyncio.WriteTransport):
+            return self._transport.get_write_buffer_size()
+        return 0
+
+    def close(self, code: int, reason: str) -> None:
+        if self._closing is None:
+            if code == CLOSE["slow"][0]:
+                observe("slow_client", waiting=self.waiting())
+            self._closing = asyncio.create_task(self._close(code, reason))
+
+    async def _close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            await asyncio.wait_for(
+                self._response.close(code=code, message=reason.encode()), self._grace
+            )
+        self.abort()
+
+    async def closed(self) -> None:
+        if self._closing is not None:
+            await self._closing
+
+    def abort(self) -> None:
+        """Reset what is still open. Without the linger option the kernel would go on keeping
+        megabytes for a client that does not read."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        raw = self._transport.get_extra_info("socket")
+        if raw is not None and self.waiting():
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ABORT)
+        if isinstance(self._transport, asyncio.WriteTransport):
+            self._transport.abort()
+
+
+class Sockets:
+    """The door `/realtime`.
+
+    Args:
+        settings: limits and allowed origins.
+        hub: to count clients.
+        service: what handles their frames.
+    """
+
+    def __init__(self, settings: Settings, hub: Hub, service: Service) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._service = service
+        self.draining = False
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Serve one client until it is gone."""
+        refused = self._refuse(request)
+        if refused is not None:
+            return refused
+        response = web.WebSocketResponse(
+            heartbeat=self._settings.heartbeat,
+            compress=False,
+            # Over our own limit a frame is refused, far over it the connection is closed.
+            max_msg_size=self._settings.max_frame * 4,
+            decode_text=False,
+        )
+        await response.prepare(request)
+        pipe = _Pipe(request, response, self._settings.slow_grace)
+        session = Session(pipe, self._settings)
+        observe("session_opened", session=session.id, peer=request.remote)
+        token = request.query.get("token") or request.query.get("apikey") or ""
+        try:
+            if await self._service.open(session, token):
+                await self._receive(response, session)
+        finally:
+            self._service.gone(session)
+            await pipe.closed()
+            observe("session_closed", session=session.id, code=response.close_code)
+        return response
+
+    async def _receive(self, response: web.WebSocketResponse, session: Session) -> None:
+        async for message in response:
+            if session.closed:
+                return
+            if message.type is WSMsgType.TEXT:
+                data = message.data
+                await self._service.handle(
+                    session, data if isinstance(data, bytes) else data.encode()
+                )
+            elif message.type is WSMsgType.BINARY:
+                session.bad_frame()
+                session.write(
+                    native.encode_error(None, Refusal("invalid_frame", "Send text frames."))
+                )
+
+    def _refuse(self, request: web.Request) -> web.Response | None:
+        origin = request.headers.get("Origin")
+        allowed = self._settings.allowed_origins
+        if origin is not None and "*" not in allowed and origin not in allowed:
+            return problem("forbidden", f"Pages of {origin} may not connect here.")
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            return problem("invalid_frame", "This is a WebSocket endpoint: connect with ws://.")
+        if self.draining or len(self._hub.sessions) >= self._settings.max_sessions:
+            return problem(
+                "unavailable", "This server takes no more clients: try another or later."
+            )
+        return None
+
+
+def problem(code: str, message: str) -> web.Response:
+    """An error as REST answers it."""
+    entry = CATALOGUE[code]
+    body = {"error": code, "message": message, "statusCode": entry.status}
+    headers = {"Retry-After": "1"} if entry.retry else {}
+    return web.json_response(body, status=entry.status, headers=headers)

@@ -1,0 +1,39 @@
+"""The SQL that ships with the package, wherever the package was installed from.
+
+A wheel carries the folders inside the package; a checkout, an unpacked sdist and an editable
+installation have them beside ``python/``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import RowcastError
+
+__all__ = ["migration_files", "policy_files", "sql_files"]
+
+
+def sql_files() -> tuple[Path, ...]:
+    """Code: functions, triggers, views, grants; in the order in which they are applied."""
+    return _files("sql")
+
+
+def migration_files() -> tuple[Path, ...]:
+    """State: numbered files, each applied once; in order."""
+    return _files("migrations")
+
+
+def policy_files() -> tuple[Path, ...]:
+    """Recipes that teams copy; `Path.stem` is the name of the recipe."""
+    return _files("policies")
+
+
+def _files(folder: str) -> tuple[Path, ...]:
+    package = Path(__file__).resolve().parent
+    for base in (package / "_sql", package.parents[1]):
+        found = sorted((base / folder).glob("*.sql"))
+        if found:
+            return tuple(found)
+    raise RowcastError(
+        f"The {folder}/ files of rowcast are missing beside {package}: install rowcast again."
+    )

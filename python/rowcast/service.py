@@ -1,0 +1,401 @@
+"""What clients ask for, done: the operations of a session, with the database as the judge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .access import Access
+from .auth import Verifier
+from .caller import Caller
+from .config import Settings
+from .cursor import Position
+from .errors import AuthError, Refusal
+from .feed import Feed
+from .hub import Hub
+from .message import Message
+from .observe import metrics, observe
+from .session import Session, State, Subscription
+from .wire import native
+
+__all__ = ["Service"]
+
+# A warning before the end of a token, in seconds.
+EXPIRY_WARNING = 60.0
+# The event loop's timers do not reach for years.
+TIMER_MAX = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What is written before the `ok` of a subscribe."""
+
+    frames: bytes = b""
+    recovered: bool | None = None
+    ephemeral: bool | None = None
+    reason: str | None = None
+
+
+class Service:
+    """Executes operations; one for all sessions.
+
+    Args:
+        settings: limits.
+        hub: who hears what.
+        feed: where the bridge stands.
+        access: asks the policies.
+        verifier: checks tokens.
+    """
+
+    def __init__(
+        self, settings: Settings, hub: Hub, feed: Feed, access: Access, verifier: Verifier
+    ) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._feed = feed
+        self._access = access
+        self._verifier = verifier
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[Session, list[asyncio.TimerHandle]] = {}
+
+    async def open(self, session: Session, token: str) -> bool:
+        """Greet a client.
+
+        Args:
+            session: the new one.
+            token: from the URL, or empty: then an `auth` frame must follow in time.
+
+        Returns:
+            Whether it may stay.
+        """
+        self._hub.add(session)
+        session.write(native.encode(self._welcome(session)))
+        if not token:
+            self._timer(session, self._settings.auth_timeout, self._unauthorized)
+            return True
+        try:
+            await self._authenticate(session, token)
+        except Refusal as refusal:
+            session.write(native.encode_error(None, refusal))
+            if refusal.code == "unavailable":
+                session.close("internal")
+            else:
+                session.close(refusal.code)
+            return False
+        return True
+
+    def gone(self, session: Session) -> None:
+        """The client's connection has ended."""
+        session.closed = True
+        self._cancel_timers(session)
+        self._hub.remove(session)
+
+    async def handle(self, session: Session, data: bytes) -> None:
+        """Take one frame. Never raises: every frame gets an answer, and none ends the bridge."""
+        metrics.received.inc()
+        op, ref, refusal = None, None, None
+        try:
+            if len(data) > self._settings.max_frame:
+                raise Refusal("frame_too_large")
+            op, ref, refusal = native.decode(data)
+            if refusal is not None:
+                session.bad_frame()
+                raise refusal
+            session.admit()
+            session.good_frame()
+            await self._dispatch(session, op)
+        except Refusal as error:
+            self._refuse(session, ref, error, getattr(op, "channel", None))
+        except Exception:
+            observe("internal_error", exc_info=True)
+            self._refuse(session, ref, Refusal("internal"))
+
+    def _refuse(
+        self, session: Session, ref: Any, refusal: Refusal, channel: str | None = None
+    ) -> None:
+        metrics.refusals.labels(refusal.code).inc()
+        observe("refused", session=session.id, code=refusal.code, channel=channel)
+        session.write(native.encode_error(ref, refusal, channel))
+
+    async def _dispatch(self, session: Session, op: native.Op | None) -> None:
+        match op:
+            case native.Auth():
+                caller = await self._authenticate(session, op.token)
+                session.write(
+                    native.encode(
+                        {
+                            "op": "ok",
+                            "ref": op.ref,
+                            "user": caller.subject,
+                            "role": caller.role,
+                            "expires": int(caller.expires),
+                        }
+                    )
+                )
+            case native.Ping():
+                session.write(native.encode({"op": "ok", "ref": op.ref}))
+            case native.Subscribe():
+                self._subscribe(session, op)
+            case native.Unsubscribe():
+                if not self._hub.leave(session, op.channel):
+                    raise Refusal("not_subscribed")
+                session.write(native.encode({"op": "ok", "ref": op.ref, "channel": op.channel}))
+            case native.Publish():
+                caller = session.authenticated()
+                self._spawn(session, op.ref, op.channel, self._publish(session, caller, op))
+            case _:
+                raise Refusal("unsupported")
+
+    # Identity
+
+    async def _authenticate(self, session: Session, token: str) -> Caller:
+        if not self._feed.roles:
+            raise Refusal("unavailable", "The database has not been reached yet: try again.")
+        try:
+            caller = await self._verifier.verify(token, self._feed.roles)
+        except AuthError as error:
+            raise Refusal(error.code, str(error)) from None
+        before = session.caller
+        if before is not None and before.subject != caller.subject and before.subject is not None:
+            raise Refusal("invalid_token", "A new token must keep the sub: connect again instead.")
+        session.caller = caller
+        self._cancel_timers(session)
+        left = caller.expires + self._settings.jwt_leeway - time.time()
+        self._timer(session, left - EXPIRY_WARNING, self._expiring)
+        self._timer(session, left, self._expired)
+        if before is not None and before.claims != caller.claims:
+            for subscription in list(session.subscriptions.values()):
+                self._spawn(
+                    session,
+                    None,
+                    subscription.channel,
+                    self._recheck(session, caller, subscription),
+                )
+        return caller
+
+    async def _recheck(self, session: Session, caller: Caller, subscription: Subscription) -> None:
+        """A new token may allow less."""
+        if not await self._access.may_subscribe(caller, subscription.channel) and (
+            session.subscriptions.get(subscription.channel) is subscription
+        ):
+            self._hub.leave(session, subscription.channel)
+            session.write(
+                native.encode({"op": "closed", "channel": subscription.channel, "code": "revoked"})
+            )
+
+    def _timer(self, session: Session, delay: float, call: Any) -> None:
+        handle = asyncio.get_running_loop().call_later(
+            min(max(delay, 0.0), TIMER_MAX), call, session
+        )
+        self._timers.setdefault(session, []).append(handle)
+
+    def _cancel_timers(self, session: Session) -> None:
+        for handle in self._timers.pop(session, ()):
+            handle.cancel()
+
+    def _left(self, session: Session) -> float:
+        return (
+            session.caller.expires + self._settings.jwt_leeway - time.time()
+            if session.caller
+            else 0
+        )
+
+    def _unauthorized(self, session: Session) -> None:
+        session.close("unauthorized")
+
+    def _expiring(self, session: Session) -> None:
+        if self._left(session) > EXPIRY_WARNING + 1:
+            self._timer(session, self._left(session) - EXPIRY_WARNING, self._expiring)
+        else:
+            session.write(native.encode({"op": "status", "status": "token_expiring"}))
+
+    def _expired(self, session: Session) -> None:
+        if self._left(session) > 1:
+            self._timer(session, self._left(session), self._expired)
+        else:
+            session.write(native.encode_error(None, Refusal("token_expired")))
+            session.close("token_expired")
+
+    # Requests that ask the database
+
+    def _spawn(self, session: Session, ref: Any, channel: str | None, work: Any) -> None:
+        session.pending += 1
+        task = asyncio.create_task(self._guard(session, ref, channel, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, session: Session, ref: Any, channel: str | None, work: Any) -> None:
+        try:
+            await work
+        except Refusal as refusal:
+            self._refuse(session, ref, refusal, channel)
+        except Exception:
+            observe("internal_error", exc_info=True)
+            self._refuse(session, ref, Refusal("internal"), channel)
+        finally:
+            session.pending -= 1
+
+    async def _publish(self, session: Session, caller: Caller, op: native.Publish) -> None:
+        subscription = session.subscriptions.get(op.channel)
+        if subscription:
+            subscription.publishing += 1
+        try:
+            try:
+                payload = bytes(op.payload).decode()
+            except UnicodeDecodeError:
+                raise Refusal("invalid_message", "The payload is not valid UTF-8.") from None
+            if self._feed.payload_limit and len(bytes(op.payload)) > 4 * self._feed.payload_limit:
+                raise Refusal("payload_too_large")
+            message_id = await self._access.publish(
+                caller, session.id, op.channel, op.type, op.event, payload, op.id
+            )
+            session.own_ids.append(str(message_id))
+            session.write(native.encode({"op": "ok", "ref": op.ref, "id": str(message_id)}))
+        finally:
+            if subscription:
+                subscription.publishing -= 1
+                self._hub.release(session, subscription)
+
+    def _subscribe(self, session: Session, op: native.Subscribe) -> None:
+        caller = session.authenticated()
+        names = op.names()
+        if not names:
+            raise Refusal(
+                "invalid_frame", "subscribe needs channel, or channels with at least one."
+            )
+        if len(names) > self._settings.max_channels:
+            # One answer: a frame may hold names for megabytes of them.
+            raise Refusal("too_many_channels")
+        if op.history > self._settings.max_history:
+            raise Refusal("invalid_frame", f"history may be at most {self._settings.max_history}.")
+        for name in names:
+            try:
+                session.room_for(name)
+            except Refusal as refusal:
+                self._refuse(session, op.ref, refusal, name)
+                continue
+            before = session.subscriptions.get(name)
+            if before is not None and before.state is State.PENDING:
+                self._refuse(
+                    session,
+                    op.ref,
+                    Refusal("rate_limited", "This channel is being subscribed."),
+                    name,
+                )
+                continue
+            subscription = before or Subscription(name)
+            subscription.state, subscription.own = State.PENDING, op.own
+            subscription.resuming = op.after is not None
+            if before is None:
+                # Joined before the policies are asked, so that nothing committed in the
+                # meantime is missed; held back until they have answered.
+                self._hub.join(session, subscription)
+            self._spawn(session, op.ref, name, self._join(session, caller, subscription, op))
+
+    async def _join(
+        self,
+        session: Session,
+        caller: Caller,
+        subscription: Subscription,
+        op: native.Subscribe,
+    ) -> None:
+        channel = subscription.channel
+        try:
+            await self._settled(subscription)
+            # What was held of a delivery that was under way lies before the start, and history
+            # has it, too.
+            subscription.forget(subscription.joined)
+            start = self._hub.position
+            if not await self._access.may_subscribe(caller, channel):
+                raise Refusal("forbidden")
+            opening = await self._opening(caller, subscription, op, start)
+        except BaseException:
+            if session.subscriptions.get(channel) is subscription:
+                self._hub.leave(session, channel)
+            raise
+        if session.closed or session.subscriptions.get(channel) is not subscription:
+            # Unsubscribed, or gone, while the policies were asked.
+            raise Refusal("not_subscribed")
+        key, position = self._feed.key, self._hub.position
+        assert key is not None
+        assert position is not None
+        assert start is not None
+        answer: dict[str, Any] = {"op": "ok", "ref": op.ref, "channel": channel}
+        # What is held comes after this frame, so its cursor may only say what came before; and
+        # there is none while another channel is being resumed or has something held back.
+        at = start if subscription.held else position
+        others = (s for s in session.subscriptions.values() if s is not subscription)
+        if not any(s.held or s.resuming for s in others):
+            answer["cursor"] = key.sign(at, caller.cursor_subject)
+        if opening.recovered is not None:
+            answer["recovered"] = opening.recovered
+            answer["ephemeral"] = opening.ephemeral
+        if opening.reason is not None:
+            answer["reason"] = opening.reason
+        session.write(opening.frames + native.encode(answer))
+        subscription.state = State.LIVE
+        subscription.resuming = False
+        if self._hub.release(session, subscription):
+            self._hub.cursor(session, key)
+
+    async def _settled(self, subscription: Subscription) -> None:
+        """Wait until what was being delivered when the session joined is behind it."""
+
+        def settled() -> bool:
+            return self._hub.position is not None and self._hub.generation >= subscription.joined
+
+        try:
+            async with asyncio.timeout(self._settings.query_timeout), self._feed.drained:
+                await self._feed.drained.wait_for(settled)
+        except TimeoutError:
+            raise Refusal("unavailable") from None
+
+    async def _opening(
+        self,
+        caller: Caller,
+        subscription: Subscription,
+        op: native.Subscribe,
+        start: Position | None,
+    ) -> _Opening:
+        if op.after is not None and self._feed.key is not None:
+            position = self._feed.key.read(op.after, caller.cursor_subject)
+            if position is not None:
+                return await self._replay(subscription, position)
+            # An invalid cursor counts as none; the client must know that it starts anew.
+            return _Opening(recovered=False, ephemeral=False, reason="invalid_cursor")
+        if op.history and start is not None:
+            rows = await self._access.history(caller, subscription.channel, op.history, start)
+            return _Opening(self._encode(subscription.channel, rows, "history"))
+        return _Opening()
+
+    async def _replay(self, subscription: Subscription, position: Position) -> _Opening:
+        state, rows = await self._access.replay(subscription, position)
+        if state in ("complete", "durable"):
+            frames = self._encode(subscription.channel, rows, "replay")
+            return _Opening(frames, recovered=True, ephemeral=state == "complete")
+        return _Opening(recovered=False, ephemeral=False, reason=state)
+
+    @staticmethod
+    def _encode(channel: str, rows: Sequence[Message], flag: str) -> bytes:
+        return native.encode_messages(channel, rows, flag) if rows else b""
+
+    def _welcome(self, session: Session) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "op": "welcome",
+            "session": session.id,
+            "heartbeat": settings.heartbeat,
+            "replayOverlap": self._feed.overlap,
+            "limits": {
+                "payload": self._feed.payload_limit,
+                "frame": settings.max_frame,
+                "channels": settings.max_channels,
+                "history": settings.max_history,
+                "rate": settings.frame_rate,
+                "burst": settings.frame_burst,
+                "pending": settings.max_pending,
+            },
+        }

@@ -1,0 +1,159 @@
+-- Who may: the questions that bridges ask, and the one that policies ask.
+
+-- May the caller listen to this name? The name is resolved first, with the owner's eyes, then
+-- row level security is asked for that one row with the caller's. Asking "is any visible row a
+-- match" would let a lax `chat:*` open what `chat:secret` closes.
+create or replace function rowcast.may_subscribe(p_name text)
+returns boolean
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_before constant text := coalesce(current_setting('rowcast.channel_name', true), '');
+    v_id constant uuid := (rowcast.resolve(p_name)).channel_id;
+    v_answer boolean;
+begin
+    perform set_config('rowcast.channel_name', p_name, true);
+    v_answer := exists (select from public.realtime_channels as c where c.id = v_id and c.enabled);
+    perform set_config('rowcast.channel_name', v_before, true);
+    return v_answer;
+end;
+$$;
+
+comment on function rowcast.may_subscribe(text) is
+'True when the caller may subscribe to the name: he can SELECT the enabled channel row that governs it. For policies that open history to subscribers.';
+
+-- The same for many callers of one role, read-only, an exception block for each: a policy that
+-- fails denies only its own question, and so do claims that Postgres cannot take, such as a
+-- \u0000 in somebody's name. statement_timeout is not caught by the blocks; the bridge then asks
+-- one by one. Runs with the session's rights and becomes the caller inside.
+--
+-- A policy function may have set a role for the whole session. The last word of each function here
+-- is therefore a reset that outlives the transaction, or the next one to get this connection from
+-- the pool would find it spoiled.
+create or replace function rowcast.check_subscribe(
+    p_role text, p_claims text[], p_channels text[]
+)
+returns table (pair integer, allowed boolean, channel_id uuid, error text)
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform set_config('transaction_read_only', 'on', true);
+    for i in 1..cardinality(p_channels) loop
+        pair := i;
+        allowed := false;
+        error := null;
+        channel_id := null;
+        perform set_config('role', session_user, true);
+        begin
+            perform rowcast.impersonate(p_role, p_claims[i], p_channels[i]);
+            channel_id := (rowcast.resolve(p_channels[i])).channel_id;
+            allowed := channel_id is not null and exists (
+                select from public.realtime_channels as c
+                where c.id = check_subscribe.channel_id and c.enabled
+            );
+        exception when others then
+            error := sqlstate || ' ' || sqlerrm;
+        end;
+        return next;
+    end loop;
+    perform set_config('role', 'none', false);
+end;
+$$;
+
+comment on function rowcast.check_subscribe(text, text[], text[]) is
+'For each (claims, channel): may a caller of this role subscribe; the governing channel; what a failing policy said.';
+
+-- Publishes for many clients of one role in one transaction, each under its own claims. No
+-- exception blocks: they would be subtransactions. On any error the bridge repeats one by one.
+create or replace function rowcast.publish_as(
+    p_role text,
+    p_claims text[],
+    p_channels text[],
+    p_types text[],
+    p_events text[],
+    p_payloads text[],
+    p_keys uuid[]
+)
+returns uuid[]
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_ids uuid[] := '{}';
+begin
+    for i in 1..cardinality(p_channels) loop
+        perform set_config('role', session_user, true);
+        perform rowcast.impersonate(p_role, p_claims[i], p_channels[i]);
+        insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
+        values (p_types[i], p_channels[i], p_events[i], p_payloads[i]::jsonb, p_keys[i]);
+        v_ids := v_ids || nullif(current_setting('rowcast.message_id', true), '')::uuid;
+    end loop;
+    perform set_config('role', 'none', false);
+    return v_ids;
+end;
+$$;
+
+comment on function rowcast.publish_as(text, text[], text[], text[], text[], text[], uuid[]) is
+'Publishes each message as a caller of this role with its claims, all or none; returns the message ids.';
+
+-- The newest messages of a channel under the caller's SELECT policies, no newer than the
+-- snapshot at which the bridge went live: what is newer comes live. Rows up to the floor came
+-- with a restore; their xids belong to another cluster and are always older.
+create or replace function rowcast.history_as(
+    p_role text, p_claims text, p_channel text, p_limit integer, p_until text, p_floor bigint
+)
+returns table (
+    seq bigint,
+    id uuid,
+    type text,
+    channel_name text,
+    event_name text,
+    payload text,
+    sender_type text,
+    sender_id text,
+    created_at timestamptz
+)
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform set_config('transaction_read_only', 'on', true);
+    perform rowcast.impersonate(p_role, p_claims, p_channel);
+    return query
+    select h.seq, h.id, h.type, h.channel_name, h.event_name, h.payload::text,
+        h.sender_type, h.sender_id, h.created_at
+    from (
+        select b.*
+        from (
+            (
+                select m.* from public.realtime_messages as m
+                where m.channel_name = p_channel and m.type = 'message' and m.seq > p_floor
+                and pg_visible_in_snapshot(m.xid, p_until::pg_snapshot)
+                order by m.xid desc, m.seq desc limit p_limit
+            )
+            union all
+            (
+                select m.* from public.realtime_messages as m
+                where p_floor > 0 and m.channel_name = p_channel and m.type = 'message' and m.seq <= p_floor
+                order by m.xid desc, m.seq desc limit p_limit
+            )
+        ) as b
+        order by b.seq > p_floor desc, b.xid desc, b.seq desc limit p_limit
+    ) as h
+    order by h.seq;
+    perform set_config('role', 'none', false);
+end;
+$$;
+
+comment on function rowcast.history_as(text, text, text, integer, text, bigint) is
+'The newest durable messages of a channel that a caller may read, oldest first, visible in p_until or from before a restore (seq up to p_floor).';

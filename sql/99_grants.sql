@@ -1,0 +1,94 @@
+-- The whole privilege surface on one screen. Nothing is executable by PUBLIC but what a policy
+-- may call, whoever evaluates it; those functions tell a caller only about himself.
+
+revoke execute on all routines in schema rowcast from public;
+revoke all on all tables in schema rowcast from public;
+revoke all on all sequences in schema rowcast from public;
+
+grant execute on function
+rowcast.jwt(), rowcast.user_id(), rowcast.uid(), rowcast.role(), rowcast.email(),
+rowcast.channel_name(),
+rowcast.segment(integer),
+rowcast.segment_uuid(integer),
+rowcast.segment_int(integer),
+rowcast.segment(text, integer),
+rowcast.segment_uuid(text, integer),
+rowcast.segment_int(text, integer),
+rowcast.is_name(text), rowcast.is_pattern(text)
+to public;
+
+-- The publisher: trusted code that is not an end user.
+grant execute on function
+rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb),
+rowcast.publish_as_system(text, text, jsonb, text, uuid, boolean),
+rowcast.attach(regclass, text, text[], text[], text, boolean), rowcast.detach(regclass, text),
+rowcast.publish_row(), rowcast.resolve(text)
+to rowcast_publisher;
+grant insert (
+    type, channel_name, event_name, payload, publish_key
+) on public.realtime_messages to rowcast_publisher;
+
+do $$
+begin
+    if not exists (
+        select from pg_catalog.pg_policy as p
+        where p.polrelid = 'public.realtime_messages'::regclass and p.polname = 'rowcast_publisher'
+    ) then
+        create policy rowcast_publisher on public.realtime_messages for insert to rowcast_publisher with check (true);
+    end if;
+end;
+$$;
+
+-- The bridge: carries what is committed, and asks nothing that a caller role would be asked.
+grant execute on function
+rowcast.identity(), rowcast.feed(text, uuid, timestamptz, integer, integer),
+rowcast.replay(text[], text[], uuid[], timestamptz[], text, uuid),
+rowcast.writers(), rowcast.doze(), rowcast.wake(), rowcast.probe(text),
+rowcast.upkeep(), rowcast.status(), rowcast.doctor(), rowcast.boot_id(),
+rowcast.login_report(), rowcast.caller_roles()
+to rowcast_bridge;
+
+-- The caller login: becomes a caller role inside these functions, and is nothing by itself.
+grant execute on function
+rowcast.impersonate(text, text, text), rowcast.check_subscribe(text, text[], text[]),
+rowcast.publish_as(text, text[], text[], text[], text[], text[], uuid[]),
+rowcast.history_as(text, text, text, integer, text, bigint),
+rowcast.login_report(), rowcast.caller_roles()
+to rowcast_caller;
+
+-- Whoever may write policies may grant, so what was granted to everybody is taken back from them.
+revoke all on public.realtime_channels, public.realtime_messages from public;
+
+-- Caller roles. Column grants are the second lock behind the stamping trigger; channels show
+-- everything but the webhook addresses. What a table-wide grant or default privileges opened
+-- before is taken back, above all the key that signs cursors; a grant to insert, update or delete
+-- channels is a team's own decision and stays.
+do $$
+declare
+    v_role text;
+begin
+    for v_role in
+        select quote_ident(r.rolname)
+        from rowcast.settings as s, unnest(s.caller_roles) as n (name)
+        join pg_catalog.pg_roles as r on r.rolname = n.name
+    loop
+        execute format('revoke all on all tables in schema rowcast from %s', v_role);
+        execute format('revoke all on all sequences in schema rowcast from %s', v_role);
+        execute format('revoke execute on all routines in schema rowcast from %s', v_role);
+        execute format('revoke select, truncate, references, trigger on public.realtime_channels from %s', v_role);
+        execute format('revoke all on public.realtime_messages from %s', v_role);
+        execute format('grant select (id, pattern, description, enabled, is_public, owner_id, wildcard, options, created_at, updated_at) on public.realtime_channels to %s', v_role);
+        execute format('grant select on public.realtime_messages to %s', v_role);
+        execute format('grant insert (type, channel_name, event_name, payload, publish_key) on public.realtime_messages to %s', v_role);
+        execute format('grant execute on function rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb), rowcast.may_subscribe(text), rowcast.resolve(text) to %s', v_role);
+    end loop;
+end;
+$$;
+
+-- Leaves and parents may have been opened by default privileges of the database.
+select rowcast.seal(i.inhrelid::regclass)
+from pg_catalog.pg_inherits as i
+join pg_catalog.pg_class as c on i.inhrelid = c.oid
+where c.relnamespace = 'rowcast'::regnamespace and c.relkind in ('r', 'p');
+
+select rowcast.make_leaves();

@@ -1,0 +1,40 @@
+"""Fixtures of the acceptance tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from acceptance.client_scenes import Start, client, opened, subscribed
+from acceptance.peer import Peer, started
+from rowcast.client import Message, Realtime
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    """A server whose every frame the test writes."""
+    async with started() as peer:
+        yield peer
+
+
+@pytest.fixture
+async def start(peer: Peer) -> AsyncIterator[Start]:
+    """A client with one subscribed channel, what it hears, and the server's side of it."""
+    clients: list[Realtime] = []
+
+    async def begin(**options: Any) -> Any:
+        welcome = options.pop("welcome", {})
+        realtime = client(peer, **options)
+        clients.append(realtime)
+        conversation = await opened(peer, realtime, **welcome)
+        heard: asyncio.Queue[Message] = asyncio.Queue()
+        channel = realtime.channel("a").on("message", heard.put_nowait)
+        await subscribed(conversation, channel)
+        return realtime, channel, conversation, heard
+
+    yield begin
+    for realtime in clients:
+        await realtime.close()

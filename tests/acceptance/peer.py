@@ -1,0 +1,119 @@
+"""A server of the native wire whose every frame the test writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+__all__ = ["Conversation", "Peer", "soon", "started"]
+
+Frame = dict[str, Any]
+TIMEOUT = 10.0
+
+
+async def soon(awaitable: Any) -> Any:
+    """Fail instead of waiting for ever."""
+    return await asyncio.wait_for(awaitable, TIMEOUT)
+
+
+class Conversation:
+    """One connection, seen from the server."""
+
+    def __init__(self, request: web.Request, socket: web.WebSocketResponse) -> None:
+        self.request = request
+        self.socket = socket
+        self.frames: asyncio.Queue[Frame] = asyncio.Queue()
+        self.ended = asyncio.Event()
+
+    async def say(self, frame: Frame | str) -> None:
+        await self.socket.send_str(frame if isinstance(frame, str) else json.dumps(frame))
+
+    async def hear(self, op: str) -> Frame:
+        frame: Frame = await soon(self.frames.get())
+        assert frame["op"] == op, frame
+        return frame
+
+    async def ok(self, request: Frame, **more: Any) -> None:
+        await self.say({"op": "ok", "ref": request["ref"], **more})
+
+    async def refuse(self, request: Frame | None, code: str, **more: Any) -> None:
+        ref = request["ref"] if request else None
+        await self.say({"op": "error", "ref": ref, "code": code, "message": code, **more})
+
+    async def messages(self, channel: str, ids: list[str], **more: Any) -> None:
+        messages = [
+            {
+                "id": id_,
+                "type": "message",
+                "event": "said",
+                "channel": channel,
+                "payload": {"id": id_},
+                "timestamp": "2026-01-01T00:00:00Z",
+            }
+            for id_ in ids
+        ]
+        await self.say({"op": "messages", "channel": channel, "messages": messages, **more})
+
+    async def welcome(self, **more: Any) -> Frame:
+        """Greet, and take whatever the client shows as its right to be here."""
+        await self.say({"op": "welcome", "session": "s", "heartbeat": 25, "limits": {}, **more})
+        frame: Frame = await soon(self.frames.get())
+        await self.ok(frame)
+        return frame
+
+    async def confirm(self, cursor: str = "c0", **more: Any) -> Frame:
+        """Take a subscription and say yes to all its channels."""
+        request = await self.hear("subscribe")
+        for channel in request.get("channels") or [request["channel"]]:
+            await self.ok(request, channel=channel, cursor=cursor, **more)
+        return request
+
+    def cut(self) -> None:
+        """The network is gone: no close frame, no goodbye."""
+        assert self.request.transport is not None
+        self.request.transport.abort()
+
+
+class Peer:
+    """Takes connections."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.conversations: asyncio.Queue[Conversation] = asyncio.Queue()
+
+    async def next(self) -> Conversation:
+        conversation: Conversation = await soon(self.conversations.get())
+        return conversation
+
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=0)
+        await socket.prepare(request)
+        conversation = Conversation(request, socket)
+        await self.conversations.put(conversation)
+        async for message in socket:
+            if message.type is WSMsgType.TEXT:
+                await conversation.frames.put(json.loads(message.data))
+        conversation.ended.set()
+        return socket
+
+
+@contextlib.asynccontextmanager
+async def started() -> AsyncIterator[Peer]:
+    """A peer on a port of its own."""
+    peer = Peer()
+    app = web.Application()
+    app.router.add_get("/realtime", peer.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        peer.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield peer
+    finally:
+        await runner.cleanup()

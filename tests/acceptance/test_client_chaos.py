@@ -1,0 +1,171 @@
+"""Both clients on a network that is cut all the time: every message once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.types.json import Jsonb
+
+import pg
+from acceptance.cutter import Cutter, cutting
+from acceptance.daemon import Daemon, daemon, open_channels, token
+from acceptance.javascript import Node
+from rowcast.client import Message, connect
+
+pytestmark = pytest.mark.acceptance
+
+CHANNELS = [f"chat:{n}" for n in range(4)]
+MESSAGES = 3000
+CUTS = 25
+TIMEOUT = 90.0
+
+# Prints what it hears; its own messages are numbered per channel as well.
+NODE_CLIENT = """
+import { createClient } from 'rowcast-client';
+const { URL: baseUrl, TOKEN: accessToken } = process.env;
+const client = createClient({ baseUrl, accessToken, minDelay: 5, maxDelay: 50 });
+client.realtime.on('error', (error) => console.log('error', error.code, error.message));
+for (const name of process.env.CHANNELS.split(' ')) {
+  const channel = client.realtime.channel(name);
+  channel.on('message', (payload) => console.log(name, payload.from, payload.n));
+  channel.on('resync', (event) => console.log('resync', JSON.stringify(event)));
+  await channel.subscribe().ready;
+}
+console.log('ready');
+for (let n = 0; n < 100; n += 1) {
+  const message = { event: 'e', payload: { from: 'me', n } };
+  const { error } = await client.realtime.channel('chat:0').send(message);
+  if (error) console.log('unsent', n, error.code);
+}
+"""
+
+
+@pytest.fixture
+def bridge(database: pg.Database) -> Iterator[Daemon]:
+    open_channels(database, "chat:*")
+    with daemon(database) as running:
+        yield running
+
+
+def publish(database: pg.Database, writer: str) -> None:
+    """One writer: its messages have an order in each channel. Every third transaction is undone."""
+    chance = random.Random(writer)
+    counts: dict[str, int] = defaultdict(int)
+    with database.connect(database.owner_url, autocommit=False) as connection:
+        while sum(counts.values()) < MESSAGES:
+            batch = [chance.choice(CHANNELS) for _ in range(chance.randint(1, 10))]
+            undone = chance.random() < 0.3
+            for at, channel in enumerate(batch):
+                n = -1 if undone else counts[channel] + batch[:at].count(channel)
+                connection.execute(
+                    "select rowcast.publish_as_system(%s, 'e', %s)",
+                    [channel, Jsonb({"from": writer, "n": n})],
+                )
+            if undone:
+                connection.rollback()
+                continue
+            connection.commit()
+            for channel in batch:
+                counts[channel] += 1
+        for channel in CHANNELS:
+            connection.execute(
+                "select rowcast.publish_as_system(%s, 'e', %s)",
+                [channel, Jsonb({"from": writer, "n": "end"})],
+            )
+        connection.commit()
+
+
+async def cut_often(cutter: Cutter) -> None:
+    chance = random.Random(7)
+    for _ in range(CUTS):
+        await asyncio.sleep(chance.uniform(0.01, 0.25))
+        cutter.swallowing = chance.random() < 0.5
+        await asyncio.sleep(chance.uniform(0, 0.05))
+        cutter.cut()
+        await cutter.connected.wait()
+
+
+class Ledger:
+    """What was heard, and whether it is what was said."""
+
+    def __init__(self) -> None:
+        self.heard: dict[tuple[str, str], list[Any]] = defaultdict(list)
+        self.trouble: list[str] = []
+        self.complete = asyncio.Event()
+
+    def note(self, channel: str, writer: str, n: Any) -> None:
+        self.heard[channel, writer].append(n)
+        ends = sum(ns[-1] == "end" for ns in self.heard.values())
+        if ends == 2 * len(CHANNELS) and len(self.heard["chat:0", "me"]) >= 100:
+            self.complete.set()
+
+    def check(self) -> None:
+        assert self.trouble == []
+        for (channel, writer), numbers in self.heard.items():
+            count = 100 if writer == "me" else len(numbers) - 1
+            end = [] if writer == "me" else ["end"]
+            assert numbers == [*range(count), *end], f"{writer} in {channel}"
+        total = sum(len(ns) for (_, writer), ns in self.heard.items() if writer != "me")
+        assert total >= 2 * (MESSAGES + len(CHANNELS))
+
+
+async def test_the_python_client(database: pg.Database, bridge: Daemon) -> None:
+    ledger = Ledger()
+
+    def hear(message: Message) -> None:
+        ledger.note(message.channel, message.payload["from"], message.payload["n"])
+
+    async with (
+        asyncio.timeout(TIMEOUT),
+        cutting(bridge.url) as cutter,
+        connect(cutter.url, token=token("alice"), min_delay=0.005, max_delay=0.05) as realtime,
+        asyncio.TaskGroup() as work,
+    ):
+        for name in CHANNELS:
+            channel = realtime.channel(name).on("message", hear)
+            channel.on("resync", lambda told: ledger.trouble.append(str(told)))
+            await channel.subscribe()
+        for writer in ("one", "two"):
+            work.create_task(asyncio.to_thread(publish, database, writer))
+        work.create_task(cut_often(cutter))
+        for n in range(100):
+            await realtime.channel("chat:0").send("e", {"from": "me", "n": n})
+        await ledger.complete.wait()
+    ledger.check()
+
+
+async def test_the_javascript_client(database: pg.Database, bridge: Daemon, tmp_path: Path) -> None:
+    ledger = Ledger()
+    node = await asyncio.to_thread(Node, tmp_path)
+    module = node.write("client.mjs", NODE_CLIENT)
+    async with asyncio.timeout(TIMEOUT), cutting(bridge.url) as cutter:
+        environment = {"URL": cutter.url, "TOKEN": token("alice"), "CHANNELS": " ".join(CHANNELS)}
+        process = await asyncio.create_subprocess_exec(
+            *("node", module),
+            cwd=tmp_path,
+            env=node.environment(environment),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+            async with asyncio.TaskGroup() as work:
+                for writer in ("one", "two"):
+                    work.create_task(asyncio.to_thread(publish, database, writer))
+                work.create_task(cut_often(cutter))
+                while not ledger.complete.is_set():
+                    channel, *said = (await process.stdout.readline()).decode().split()
+                    if channel in CHANNELS:
+                        ledger.note(channel, said[0], said[1] if said[1] == "end" else int(said[1]))
+                    else:
+                        ledger.trouble.append(" ".join((channel, *said)))
+        finally:
+            process.kill()
+            await process.wait()
+    ledger.check()

@@ -1,0 +1,248 @@
+"""The JavaScript client: its rules against a scripted server, and the product's page against the
+real bridge, in Node and in Chromium."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from psycopg.types.json import Jsonb
+
+import pg
+from acceptance.daemon import Daemon, daemon, open_channels, token
+from acceptance.javascript import SCRIPTS, WEB, Node, blocks, chromium, snippets
+
+pytestmark = pytest.mark.acceptance
+
+PAGE = snippets()
+RUNTIMES = ["node", "chromium"]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bridge(module_database: pg.Database) -> Iterator[Daemon]:
+    open_channels(module_database, "chat:*", "user:*:notifications", "document:*")
+    with daemon(module_database) as running:
+        yield running
+
+
+def adapted(text: str, url: str, runtime: str) -> str:
+    """A snippet with the four things a reader replaces."""
+    path = f"{url}/client.js" if runtime == "chromium" else "rowcast-client"
+    return (
+        text.replace("@insforge/sdk", path)
+        .replace("https://your-app.region.insforge.app", url)
+        .replace("http://127.0.0.1:8080", url)
+        .replace("your-anon-key", token(None, "anon"))
+        .replace("your-access-token", token("alice"))
+    )
+
+
+def run(node: Node, runtime: str, url: str, *parts: str) -> list[str]:
+    """Run the parts as one module to its last line; returns the lines of its console."""
+    whole = [*(adapted(part, url, runtime) for part in parts), "console.log('DONE');"]
+    module = node.write("page.mjs", *whole)
+    output = node.run(module) if runtime == "node" else node.page(module)
+    return output.splitlines()
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.test.js")))
+def test_the_client_keeps_the_rules_of_the_wire(node: Node, script: str) -> None:
+    node.run("--test", "--test-reporter=dot", script)
+
+
+def test_the_types_describe_the_client(node: Node) -> None:
+    options = ["--noEmit", "--strict", "--target", "es2022", "--module", "nodenext"]
+    node.run("node_modules/typescript/bin/tsc", *options, "types.ts")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_connecting_subscribing_publishing_and_leaving_run_as_written(
+    node: Node, bridge: Daemon, runtime: str
+) -> None:
+    lines = run(
+        node,
+        runtime,
+        bridge.url,
+        PAGE["Connecting"][0],
+        PAGE["Connection states"][0],
+        "const heard = new Promise((resolve) => {",
+        "  client.realtime.channel('chat:room1').on('*', resolve);",
+        "});",
+        PAGE["Subscribing"][0],
+        PAGE["Publishing"][0],  # on the socket of the subscription, right behind it
+        "await heard;",
+        PAGE["Unsubscribing"][0],
+        "client.realtime.disconnect();",
+        "await client.realtime.connect();",
+        "client.realtime.disconnect();",
+    )
+    text = "\n".join(lines)
+    assert lines[0] == "Connected to real-time server"
+    assert text.count("Message:") == 1
+    assert "Hello, world!" in text
+    assert lines.count("Disconnected") == 2
+    assert lines.count("Connected") == 1
+    assert "Error" not in text
+    assert "Failed" not in text
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_chat_of_the_page_runs_as_written(node: Node, bridge: Daemon, runtime: str) -> None:
+    lines = run(
+        node,
+        runtime,
+        bridge.url,
+        PAGE["Connecting"][0],
+        "const [roomId, text, userId] = ['7', 'hi', '123'];",
+        "let heard; const message = new Promise((resolve) => { heard = resolve; });",
+        "const handleMessage = (payload, whole) => heard([payload, whole]);",
+        *PAGE["Chat"],
+        "const [payload, whole] = await message;",
+        "const { senderId, channel, event } = whole;",
+        "console.log(`${payload.text} from ${senderId} in ${channel}: ${event}`);",
+        "console.log(Object.keys(whole).sort().join());",
+        "sub.unsubscribe(); client.realtime.disconnect();",
+    )
+    assert "hi from alice in chat:7: message.new" in lines
+    assert "channel,event,id,payload,senderId,timestamp,type" in lines
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_notifications_of_the_page_run_as_written(
+    node: Node, bridge: Daemon, runtime: str
+) -> None:
+    lines = run(
+        node,
+        runtime,
+        bridge.url,
+        PAGE["Connecting"][0],
+        "const userId = 'alice';",
+        "let shown; const notification = new Promise((resolve) => { shown = resolve; });",
+        "const showNotification = (payload) => shown(payload);",
+        *PAGE["Notifications"],
+        "console.log((await notification).title);",
+        "client.realtime.disconnect();",
+    )
+    assert "New message" in lines
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_refused_subscription_and_a_bad_token_are_told(
+    node: Node, bridge: Daemon, runtime: str
+) -> None:
+    lines = run(
+        node,
+        runtime,
+        bridge.url,
+        PAGE["Connecting"][0],
+        "const { ready } = client.realtime.channel('nothing:here')",
+        "  .on('error', ({ code, channel }) => console.log('refused', code, channel)).subscribe();",
+        "await ready.catch((error) => console.log('ready', error.code));",
+        "client.realtime.disconnect();",
+        "const baseUrl = 'https://your-app.region.insforge.app';",
+        "for (const options of [{ anonKey: 'wrong' }, { accessToken: 'wrong' }]) {",
+        "  const other = createClient({ baseUrl, ...options });",
+        "  await other.realtime.connect().catch(({ code }) => console.log('connect', code));",
+        "}",
+    )
+    assert "refused forbidden nothing:here" in lines
+    assert "ready forbidden" in lines
+    assert lines.count("connect invalid_token") == 2
+
+
+def test_what_the_clients_document_runs_as_written(node: Node, bridge: Daemon) -> None:
+    text = (WEB / "README.md").read_text()
+    connecting, using, leaving = blocks(text, "js")
+    heard = "let heard; const message = new Promise((resolve) => { heard = resolve; });"
+    listening = "client.realtime.channel('chat:room1').on('*', heard);"
+    parts = (connecting, heard, listening, using, "await message;", leaving)
+    lines = run(node, "node", bridge.url, *parts)
+    assert lines[:2] == ["alice Hello", "offline: The client was disconnected."]
+    (python,) = blocks(text, "python")
+    done = subprocess.run(
+        [sys.executable, "-c", adapted(python, bridge.url, "python")],
+        env={**os.environ, "PYTHONPATH": str(WEB.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("alice Hello\n", "")
+
+
+LISTENER = """
+import { createClient } from '@insforge/sdk';
+const baseUrl = 'https://your-app.region.insforge.app';
+const client = createClient({ baseUrl, anonKey: 'your-anon-key', minDelay: 20 });
+client.realtime.on('disconnect', () => console.log('gone'));
+const subscription = client.realtime.channel('chat:room1')
+  .on('message', (payload, message, meta) => console.log(`${payload.n} ${meta.replay}`))
+  .on('resync', (event) => console.log('resync', JSON.stringify(event)))
+  .subscribe();
+client.realtime.on('reconnecting', async ({ attempt }) => {
+  if (attempt > 1) return;
+  const message = { event: 'e', payload: { n: 4 } }; // waits for the connection
+  const { error } = await client.realtime.channel('chat:room1').send(message);
+  console.log('sent', error ? error.code : 'ok');
+});
+await subscription.ready;
+console.log('ready');
+"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_killed_bridge_costs_the_client_no_message_and_repeats_none(
+    node: Node, database: pg.Database, runtime: str
+) -> None:
+    open_channels(database, "chat:*")
+
+    def publish(n: int) -> None:
+        with database.connect(database.owner_url) as connection:
+            connection.execute(
+                "select rowcast.publish_as_system('chat:room1', 'e', %s)", [Jsonb({"n": n})]
+            )
+
+    with daemon(database) as running:
+        module = node.write("listener.mjs", adapted(LISTENER, running.url, runtime))
+        browser = [] if runtime == "node" else ["chromium.js"]
+        chosen = {"ROWCAST_CHROMIUM": chromium()} if browser else {}
+        with node.started(*browser, module, **chosen) as process:
+            read = reader(process.stdout)
+            assert read() == "ready"
+            publish(1)
+            assert read() == "1 false"
+            running.kill()
+            assert read() == "gone"
+            publish(2)
+            publish(3)
+            running.start()
+            lines = [read() for _ in range(4)]
+            assert lines.count("sent ok") == 1
+            heard = [line.split() for line in lines if line != "sent ok"]
+            assert [n for n, _ in heard] == ["2", "3", "4"]
+            assert [replayed for _, replayed in heard[:2]] == ["true", "true"]
+            publish(5)
+            assert read() == "5 false"
+
+
+def reader(stream: object) -> Callable[[], str]:
+    """Lines with a deadline: one that does not come fails the test instead of stopping it."""
+
+    def read() -> str:
+        box: list[str] = []
+        thread = threading.Thread(target=lambda: box.append(stream.readline()), daemon=True)  # type: ignore[attr-defined]
+        thread.start()
+        thread.join(20)
+        assert box, "no line in time"
+        return box[0].rstrip("\n")
+
+    return read

@@ -1,0 +1,242 @@
+"""Channels of the Python client: subscribing, hearing, sending, and frames of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed, told
+from acceptance.peer import Peer, soon
+from rowcast.client import Message, RealtimeError
+
+pytestmark = pytest.mark.acceptance
+
+
+async def test_a_refused_subscription_raises_and_is_told(peer: Peer) -> None:
+    realtime = client(peer)
+    conversation = await opened(peer, realtime)
+    errors = await told(realtime, "error")
+    waiting = asyncio.create_task(realtime.channel("a").subscribe())
+    await conversation.refuse(await conversation.hear("subscribe"), "forbidden", channel="a")
+    with pytest.raises(RealtimeError) as caught:
+        await soon(waiting)
+    assert (caught.value.code, caught.value.channel) == ("forbidden", "a")
+    assert (await soon(errors.get())).code == "forbidden"
+    await realtime.close()
+
+
+async def test_a_subscription_not_answered_in_time_raises(peer: Peer) -> None:
+    realtime = client(peer, timeout=0.05)
+    await opened(peer, realtime)
+    with pytest.raises(RealtimeError) as caught:
+        await soon(realtime.channel("a").subscribe())
+    assert caught.value.code == "timeout"
+    await realtime.close()
+
+
+async def test_a_channel_the_server_closes_ends_its_iteration_with_the_reason(peer: Peer) -> None:
+    realtime = client(peer)
+    conversation = await opened(peer, realtime)
+    channel = realtime.channel("a")
+    await subscribed(conversation, channel)
+    await conversation.messages("a", ["m1"])
+    await conversation.say({"op": "closed", "channel": "a", "code": "revoked"})
+    messages = aiter(channel)
+    assert (await soon(anext(messages))).id == "m1"
+    with pytest.raises(RealtimeError) as caught:
+        await soon(anext(messages))
+    assert caught.value.code == "revoked"
+    await realtime.close()
+
+
+async def test_iterating_begins_with_the_first_message_and_goes_on_after_a_break(
+    peer: Peer,
+) -> None:
+    realtime = client(peer)
+    conversation = await opened(peer, realtime)
+    channel = realtime.channel("a")
+    await subscribed(conversation, channel)
+    await conversation.messages("a", ["m1", "m2", "m3"])
+    await settled(realtime, conversation)
+    heard = []
+    async with asyncio.timeout(10):
+        async for message in channel:
+            heard.append(message.id)
+            break
+        async for message in channel:
+            heard.append(message.id)
+            if message.id == "m3":
+                await channel.unsubscribe()
+    assert heard == ["m1", "m2", "m3"]
+    await conversation.hear("unsubscribe")
+    await realtime.close()
+
+
+async def test_callbacks_sync_and_async_are_called_in_order(start: Start) -> None:
+    _, channel, conversation, _ = await start()
+    order: list[str] = []
+    done = asyncio.Event()
+
+    async def slowly(message: Message) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        order.append(f"async {message.id}")
+        if message.id == "m3":
+            done.set()
+
+    channel.on("*", lambda message: order.append(f"sync {message.id}"))
+    channel.on("*", slowly)
+    await conversation.messages("a", ["m1", "m2", "m3"])
+    await soon(done.wait())
+    assert order == [f"{kind} m{n}" for n in (1, 2, 3) for kind in ("sync", "async")]
+
+
+async def test_kinds_are_heard_apart_and_a_sender_cannot_reach_the_reserved_ones(
+    start: Start,
+) -> None:
+    realtime, channel, conversation, heard = await start()
+    seen: list[tuple[str, str]] = []
+    for kind in ("moved", "error", "closed", "deleted", "resync", "subscribed", "*"):
+        channel.on(kind, lambda message, kind=kind: seen.append((kind, message.event)))
+    base = {"channel": "a", "payload": 1, "timestamp": "t", "type": "broadcast"}
+    events = ["moved", "error", "closed", "deleted", "resync", "subscribed", "*"]
+    messages = [{**base, "id": event, "event": event} for event in events]
+    await conversation.say({"op": "messages", "channel": "a", "messages": messages})
+    await settled(realtime, conversation)
+    assert seen == [("moved", "moved"), *(("*", event) for event in events)]
+    assert heard.empty()
+
+
+async def test_a_callback_that_raises_is_reported_and_stops_no_other(start: Start) -> None:
+    realtime, channel, conversation, heard = await start()
+    errors = await told(realtime, "error")
+
+    def fail(_: Message) -> None:
+        raise ZeroDivisionError
+
+    async def cancel(_: Message) -> None:
+        raise asyncio.CancelledError
+
+    channel.on("message", fail).on("message", cancel)
+    await conversation.messages("a", ["m1", "m2"])
+    assert await ids(heard, 2) == ["m1", "m2"]
+    for _ in range(4):
+        assert (await soon(errors.get())).code == "callback_failed"
+
+
+async def test_a_deleted_message_is_told(start: Start) -> None:
+    _, channel, conversation, _ = await start()
+    deleted = await told(channel, "deleted")
+    await conversation.say({"op": "deleted", "channel": "a", "id": "m1"})
+    assert await soon(deleted.get()) == {"channel": "a", "id": "m1"}
+
+
+async def test_a_send_is_refused_with_a_code_and_an_id(start: Start) -> None:
+    _, channel, conversation, _ = await start()
+    sending = asyncio.create_task(channel.send("e", {"a": 1}, type="broadcast"))
+    frame = await conversation.hear("publish")
+    assert (frame["type"], frame["event"], frame["payload"]) == ("broadcast", "e", {"a": 1})
+    await conversation.refuse(frame, "rate_limited", retryAfter=2)
+    with pytest.raises(RealtimeError) as caught:
+        await soon(sending)
+    error = caught.value
+    assert (error.code, error.retry_after, error.id) == ("rate_limited", 2, frame["id"])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [object(), float("nan"), "\ud800", {"k": {1, 2}}],
+    ids=["object", "nan", "lone", "set"],
+)
+async def test_what_is_not_json_is_not_sent(start: Start, payload: Any) -> None:
+    _, channel, _, _ = await start()
+    with pytest.raises(RealtimeError) as caught:
+        await soon(channel.send("e", payload))
+    assert caught.value.code == "invalid_message"
+
+
+async def test_sends_are_bounded_in_size_number_and_time(start: Start, peer: Peer) -> None:
+    _, channel, _, _ = await start(max_pending=1, timeout=0.1, welcome={"limits": {"frame": 500}})
+    with pytest.raises(RealtimeError) as caught:
+        await soon(channel.send("e", "é" * 300))
+    assert caught.value.code == "payload_too_large"
+    first = asyncio.create_task(channel.send("e"))
+    await asyncio.sleep(0)
+    with pytest.raises(RealtimeError) as caught:
+        await soon(channel.send("e"))
+    assert caught.value.code == "queue_full"
+    with pytest.raises(RealtimeError, match="may be stored") as caught:
+        await soon(first)
+    assert caught.value.code == "timeout"
+
+
+async def test_no_more_than_a_window_of_requests_is_unanswered(peer: Peer) -> None:
+    realtime = client(peer)
+    conversation = await opened(peer, realtime)
+    channel = realtime.channel("a")
+    sends = [asyncio.create_task(channel.send("e", n)) for n in range(200)]
+    for n in range(200):
+        frame = await conversation.hear("publish")
+        assert frame["payload"] == n
+        assert conversation.frames.qsize() <= 64
+        await conversation.ok(frame, id=str(n))
+    assert await soon(asyncio.gather(*sends)) == [str(n) for n in range(200)]
+    await realtime.close()
+
+
+DEEP = "[" * 20000 + "]" * 20000
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize("text", [DEEP, HUGE, f'{{"payload":{HUGE}}}'], ids=["deep", "huge", "key"])
+async def test_a_payload_python_cannot_read_is_given_as_text(start: Start, text: str) -> None:
+    realtime, _, conversation, heard = await start()
+    errors = await told(realtime, "error")
+    frame = {
+        "op": "messages",
+        "messages": [
+            {"id": "m1", "event": "payload", "payload": {"a": '[{"payload":'}, "type": "message"},
+            {"payload": "HERE", "id": "m2", "event": "e", "type": "message"},
+            {"id": "m3", "event": "e", "type": "message", "payload": "HERE"},
+            {"id": "m4", "event": "e", "type": "message", "payload": None},
+        ],
+        "channel": "a",
+    }
+    await conversation.say(json.dumps(frame, indent=1).replace('"HERE"', f" {text}\n"))
+    messages = [await soon(heard.get()) for _ in range(4)]
+    assert [m.payload for m in messages] == [{"a": '[{"payload":'}, text, text, None]
+    assert [m.raw for m in messages] == [False, True, True, False]
+    error = await soon(errors.get())
+    assert (error.code, error.id) == ("unreadable_payload", "m2")
+
+
+async def test_hostile_frames_are_reported_and_end_nothing(start: Start) -> None:
+    realtime, _, conversation, heard = await start()
+    errors = await told(realtime, "error")
+    hostile = [
+        *("no json", "[]", "null", "{}", '{"op":7}', '"op"', '{"op":"messages"}', DEEP, HUGE, "{"),
+        '{"op":"messages","channel":"a"}',
+        '{"op":"messages","channel":"a","messages":[null,1,"x",[]]}',
+        '{"op":"messages","channel":{},"messages":[]}',
+        '{"op":"ok"}',
+        '{"op":"ok","ref":{}}',
+        '{"op":"error"}',
+        f'{{"op":"error","ref":null,"code":5,"message":{{}},"retryAfter":{"9" * 400}}}',
+        '{"op":"closed","channel":[],"code":"x"}',
+        '{"op":"cursor","cursor":{"a":1}}',
+        '{"op":"unheard of"}',
+        '{"op":"deleted"}',
+        '{"op":"status"}',
+        f'{{"op":"x","y":{DEEP}}}',
+        '{"op":"messages","channel":"a","messages":[{"payload":' + DEEP + "}",
+    ]
+    for frame in hostile:
+        await conversation.say(frame)
+    await conversation.socket.send_bytes(b"\x01")
+    await conversation.messages("a", ["m1"])
+    assert await ids(heard, 1) == ["m1"]
+    assert realtime.connected
+    assert errors.qsize() > 8

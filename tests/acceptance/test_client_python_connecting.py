@@ -1,0 +1,123 @@
+"""How the Python client connects, and when it does so again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from acceptance.client_scenes import Start, client, opened, told
+from acceptance.peer import Peer, soon
+from rowcast.client import RealtimeError, connect
+
+pytestmark = pytest.mark.acceptance
+
+
+async def test_the_key_goes_on_the_url_and_a_token_in_the_first_frame(peer: Peer) -> None:
+    realtime = client(peer, token="secret")
+    opening = asyncio.create_task(realtime.open())
+    conversation = await peer.next()
+    assert conversation.request.query_string == "apikey=anon"
+    assert await conversation.welcome() == {"op": "auth", "token": "secret", "ref": "0"}
+    await soon(opening)
+    await realtime.close()
+
+
+async def test_a_bad_key_is_told_although_the_server_greets_first(peer: Peer) -> None:
+    opening = asyncio.create_task(client(peer).open())
+    conversation = await peer.next()
+    await conversation.say({"op": "welcome", "session": "s"})
+    await conversation.refuse(None, "invalid_token")
+    await conversation.socket.close(code=3500, message=b"invalid")
+    with pytest.raises(RealtimeError) as caught:
+        await soon(opening)
+    assert caught.value.code == "invalid_token"
+
+
+async def test_a_bad_token_is_told_and_not_tried_again(peer: Peer) -> None:
+    opening = asyncio.create_task(client(peer, token="bad").open())
+    conversation = await peer.next()
+    await conversation.say({"op": "welcome", "session": "s"})
+    await conversation.refuse(await conversation.hear("auth"), "token_expired")
+    with pytest.raises(RealtimeError) as caught:
+        await soon(opening)
+    assert caught.value.code == "token_expired"
+    assert peer.conversations.empty()
+
+
+async def test_a_callable_that_has_no_token_is_told(peer: Peer) -> None:
+    async def token() -> str:
+        raise LookupError("logged out")
+
+    with pytest.raises(RealtimeError, match="logged out") as caught:
+        await soon(client(peer, token=token).open())
+    assert caught.value.code == "token_unavailable"
+
+
+async def test_connecting_to_nobody_ends_in_time() -> None:
+    with pytest.raises(RealtimeError) as caught:
+        async with connect("http://127.0.0.1:1", connect_timeout=0.1, min_delay=0.01):
+            pass
+    assert caught.value.code == "unreachable"
+
+
+async def test_connecting_goes_on_until_the_server_is_there(peer: Peer) -> None:
+    realtime = client(peer)
+    opening = asyncio.create_task(realtime.open())
+    (await peer.next()).cut()
+    await (await peer.next()).socket.close(code=3002)
+    await (await peer.next()).welcome()
+    await soon(opening)
+    await realtime.close()
+
+
+@pytest.mark.parametrize("code", [1001, 1012, 3000, 4000])
+async def test_these_close_codes_mean_connect_again(peer: Peer, code: int) -> None:
+    realtime = client(peer)
+    conversation = await opened(peer, realtime)
+    await conversation.socket.close(code=code)
+    await (await peer.next()).welcome()
+    await realtime.close()
+
+
+async def test_a_final_close_code_ends_everything_with_an_error(start: Start) -> None:
+    realtime, channel, conversation, _ = await start()
+    errors = await told(realtime, "error")
+    waiting = asyncio.create_task(channel.send("e"))
+    await conversation.hear("publish")
+    await conversation.socket.close(code=3503, message=b"too many invalid frames")
+    error = await soon(errors.get())
+    assert (error.code, "3503" in str(error)) == ("closed", True)
+    with pytest.raises(RealtimeError, match="3503"):
+        await soon(waiting)
+    with pytest.raises(RealtimeError, match="3503"):
+        await soon(channel.send("e"))
+    with pytest.raises(RealtimeError, match="3503"):
+        await soon(realtime.channel("b").subscribe())
+
+
+async def test_a_token_about_to_expire_is_refreshed_in_band(start: Start) -> None:
+    tokens = iter(["one", "two"])
+    realtime, _, conversation, _ = await start(token=lambda: next(tokens))
+    await conversation.say({"op": "status", "status": "token_expiring"})
+    auth = await conversation.hear("auth")
+    assert auth["token"] == "two"
+    await conversation.ok(auth)
+    assert realtime.connected
+
+
+async def test_an_expired_token_is_replaced_by_connecting_again(start: Start, peer: Peer) -> None:
+    tokens = iter(["one", "two"])
+    _, _, conversation, _ = await start(token=lambda: next(tokens))
+    await conversation.refuse(None, "token_expired")
+    await conversation.socket.close(code=3501)
+    assert (await (await peer.next()).welcome())["token"] == "two"
+
+
+async def test_a_silent_server_is_asked_and_left_when_it_stays_silent(peer: Peer) -> None:
+    realtime = client(peer)
+    first = await opened(peer, realtime, heartbeat=0.05)
+    await first.ok(await first.hear("ping"))
+    await first.hear("ping")
+    await (await peer.next()).welcome()
+    await realtime.close()

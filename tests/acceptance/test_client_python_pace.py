@@ -1,0 +1,125 @@
+"""A Python consumer's pace: backpressure, and a cursor that only covers what was handled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed
+from acceptance.peer import Peer, soon
+from rowcast.client import Message, RealtimeError
+
+pytestmark = pytest.mark.acceptance
+
+
+async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(peer: Peer) -> None:
+    realtime = client(peer, max_queue=50)
+    conversation = await opened(peer, realtime)
+    channel = realtime.channel("a")
+    await subscribed(conversation, channel)
+    total = 20_000
+    filler = "x" * 1000
+    given = 0
+
+    async def pour() -> None:
+        nonlocal given
+        for n in range(total):
+            message = {"id": str(n), "type": "message", "event": "e", "payload": filler}
+            await conversation.say({"op": "messages", "channel": "a", "messages": [message]})
+            given = n + 1
+
+    pouring = asyncio.create_task(pour())
+    # The server gets stuck: the sockets' buffers are full, and the client takes no more.
+    stuck = -1
+    while stuck != given:
+        stuck = given
+        await asyncio.sleep(0.2)
+    assert given < total
+    heard = 0
+    async with asyncio.timeout(60):
+        async for message in channel:
+            assert message.id == str(heard)
+            heard += 1
+            if heard == total:
+                break
+    await pouring
+    await realtime.close()
+
+
+async def test_one_that_sends_while_too_much_waits_gets_its_answer(start: Start) -> None:
+    _, channel, conversation, heard = await start(max_queue=10)
+    sent: asyncio.Queue[str] = asyncio.Queue()
+
+    async def answer(message: Message) -> None:
+        sent.put_nowait(await channel.send("echo", message.id))
+
+    channel.on("message", answer)
+    for n in range(5):
+        await conversation.messages("a", [f"m{n}-{i}" for i in range(8)])
+    for _ in range(40):
+        await conversation.ok(await conversation.hear("publish"), id="x")
+    for _ in range(40):
+        await soon(sent.get())
+    assert len(await ids(heard, 40)) == 40
+
+
+async def test_the_cursor_moves_on_when_the_application_has_handled_what_it_covers(
+    peer: Peer,
+) -> None:
+    realtime = client(peer)
+    conversation = await opened(peer, realtime)
+    channel = realtime.channel("a")
+    await subscribed(conversation, channel)
+    await conversation.messages("a", ["m1", "m2"])
+    await conversation.say({"op": "cursor", "cursor": "c1"})
+    await settled(realtime, conversation)
+    assert realtime.cursor == "c0"
+    seen = []
+    async with asyncio.timeout(10):
+        async for message in channel:
+            seen.append((message.id, realtime.cursor))
+            if message.id == "m2":
+                await conversation.messages("a", ["m3"])
+            if message.id == "m3":
+                break
+    assert seen == [("m1", "c0"), ("m2", "c0"), ("m3", "c1")]
+    await realtime.close()
+
+
+async def test_the_cursor_waits_for_an_asynchronous_callback(start: Start) -> None:
+    realtime, channel, conversation, _ = await start()
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_: Message) -> None:
+        entered.set()
+        await leave.wait()
+
+    channel.on("message", slowly)
+    await conversation.messages("a", ["m1"])
+    await conversation.say({"op": "cursor", "cursor": "c1"})
+    await soon(entered.wait())
+    assert realtime.cursor == "c0"
+    leave.set()
+    await settled(realtime, conversation)
+    assert realtime.cursor == "c1"
+
+
+async def test_closing_ends_iterations_and_gives_what_waits_an_error(start: Start) -> None:
+    realtime, channel, conversation, _ = await start()
+    sending = asyncio.create_task(channel.send("e"))
+    await conversation.hear("publish")
+    other = realtime.channel("b")
+    await subscribed(conversation, other)
+
+    async def iterate() -> list[Message]:
+        return [message async for message in other]
+
+    iterating = asyncio.create_task(iterate())
+    await asyncio.sleep(0)
+    await realtime.close()
+    assert await soon(iterating) == []
+    with pytest.raises(RealtimeError) as caught:
+        await soon(sending)
+    assert caught.value.code == "disconnected"
+    await soon(conversation.ended.wait())

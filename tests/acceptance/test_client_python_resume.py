@@ -1,0 +1,162 @@
+"""What the Python client remembers, so that a resume neither loses nor repeats a message."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed, told
+from acceptance.peer import Peer, soon
+from rowcast.client import RealtimeError
+
+pytestmark = pytest.mark.acceptance
+
+
+async def test_what_a_replay_repeats_is_dropped_what_it_adds_is_heard(
+    start: Start, peer: Peer
+) -> None:
+    _, _, conversation, heard = await start()
+    await conversation.messages("a", ["m1", "m2"])
+    assert await ids(heard, 2) == ["m1", "m2"]
+    conversation.cut()
+    after = await peer.next()
+    await after.welcome()
+    request = await after.hear("subscribe")
+    assert request["after"] == "c0"
+    await after.messages("a", ["m1", "m2", "m3"], replay=True)
+    await after.ok(request, channel="a", cursor="c1", recovered=True, ephemeral=True)
+    await after.messages("a", ["m4"])
+    assert await ids(heard, 2) == ["m3", "m4"]
+
+
+async def test_while_channels_are_resumed_a_new_cursor_does_not_replace_the_old_one(
+    start: Start, peer: Peer
+) -> None:
+    realtime, _, conversation, heard = await start()
+    await subscribed(conversation, realtime.channel("b").on("message", heard.put_nowait))
+    conversation.cut()
+    second = await peer.next()
+    await second.welcome()
+    request = await second.hear("subscribe")
+    assert sorted(request["channels"]) == ["a", "b"]
+    await second.ok(request, channel="a", cursor="c1", recovered=True)
+    await second.say({"op": "cursor", "cursor": "c2"})
+    await settled(realtime, second)
+    assert realtime.cursor == "c0"
+    second.cut()
+    third = await peer.next()
+    await third.welcome()
+    assert (await third.hear("subscribe"))["after"] == "c0"
+
+
+async def test_a_channel_not_resumed_yet_keeps_its_own_cursor(start: Start, peer: Peer) -> None:
+    realtime, _, conversation, heard = await start()
+    await subscribed(conversation, realtime.channel("b").on("message", heard.put_nowait))
+    await conversation.messages("b", ["m1"])
+    await ids(heard, 1)
+    conversation.cut()
+    after = await peer.next()
+    await after.welcome(replayOverlap=0)
+    request = await after.hear("subscribe")
+    await after.ok(request, channel="a", cursor="c1", recovered=True)
+    await after.refuse(request, "unavailable", channel="b", retryAfter=0.01)
+    await after.say({"op": "cursor", "cursor": "c2"})
+    again = await after.hear("subscribe")
+    assert (again["channel"], again["after"]) == ("b", "c0")
+    await after.messages("b", ["m1", "m2"], replay=True)
+    await after.ok(again, channel="b", cursor="c3", recovered=True)
+    assert await ids(heard, 1) == ["m2"]
+    await settled(realtime, after)
+    assert realtime.cursor == "c3"
+
+
+async def test_ids_of_the_overlap_are_kept_and_older_ones_forgotten(start: Start) -> None:
+    realtime, _, conversation, heard = await start(welcome={"replayOverlap": 60})
+    await conversation.messages("a", ["m1"])
+    await conversation.say({"op": "cursor", "cursor": "c1"})
+    await conversation.messages("a", ["m1", "m2"])
+    assert await ids(heard, 2) == ["m1", "m2"]
+    await realtime.close()
+
+    _, _, conversation, heard = await start(welcome={"replayOverlap": 0})
+    await conversation.messages("a", ["m1"])
+    await ids(heard, 1)
+    await conversation.say({"op": "cursor", "cursor": "c1"})
+    await conversation.messages("a", ["m1"])  # no server does this
+    assert await ids(heard, 1) == ["m1"]
+
+
+async def test_what_could_not_be_replayed_is_a_resync(start: Start, peer: Peer) -> None:
+    _, channel, conversation, _ = await start()
+    resyncs = await told(channel, "resync")
+    conversation.cut()
+    after = await peer.next()
+    await after.welcome()
+    await after.confirm("c1", recovered=False, ephemeral=False, reason="too_far")
+    assert await soon(resyncs.get()) == {
+        "channel": "a",
+        "recovered": False,
+        "ephemeral": False,
+        "reason": "too_far",
+    }
+
+
+async def test_a_later_process_resumes_every_channel_from_a_stored_cursor(peer: Peer) -> None:
+    realtime = client(peer, after="stored")
+    conversation = await opened(peer, realtime)
+    assert realtime.cursor == "stored"
+    for name in ("a", "b"):
+        waiting = asyncio.create_task(realtime.channel(name).subscribe())
+        assert (await conversation.confirm("c1", recovered=True))["after"] == "stored"
+        await soon(waiting)
+    await realtime.close()
+
+
+async def test_a_publish_whose_answer_was_lost_is_sent_again_under_its_key(
+    start: Start, peer: Peer
+) -> None:
+    _, channel, conversation, _ = await start()
+    sending = asyncio.create_task(channel.send(event="e", payload={"n": 1}))
+    first = await conversation.hear("publish")
+    conversation.cut()
+    after = await peer.next()
+    await after.welcome()
+    await after.confirm("c1")  # before the publish
+    second = await after.hear("publish")
+    assert {**second, "ref": 0} == {**first, "ref": 0}
+    await after.ok(second, id="m1")
+    assert await soon(sending) == "m1"
+
+
+async def test_a_message_over_which_the_server_closes_is_not_sent_for_ever(
+    start: Start, peer: Peer
+) -> None:
+    _, channel, conversation, _ = await start()
+    small = asyncio.create_task(channel.send("e", "s"))
+    large = asyncio.create_task(channel.send("e", "l" * 1000))
+    await conversation.hear("publish")
+    await conversation.hear("publish")
+    await conversation.socket.close(code=1009)
+    with pytest.raises(RealtimeError) as caught:
+        await soon(large)
+    assert caught.value.code == "payload_too_large"
+    after = await peer.next()
+    await after.welcome()
+    await after.confirm()
+    await after.ok(await after.hear("publish"), id="m1")
+    assert await soon(small) == "m1"
+
+
+async def test_a_channel_closed_as_lagging_is_resumed_from_that_moment(start: Start) -> None:
+    _, channel, conversation, heard = await start()
+    closed = await told(channel, "closed")
+    await conversation.messages("a", ["m1"])
+    await conversation.say({"op": "closed", "channel": "a", "code": "lagging"})
+    await conversation.say({"op": "cursor", "cursor": "c1"})
+    request = await conversation.hear("subscribe")
+    assert request["after"] == "c0"
+    await conversation.messages("a", ["m1", "m2"], replay=True)
+    await conversation.ok(request, channel="a", cursor="c2", recovered=True)
+    assert await ids(heard, 2) == ["m1", "m2"]
+    assert await soon(closed.get()) == {"channel": "a", "code": "lagging", "final": False}

@@ -1,0 +1,135 @@
+"""How many committers can publish: ratios to a plain INSERT and to INSERT with pg_notify.
+
+pgbench of the measured server, prepared protocol, alternating rounds, medians of ratios.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import statistics
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import naive
+import stage
+
+CLIENTS = (1, 8, 32)
+PAYLOAD = '{"text": "' + "x" * 180 + '"}'
+ONE = (
+    "\\set room random(1, 1000)\n"
+    "insert into {table} (channel_name, event_name, payload)"
+    f" values ('room:' || :room, 'bench', '{PAYLOAD}');\n"
+)
+MANY = (
+    "\\set room random(1, 1000)\n"
+    "insert into {table} (channel_name, event_name, payload)"
+    f" select 'room:' || :room, 'bench', '{PAYLOAD}' from generate_series(1, 100);\n"
+)
+ELEMENT = '{"channel": "room:1", "event": "bench", "payload": ' + PAYLOAD + "}"
+MANY_JSON = f"select rowcast.publish_many('[{', '.join([ELEMENT] * 100)}]');\n"
+
+
+@contextlib.contextmanager
+def asleep(database: stage.pg.Database) -> Iterator[None]:
+    """The worst case: a bridge that never wakes, so that every commit rings."""
+    with database.connect(database.bridge_url) as connection:
+        connection.execute("listen rowcast")
+        row = connection.execute("select rowcast.doze()").fetchone()
+        assert row == (True,)
+        yield
+
+
+@contextlib.contextmanager
+def awake(database: stage.pg.Database) -> Iterator[None]:
+    """A real bridge with its default settings; under load it polls."""
+    with stage.bridge(database):
+        yield
+
+
+VARIANTS = {
+    "plain": ("plain", contextlib.nullcontext),
+    "notify": ("naive", contextlib.nullcontext),
+    "no bridge": ("realtime_messages", contextlib.nullcontext),
+    "awake": ("realtime_messages", awake),
+    "asleep": ("realtime_messages", asleep),
+}
+
+
+def pgbench(
+    binaries: Path, database: stage.pg.Database, script: str, clients: int, seconds: float
+) -> float:
+    """Transactions per second."""
+    done = subprocess.run(
+        [
+            str(binaries / "pgbench"), "-n", "-M", "prepared", "-f", "/dev/stdin",
+            "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(max(1, int(seconds))),
+            database.url,
+        ],
+        input=script, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = re.search(r"tps = ([\d.]+) \(without", done.stdout)
+    if found is None:
+        raise RuntimeError(done.stdout + done.stderr)
+    return float(found[1])
+
+
+def empty(database: stage.pg.Database) -> None:
+    """Let every round begin with small indexes and no checkpoint due."""
+    with database.connect() as connection:
+        connection.execute("truncate plain, naive, realtime_messages")
+        connection.execute("checkpoint")
+
+
+def singles(binaries: Path, database: stage.pg.Database, rounds: int, seconds: float) -> None:
+    rows: list[list[object]] = []
+    for clients in CLIENTS:
+        rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        for _ in range(rounds):
+            for name, (target, attached) in VARIANTS.items():
+                empty(database)
+                script = ONE.replace("{table}", target)
+                with attached(database):
+                    rates[name].append(pgbench(binaries, database, script, clients, seconds))
+        for name, measured in rates.items():
+            rows.append(
+                [clients, name, stage.ratio(measured, rates["plain"]),
+                 stage.ratio(measured, rates["notify"]), int(statistics.median(measured))]
+            )  # fmt: skip
+    stage.table(["clients", "variant", "to plain", "to notify", "commits/s"], rows)
+
+
+def batches(binaries: Path, database: stage.pg.Database, rounds: int, seconds: float) -> None:
+    scripts = {
+        "plain, 100 rows": MANY.replace("{table}", "plain"),
+        "notify, 100 rows": MANY.replace("{table}", "naive"),
+        "INSERT of 100 rows": MANY.replace("{table}", "realtime_messages"),
+        "publish_many of 100": MANY_JSON,
+    }
+    rows: list[list[object]] = []
+    for clients in (1, 8):
+        rates: dict[str, list[float]] = {name: [] for name in scripts}
+        for _ in range(rounds):
+            for name, script in scripts.items():
+                empty(database)
+                rates[name].append(pgbench(binaries, database, script, clients, seconds))
+        for name, measured in rates.items():
+            rows.append(
+                [clients, name, stage.ratio(measured, rates["plain, 100 rows"]),
+                 int(statistics.median(measured) * 100)]
+            )  # fmt: skip
+    stage.table(["clients", "variant", "to plain", "rows/s"], rows)
+
+
+def main() -> None:
+    options = stage.arguments(__doc__, seconds=3.0, rounds=3)
+    with stage.database() as database:
+        with database.connect() as connection:
+            connection.execute(naive.SETUP)
+        singles(options.binaries, database, options.rounds, options.seconds)
+        batches(options.binaries, database, options.rounds, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

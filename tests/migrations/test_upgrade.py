@@ -1,0 +1,193 @@
+"""An upgraded database is the same as a new one, and keeps what its users made.
+
+`snapshots/` holds one file per release: what `rowcast sql` of that release printed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import pg
+import shapes
+from rowcast.migrate import Applied, apply_policy_file, migrate, roles_script
+from rowcast.release import Release
+from rowcast.resources import policy_files
+
+SHIPPED = Release.shipped()
+SNAPSHOTS = sorted((Path(__file__).parent / "snapshots").glob("*.sql"))
+
+# What a team adds to our tables, and expects to find after every upgrade and restore.
+ON_CHANNELS = """
+insert into public.realtime_channels (id, pattern, description)
+values ('00000000-0000-4000-8000-000000000001', 'chat:*', 'kept');
+create policy "members listen" on public.realtime_channels
+for select to authenticated using (enabled and pattern like 'chat:%');
+create table public.audit (what text);
+create function public.audit_channel() returns trigger language plpgsql as
+$$ begin insert into public.audit values (new.pattern); return new; end $$;
+create trigger zz_audit after insert on public.realtime_channels
+for each row execute function public.audit_channel();
+"""
+ON_MESSAGES = """
+create policy "members publish" on public.realtime_messages
+for insert to authenticated with check (event_name <> 'secret');
+create trigger zz_audit_message after insert on public.realtime_messages
+for each row when (false) execute function public.audit_channel();
+"""
+
+
+def old_code_drops_out(url: str) -> None:
+    """Leave the code of an older version in place: one function differs, one trigger is gone."""
+    with pg.psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("drop trigger realtime_messages_90_ring on public.realtime_messages")
+        conn.execute("alter function rowcast.status() security invoker")
+        conn.execute("delete from rowcast.code where name = '80_status'")
+
+
+@pytest.mark.parametrize("version", range(1, SHIPPED.version + 1))
+def test_a_database_of_any_migration_upgrades_to_the_shape_of_a_new_one(
+    empty_database: pg.Database, database: pg.Database, version: int
+) -> None:
+    migrate(empty_database.url, release=shapes.until(SHIPPED, version))
+    with empty_database.connect() as old, database.connect() as new:
+        wanted = (ON_CHANNELS if version >= 2 else "") + (ON_MESSAGES if version >= 3 else "")
+        old.execute(wanted.encode())
+        done = migrate(empty_database.url)
+        assert done.code
+        assert len(done.migrations) == SHIPPED.version - version
+        new.execute(wanted.encode())
+    assert shapes.shape(empty_database.url) == shapes.shape(database.url)
+
+
+def test_code_of_an_older_version_is_brought_to_the_shape_of_a_new_database(
+    database: pg.Database, module_database: pg.Database
+) -> None:
+    old_code_drops_out(database.url)
+    assert migrate(database.url) == Applied((), True, SHIPPED.version)
+    assert shapes.shape(database.url) == shapes.shape(module_database.url)
+
+
+@pytest.mark.parametrize("snapshot", SNAPSHOTS, ids=lambda path: path.stem)
+def test_every_released_version_upgrades_and_keeps_what_its_users_made(
+    empty_database: pg.Database, database: pg.Database, snapshot: Path
+) -> None:
+    users = ON_CHANNELS + ON_MESSAGES
+    with empty_database.connect() as old, database.connect() as new:
+        old.execute(snapshot.read_text().encode())
+        old.execute(users.encode())
+        kept = publish(old)
+        migrate(empty_database.url)
+        assert history(old) == kept
+        new.execute(users.encode())
+    assert shapes.shape(empty_database.url) == shapes.shape(database.url)
+
+
+def test_an_upgrade_while_the_application_writes_loses_nothing(database: pg.Database) -> None:
+    with database.connect() as conn:
+        conn.execute(ON_CHANNELS.encode())
+        before = publish(conn)
+        migrate(database.url, reapply=True)
+        after = publish(conn)
+        assert history(conn) == after
+    assert after[: len(before)] == before
+
+
+def publish(conn: pg.Connection) -> list[tuple[object, ...]]:
+    """Publish one durable message and one broadcast; return all rows."""
+    for kind in ("message", "broadcast"):
+        conn.execute(
+            "insert into public.realtime_messages (type, channel_name, event_name, payload) "
+            "values (%s, 'chat:1', 'said', '{\"text\": \"ü\"}')",
+            [kind],
+        )
+    return history(conn)
+
+
+def history(conn: pg.Connection) -> list[tuple[object, ...]]:
+    return conn.execute(
+        "select seq, id, xid::text, type, payload, created_at from public.realtime_messages "
+        "order by seq"
+    ).fetchall()
+
+
+def filled(url: str) -> list[tuple[object, ...]]:
+    """Add policies, triggers, a recipe and messages to a database; return its messages."""
+    with pg.psycopg.connect(url, autocommit=True) as conn:
+        conn.execute((ON_CHANNELS + ON_MESSAGES).encode())
+        apply_policy_file(url, next(path for path in policy_files() if path.stem == "open"))
+        return publish(conn)
+
+
+@contextmanager
+def dumped(url: str, *options: str) -> Iterator[str]:
+    command = [shapes.program("pg_dump"), *options, url]
+    yield subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def restore(url: str, dump: str) -> None:
+    command = [shapes.program("psql"), "-Xq", "-v", "ON_ERROR_STOP=1", url]
+    done = subprocess.run(command, input=dump, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same(url: str, other_url: str, rows: list[tuple[object, ...]]) -> None:
+    # An expression that was read back may have fewer parentheses, and only that.
+    ours, theirs = (re.sub("[()]", "", "\n".join(shapes.shape(each))) for each in (url, other_url))
+    assert ours == theirs
+    with pg.psycopg.connect(other_url) as conn:
+        assert history(conn) == rows
+        assert conn.execute("select what from public.audit").fetchall() == []
+        assert conn.execute("select description from realtime_channels").fetchone() == ("kept",)
+
+
+def test_a_dump_restores_into_another_database_of_the_cluster(
+    database: pg.Database,
+    empty_database: pg.Database,
+) -> None:
+    rows = filled(database.url)
+    with dumped(database.url) as dump:
+        restore(empty_database.url, dump)
+    assert_same(database.url, empty_database.url, rows)
+    assert migrate(empty_database.url) == Applied((), False, SHIPPED.version)
+
+
+def test_a_dump_restores_into_another_cluster_which_migrate_then_makes_its_home(
+    database: pg.Database, own_server: pg.OwnServer
+) -> None:
+    rows = filled(database.url)
+    said = list[str]()
+    with own_server.database(migrated=False) as copy, dumped(database.url) as dump:
+        restore(copy.server.url(), roles_script())
+        restore(copy.url, dump)
+        assert_same(database.url, copy.url, rows)
+        with copy.connect() as conn:
+            assert conn.execute("select adopted from rowcast.identity()").fetchone() == (False,)
+            assert migrate(copy.url, on_event=said.append) == Applied((), False, SHIPPED.version)
+            assert conn.execute("select adopted from rowcast.identity()").fetchone() == (True,)
+            # Broadcasts are of the moment and stay behind; messages are kept.
+            assert history(conn) == [row for row in rows if row[3] == "message"]
+    assert any("restored from another cluster" in event for event in said)
+
+
+def test_a_team_without_superuser_restores_when_the_owner_may_create_in_public_meanwhile(
+    own_server: pg.OwnServer,
+) -> None:
+    with (
+        own_server.database(migrated=False) as source,
+        own_server.database(migrated=False) as copy,
+    ):
+        migrate(source.owner_url)
+        rows = filled(source.owner_url)
+        # To give a table in public to another role takes the right of that role to create there.
+        restore(copy.owner_url, "grant create on schema public to rowcast_owner")
+        with dumped(source.owner_url) as dump:
+            restore(copy.owner_url, dump)
+        restore(copy.owner_url, "revoke create on schema public from rowcast_owner")
+        assert_same(source.url, copy.url, rows)
+        assert migrate(copy.owner_url) == Applied((), False, SHIPPED.version)

@@ -1,0 +1,67 @@
+"""Channels and messages as tests write and read them, and refusals that must explain themselves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import namedtuple_row
+
+__all__ = ["add_channel", "messages", "only", "publish", "refused"]
+
+Connection = psycopg.Connection[Any]
+
+
+def add_channel(connection: Connection, pattern: str, **columns: Any) -> UUID:
+    """Insert a channel and return its id."""
+    columns = {"pattern": pattern, **columns}
+    query = sql.SQL("insert into public.realtime_channels ({}) values ({}) returning id").format(
+        sql.SQL(", ").join(map(sql.Identifier, columns)),
+        sql.SQL(", ").join(sql.Placeholder() * len(columns)),
+    )
+    found: UUID = only(connection, query, list(columns.values()))
+    return found
+
+
+def publish(connection: Connection, channel: str, event: str = "said", **arguments: Any) -> Any:
+    """Call ``rowcast.publish`` with named arguments and return what it returns."""
+    names = sql.SQL("").join(
+        sql.SQL(", {} => %s").format(sql.Identifier(name)) for name in arguments
+    )
+    query = sql.SQL("select rowcast.publish(%s, %s{})").format(names)
+    return only(connection, query, [channel, event, *arguments.values()])
+
+
+def messages(connection: Connection, channel: str) -> list[Any]:
+    """Return the rows of a channel name, oldest first, with columns as attributes."""
+    with connection.cursor(row_factory=namedtuple_row) as cursor:
+        return cursor.execute(
+            "select * from public.realtime_messages where channel_name = %s order by seq", [channel]
+        ).fetchall()
+
+
+def only(connection: Connection, query: Any, values: Any = ()) -> Any:
+    """Return the one value of the one row that a query answers."""
+    rows = connection.execute(query, values).fetchall()
+    assert len(rows) == 1
+    assert len(rows[0]) == 1
+    return rows[0][0]
+
+
+@contextlib.contextmanager
+def refused(connection: Connection, sqlstate: str, *words: str) -> Iterator[None]:
+    """Expect an error of this SQLSTATE whose message has the words; of our own, with a hint.
+
+    The block is a savepoint or a transaction, so the connection can go on.
+    """
+    with pytest.raises(psycopg.Error) as refusal, connection.transaction():
+        yield
+    said = refusal.value.diag
+    assert said.sqlstate == sqlstate, refusal.value
+    assert [word for word in words if word not in str(said.message_primary)] == []
+    assert said.message_hint or not sqlstate.startswith("RC"), "a refusal of ours has a hint"

@@ -1,0 +1,247 @@
+"""Replay: what a channel got between a cursor and the moment it went live again, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+import pg
+from feeding import Answer, Cursor, ask, drain, insert_raw, reboot, replay
+from rows import add_channel, only, publish
+from scenes import eventually
+
+Connection = psycopg.Connection[Any]
+
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def bridge(database: pg.Database, db: Connection) -> Iterator[Connection]:
+    add_channel(db, "room:*")
+    only(db, "select rowcast.boot_id()::text")
+    with database.connect(database.bridge_url) as connection:
+        yield connection
+
+
+def one(bridge: Connection, since: Cursor, until: Cursor, channel: str = "room:1") -> Answer:
+    (answer,) = replay(bridge, [(channel, since)], until)
+    return answer
+
+
+def test_it_is_what_was_published_between_the_two_snapshots(
+    db: Connection, bridge: Connection
+) -> None:
+    publish(db, "room:1", "before")
+    since = ask(bridge)
+    publish(db, "room:1", "first")
+    publish(db, "room:2", "elsewhere")
+    publish(db, "room:1", "second", type="broadcast")
+    until = ask(bridge)
+    publish(db, "room:1", "after")
+    answer = one(bridge, since, until)
+    assert answer.state == "complete"
+    assert answer.events == ["first", "second"]
+    assert [row.type for row in answer.rows] == ["message", "broadcast"]
+    assert {row.channel_name for row in answer.rows} == {"room:1"}
+
+
+def test_replay_and_live_together_are_everything_once(
+    database: pg.Database, db: Connection, bridge: Connection
+) -> None:
+    """Transactions that are open at either end come on exactly one side of it."""
+    with (
+        database.connect(autocommit=False) as at_cursor,
+        database.connect(autocommit=False) as at_both,
+        database.connect(autocommit=False) as at_live,
+        database.connect(autocommit=False) as undone,
+    ):
+        publish(at_cursor, "room:1", "open at the cursor")
+        publish(at_both, "room:1", "open at both")
+        publish(undone, "room:1", "rolled back")
+        since = ask(bridge)
+        publish(at_live, "room:1", "open when live")
+        at_cursor.commit()
+        undone.rollback()
+        publish(db, "room:1", "between")
+        until = ask(bridge)
+        at_both.commit()
+        at_live.commit()
+        publish(db, "room:1", "live")
+    replayed = one(bridge, since, until).events
+    live = drain(bridge, until).events
+    assert replayed == ["open at the cursor", "between"]
+    assert live == ["open at both", "open when live", "live"]
+    assert sorted(drain(bridge, since).events) == sorted(replayed + live)
+
+
+def test_nothing_between_is_complete_and_empty(db: Connection, bridge: Connection) -> None:
+    publish(db, "room:1", "before")
+    since = ask(bridge)
+    assert one(bridge, since, since) == Answer("complete", [])
+    assert one(bridge, since, ask(bridge)) == Answer("complete", [])
+
+
+@pytest.mark.parametrize("limit", ["replay_rows", "replay_bytes"])
+def test_over_a_limit_it_is_too_far_and_not_a_half(
+    db: Connection, bridge: Connection, limit: str
+) -> None:
+    db.execute("update rowcast.settings set replay_rows = 3, replay_bytes = 30")
+    since = ask(bridge)
+    body = "{}" if limit == "replay_rows" else '{"n": 123}'
+    for n in range(3):
+        publish(db, "room:1", str(n), payload=body)
+    assert one(bridge, since, ask(bridge)).events == ["0", "1", "2"], "exactly the limit"
+    publish(db, "room:1", "one more", payload="1")
+    assert one(bridge, since, ask(bridge)) == Answer("too_far", [])
+    db.execute("update rowcast.settings set replay_rows = 10, replay_bytes = 100")
+    assert one(bridge, since, ask(bridge)).state == "complete"
+
+
+def lose(db: Connection, channel: str) -> None:
+    """Publish to the channel in a leaf that expires at once."""
+    name = only(db, "select rowcast.make_leaf(%s, %s)", [LONG_AGO, LONG_AGO + timedelta(days=1)])
+    insert_raw(db, channel, "lost", created_at=LONG_AGO)
+    db.execute("update rowcast.leaf set closed_xid = pg_current_xact_id() where name = %s", [name])
+
+    eventually(lambda: only(db, "select rowcast.drop_leaves()") == 1)
+
+
+def test_only_a_channel_that_lost_messages_is_expired(db: Connection, bridge: Connection) -> None:
+    since = ask(bridge)
+    lose(db, "room:1")
+    publish(db, "room:1", "kept")
+    publish(db, "room:2", "kept")
+    until = ask(bridge)
+    lost, quiet, other = replay(
+        bridge, [("room:1", since), ("room:3", since), ("room:2", since)], until
+    )
+    assert lost == Answer("expired", [])
+    assert quiet == Answer("complete", [])
+    assert (other.state, other.events) == ("complete", ["kept"])
+    assert one(bridge, until, ask(bridge)) == Answer("complete", []), (
+        "a younger cursor lost nothing"
+    )
+
+
+def test_a_channel_that_lost_broadcasts_is_durable(db: Connection, bridge: Connection) -> None:
+    since = ask(bridge)
+    publish(db, "room:1", "broadcast", type="broadcast")
+    publish(db, "room:1", "message")
+    db.execute("insert into rowcast.tick (at) values (now() - interval '10 minutes')")
+    assert only(db, "select rowcast.expire_broadcasts()") == 1
+    until = ask(bridge)
+    answer = one(bridge, since, until)
+    assert (answer.state, answer.events) == ("durable", ["message"])
+    assert one(bridge, since, until, "room:2").state == "complete"
+    assert one(bridge, until, until).state == "complete"
+
+
+def test_a_quiet_channel_with_an_old_cursor_is_complete(db: Connection, bridge: Connection) -> None:
+    old = replace(ask(bridge), issued_at=datetime.now(UTC) - timedelta(days=29))
+    for _ in range(10):
+        publish(db, "room:2", "elsewhere")
+    assert one(bridge, old, ask(bridge)) == Answer("complete", [])
+
+
+def test_a_cursor_older_than_what_is_remembered_is_expired(
+    db: Connection, bridge: Connection
+) -> None:
+    old = replace(ask(bridge), issued_at=datetime.now(UTC) - timedelta(days=31))
+    assert one(bridge, old, ask(bridge)) == Answer("expired", [])
+    db.execute("update rowcast.settings set cursor_retention = '32 days'")
+    assert one(bridge, old, ask(bridge)).state == "complete"
+
+
+def test_a_bridge_from_before_a_crash_is_told_to_drain_first(
+    db: Connection, bridge: Connection
+) -> None:
+    since = ask(bridge)
+    publish(db, "room:1", "said")
+    reboot(db)
+    assert replay(bridge, [("room:1", since), ("room:2", since)], since) == [Answer("stale", [])]
+
+
+def test_a_cursor_from_before_a_crash_is_served_by_time_and_without_broadcasts(
+    db: Connection, bridge: Connection
+) -> None:
+    db.execute("update rowcast.settings set clock_skew = '0'")
+    publish(db, "room:1", "before")
+    since = ask(bridge)
+    boot = reboot(db)
+    insert_raw(db, "room:1", "reused", xid="10")
+    publish(db, "room:1", "fresh")
+    until = ask(bridge)
+    answer = one(bridge, since, until)
+    assert (answer.state, answer.events) == ("durable", ["reused", "fresh"])
+    assert one(bridge, replace(since, boot=boot), until).events == ["fresh"]
+
+
+def test_after_a_crash_the_span_of_the_clock_skew_is_repeated(
+    db: Connection, bridge: Connection
+) -> None:
+    publish(db, "room:1", "before")
+    since = ask(bridge)
+    reboot(db)
+    publish(db, "room:1", "after")
+    assert one(bridge, since, ask(bridge)).events == ["before", "after"]
+
+
+def test_deleted_messages_are_absent(db: Connection, bridge: Connection) -> None:
+    since = ask(bridge)
+    message = publish(db, "room:1", "gone")
+    publish(db, "room:1", "kept")
+    until = ask(bridge)
+    assert only(db, "select rowcast.delete_message(%s)", [message]) is True
+    assert one(bridge, since, until).events == ["kept"]
+
+
+def test_what_is_at_or_below_the_floor_is_history(db: Connection, bridge: Connection) -> None:
+    since = ask(bridge)
+    publish(db, "room:1", "restored")
+    db.execute("update rowcast.origin set seq_floor = (select last_value from rowcast.message_seq)")
+    publish(db, "room:1", "new")
+    assert one(bridge, since, ask(bridge)).events == ["new"]
+
+
+def test_many_pairs_are_answered_in_one_call_and_in_their_order(
+    db: Connection, bridge: Connection
+) -> None:
+    cursors = [ask(bridge)]
+    for n in range(20):
+        publish(db, f"room:{n % 5}", str(n))
+        cursors.append(ask(bridge))
+    until = cursors[-1]
+    pairs = [(f"room:{channel}", since) for since in cursors for channel in range(5)]
+    answers = replay(bridge, pairs, until)
+    assert [answer.state for answer in answers] == ["complete"] * len(pairs)
+    assert [answer.events for answer in answers] == [
+        [str(n) for n in range(20) if n % 5 == channel and n >= position]
+        for position in range(len(cursors))
+        for channel in range(5)
+    ]
+
+
+def test_one_call_mixes_every_state(db: Connection, bridge: Connection) -> None:
+    db.execute("update rowcast.settings set replay_rows = 1")
+    since = ask(bridge)
+    lose(db, "room:1")
+    for n in range(2):
+        publish(db, "room:2", str(n))
+    publish(db, "room:3", "said")
+    publish(db, "room:4", "said", type="broadcast")
+    until = ask(bridge)
+    foreign = replace(since, boot=None)
+    pairs = [(f"room:{n}", since) for n in (1, 2, 3, 4, 5)] + [("room:3", foreign)]
+    assert [(answer.state, answer.events) for answer in replay(bridge, pairs, until)] == [
+        ("expired", []),
+        ("too_far", []),
+        ("complete", ["said"]),
+        ("complete", ["said"]),
+        ("complete", []),
+        ("durable", ["said"]),
+    ]

@@ -1,0 +1,157 @@
+"""The package as the gates read it: modules, imports, calls, SQL texts, lines of code."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pglast
+
+from style.sources import ROOT
+
+__all__ = [
+    "PACKAGE",
+    "calls",
+    "code_lines",
+    "imports",
+    "modules",
+    "offered",
+    "source",
+    "sql_texts",
+    "swallowed",
+    "top",
+]
+
+PACKAGE = ROOT / "python" / "rowcast"
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Name within the package → tree."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "__init__"
+        found[name] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+def source(name: str) -> Path:
+    folder = PACKAGE if name == "__init__" else PACKAGE / name.replace(".", "/")
+    return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def imports(name: str) -> Iterator[tuple[str, bool]]:
+    """What a module imports: (name, ours?); ours as a name within the package."""
+    package = name if source(name).name == "__init__.py" else name.rpartition(".")[0]
+    package = "" if package == "__init__" else package
+    for node in ast.walk(modules()[name]):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or "", False
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1]
+            prefix = [part for part in [*base, node.module] if part]
+            if node.module:
+                yield ".".join(prefix), True
+            else:
+                yield from ((".".join([*prefix, alias.name]), True) for alias in node.names)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            yield name, node
+
+
+def code_lines(text: str) -> int:
+    """Lines that hold code. A comment is never what has to go to keep within a budget."""
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+            prose.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in empty and token.type != tokenize.ENDMARKER:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines - prose)
+
+
+def sql_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Strings that PostgreSQL would run. A sentence rarely is one, and never of two words."""
+    prose = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, DOCUMENTED) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    inside = {id(part) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for part in n.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (p.value if isinstance(p, ast.Constant) else "x" for p in node.values)
+            text = "".join(str(part) for part in parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) in prose or id(node) in inside:
+                continue
+            text = node.value
+        else:
+            continue
+        if is_sql(text):
+            yield node.lineno, text
+
+
+def is_sql(text: str) -> bool:
+    if len(text.split()) < 2:
+        return False
+    for filling in ("x", "'x'", "1"):  # what stands in a placeholder is not known
+        filled = re.sub(r"\{[^{}]*\}|%s|%\(\w+\)s", filling, text)
+        with contextlib.suppress(pglast.parser.ParseError):
+            return bool(pglast.parse_sql(filled))
+    return False
+
+
+def offered(tree: ast.Module) -> set[str] | None:
+    """The names in ``__all__``; None when there is none."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if ast.unparse(target) == "__all__":
+                return set(ast.literal_eval(node.value))
+    return None
+
+
+def swallowed(tree: ast.AST) -> Iterator[int]:
+    """Lines where every error would vanish."""
+    everything = {"Exception", "BaseException"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = (
+                {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+                if node.type
+                else everything
+            )
+            if caught & everything and all(
+                isinstance(s, ast.Pass | ast.Continue | ast.Break)
+                or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+                for s in node.body
+            ):
+                yield node.lineno
+    for called, call in calls(tree):
+        if called == "suppress" and any(
+            isinstance(a, ast.Name) and a.id in everything for a in call.args
+        ):
+            yield call.lineno
