@@ -32,7 +32,9 @@ select 'table', c.oid::regclass::text, c.relowner::regrole::text, c.relpersisten
     c.relrowsecurity, c.relforcerowsecurity::text, c.reloptions::text, c.relkind::text,
     (
         select array_agg(a::text order by a::text)
-        from unnest(coalesce(c.relacl, acldefault('r', c.relowner))) as a
+        from unnest(coalesce(
+            c.relacl, acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner)
+        )) as a
     )::text
 from pg_class as c
 where c.relkind not in ('i', 'I', 't') and (

@@ -34,6 +34,7 @@ class Hub:
         self.delivering = False
         self.emptied: Callable[[], None] = lambda: None
         self._channels: dict[str, dict[Session, Subscription]] = {}
+        self._starting: list[Subscription] = []
 
     def add(self, session: Session) -> None:
         """A client connected."""
@@ -50,15 +51,22 @@ class Hub:
             self.emptied()
 
     def join(self, session: Session, subscription: Subscription) -> None:
-        """From now on the session gets what comes on this channel, held back while pending.
+        """From now on the session gets what comes on this channel, held back while pending."""
+        self.start(subscription)
+        self._channels.setdefault(subscription.channel, {})[session] = subscription
+        session.subscriptions[subscription.channel] = subscription
+        metrics.subscriptions.inc()
+
+    def start(self, subscription: Subscription) -> None:
+        """Note from where on a subscription gets everything, for history to end exactly there.
 
         What is being delivered right now may have passed it already, so it can only count on
         what comes after the next move.
         """
         subscription.joined = self.generation + self.delivering
-        self._channels.setdefault(subscription.channel, {})[session] = subscription
-        session.subscriptions[subscription.channel] = subscription
-        metrics.subscriptions.inc()
+        subscription.start = None if self.delivering else self.position
+        if subscription.start is None:
+            self._starting.append(subscription)
 
     def leave(self, session: Session, channel: str) -> bool:
         """End a subscription; whether there was one."""
@@ -114,6 +122,9 @@ class Hub:
         self.position = position
         self.generation += 1
         self.delivering = False
+        for subscription in self._starting:
+            subscription.start = position
+        self._starting.clear()
 
     @staticmethod
     def _without_own(session: Session, group: list[Message], shared: bytes) -> bytes:

@@ -293,7 +293,11 @@ class Service:
                 # Joined before the policies are asked, so that nothing committed in the
                 # meantime is missed; held back until they have answered.
                 self._hub.join(session, subscription)
-            self._spawn(session, op.ref, name, self._join(session, caller, subscription, op))
+            else:
+                self._hub.start(subscription)
+            self._spawn(
+                session, op.ref, name, self._join(session, caller, subscription, op, before is None)
+            )
 
     async def _join(
         self,
@@ -301,14 +305,15 @@ class Service:
         caller: Caller,
         subscription: Subscription,
         op: native.Subscribe,
+        fresh: bool,
     ) -> None:
         channel = subscription.channel
         try:
-            await self._settled(subscription)
-            # What was held of a delivery that was under way lies before the start, and history
-            # has it, too.
-            subscription.forget(subscription.joined)
-            start = self._hub.position
+            start = await self._settled(subscription)
+            if fresh or op.history or op.after is not None:
+                # What was held of a delivery that was under way lies before the start, and
+                # history has it, too. Who was live already must not miss it.
+                subscription.forget(subscription.joined)
             if not await self._access.may_subscribe(caller, channel):
                 raise Refusal("forbidden")
             opening = await self._opening(caller, subscription, op, start)
@@ -322,7 +327,6 @@ class Service:
         key, position = self._feed.key, self._hub.position
         assert key is not None
         assert position is not None
-        assert start is not None
         answer: dict[str, Any] = {"op": "ok", "ref": op.ref, "channel": channel}
         # What is held comes after this frame, so its cursor may only say what came before; and
         # there is none while another channel is being resumed or has something held back.
@@ -341,24 +345,22 @@ class Service:
         if self._hub.release(session, subscription):
             self._hub.cursor(session, key)
 
-    async def _settled(self, subscription: Subscription) -> None:
+    async def _settled(self, subscription: Subscription) -> Position:
         """Wait until what was being delivered when the session joined is behind it."""
-
-        def settled() -> bool:
-            return self._hub.position is not None and self._hub.generation >= subscription.joined
-
         try:
             async with asyncio.timeout(self._settings.query_timeout), self._feed.drained:
-                await self._feed.drained.wait_for(settled)
+                await self._feed.drained.wait_for(lambda: subscription.start is not None)
         except TimeoutError:
             raise Refusal("unavailable") from None
+        assert subscription.start is not None
+        return subscription.start
 
     async def _opening(
         self,
         caller: Caller,
         subscription: Subscription,
         op: native.Subscribe,
-        start: Position | None,
+        start: Position,
     ) -> _Opening:
         if op.after is not None and self._feed.key is not None:
             position = self._feed.key.read(op.after, caller.cursor_subject)
@@ -366,7 +368,7 @@ class Service:
                 return await self._replay(subscription, position)
             # An invalid cursor counts as none; the client must know that it starts anew.
             return _Opening(recovered=False, ephemeral=False, reason="invalid_cursor")
-        if op.history and start is not None:
+        if op.history:
             rows = await self._access.history(caller, subscription.channel, op.history, start)
             return _Opening(self._encode(subscription.channel, rows, "history"))
         return _Opening()

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from .caller import Caller
 from .config import Settings
+from .cursor import Position
 from .errors import CLOSE, Refusal
 from .message import Message
 
@@ -54,6 +55,7 @@ class Subscription:
     held: list[tuple[int, list[Message], bytes]] = field(default_factory=list)
     held_bytes: int = 0
     joined: int = 0  # the generation from which on it gets everything
+    start: Position | None = None  # where that generation begins; unknown during a delivery
     resuming: bool = False  # pending with a cursor, which a newer one must not replace yet
     # Our own publishes under way: with own=False, what comes now may be one of them.
     publishing: int = 0

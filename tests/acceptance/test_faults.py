@@ -121,7 +121,10 @@ async def test_a_large_drain_that_is_cut_off_midway_repeats_and_loses_nothing(
             if cuts < 3 and len(got) > (cuts + 1) * 4000:
                 cuts += 1
                 await asyncio.to_thread(end, opened, FEEDS)
-                await late.send(op="subscribe", channel="room:1", after=cursor, ref=f"late {cuts}")
+                with contextlib.suppress(ConnectionError):  # closed as slow meanwhile, see below
+                    await late.send(
+                        op="subscribe", channel="room:1", after=cursor, ref=f"late {cuts}"
+                    )
         assert got == list(range(rows))
         assert not [f for f in await wire.quiet() if f["op"] == "messages"]
         # The late one is never told less than the truth: it got all, or that it was too much

@@ -146,9 +146,24 @@ def test_who_joins_during_a_delivery_counts_from_after_it(scene: Scene) -> None:
     before = scene.hub.generation
     subscription = scene.join(late, "room")
     assert subscription.joined == before + 1
+    assert subscription.start is None
     scene.hub.moved(position(9))
     assert scene.hub.generation == subscription.joined
     assert scene.join(late, "hall").joined == scene.hub.generation
+
+
+def test_history_ends_where_a_subscription_begins_however_late_it_is_read(scene: Scene) -> None:
+    late, _ = scene.client()
+    scene.deliver(message("1"))
+    subscription = scene.join(late, "room")
+    scene.hub.moved(position(9))
+    begins = scene.hub.position
+    scene.drained(message("2"))
+    assert subscription.start is begins
+    assert [generation for generation, *_ in subscription.held] == [
+        subscription.joined - 1,
+        subscription.joined,
+    ]
 
 
 def test_a_drain_that_is_cut_off_leaves_nobody_with_a_cursor_too_new(scene: Scene) -> None:

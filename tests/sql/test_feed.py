@@ -180,8 +180,9 @@ def test_a_large_unfinished_transaction_is_not_visited(
         ).fetchall()
         assert not [span for span in spans if span[0] <= xid <= span[1]]
         assert now.events == ["small"]
-        hits(db, cursor)  # the first one of a session also reads the catalogue
-        spared = hits(db, cursor)
+        # The first one of a session also reads the catalogue, and so does one that comes after
+        # an invalidation from elsewhere.
+        spared = min(hits(db, cursor) for _ in range(5))
         large.commit()
     assert hits(db, cursor) > 500 + spared, "so much each poll would have cost"
     assert len(drain(bridge, now.cursor).events) == 20000
