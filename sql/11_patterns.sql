@@ -3,7 +3,8 @@
 -- spelled like somebody's pattern.
 
 -- Visible characters only: controls, blanks, and the marks that change how text is displayed
--- are refused, because names end up in headers, logs and URLs.
+-- are refused, because names end up in headers, logs and URLs. One expression for characters and
+-- colons: every node of it is set up anew in every transaction that publishes.
 create or replace function rowcast.is_name(p_name text)
 returns boolean
 language sql
@@ -12,11 +13,8 @@ parallel safe
 return octet_length(p_name) between 1 and 255
 and p_name !~ (
     '[\u0001-\u0020\u007F-\u00A0\u00AD\u061C\u1680\u180E\u2000-\u200F'
-    '\u2028-\u202F\u205F-\u206F\u3000\uFEFF*]'
+    '\u2028-\u202F\u205F-\u206F\u3000\uFEFF*]|::|^:|:$'
 )
-and left(p_name, 1) <> ':'
-and right(p_name, 1) <> ':'
-and position('::' in p_name) = 0
 and length(p_name) - length(replace(p_name, ':', '')) <= 15;
 
 comment on function rowcast.is_name(text) is
@@ -52,17 +50,48 @@ return (
 comment on function rowcast.pattern_shape_of(text) is
 'The shape of a pattern, one letter per segment, that sorts by specificity in collation "C".';
 
+-- Which patterns could govern a name of so many segments, as templates for format() in order of
+-- specificity, joined by blanks: element 2 of the result is '%1$s:%2$s %1$s:*' where the shapes
+-- in use are 'aa' and 'ab'.
+create or replace function rowcast.templates_of(p_shapes text[])
+returns text[]
+language sql
+immutable
+parallel safe
+begin atomic
+    select
+        array_agg((
+            select
+                string_agg(
+                    (
+                        select
+                            string_agg(
+                                case substr(u.shape, i, 1)
+                                    when 'a' then '%' || i || '$s' when 'b' then '*' else '**'
+                                end,
+                                ':' order by i
+                            )
+                        from generate_series(1, length(u.shape)) as i
+                    ), ' ' order by u.shape collate "C"
+                )
+            from unnest(p_shapes) as u (shape)
+            where length(u.shape) = d or length(u.shape) < d and right(u.shape, 1) = 'c'
+        ) order by d)
+    from generate_series(1, 16) as d;
+end;
+
+comment on function rowcast.templates_of(text[]) is
+'For names of 1 to 16 segments the templates of the patterns that can match them, most specific first.';
+
 -- Which channel row governs a name: the most specific pattern, and it alone, also when it is
 -- disabled. One probe of the unique index for every shape in use that fits the number of
 -- segments; LIKE or a regex over stored patterns costs a thousand times more at 100,000 rows.
 --
--- This runs for every message. So the shapes are an argument, which the stamping trigger has at
--- hand; the answer is one uuid, because a row of two columns costs 9 us more; and the pattern is
--- put together as text, because arrays cost 5 us more.
+-- The stamping trigger has the same loop of its own, because a call costs as much as the lookup.
 --
 -- Without sequential scans: a session that planned for ten channels keeps its plan, and would
 -- read the whole table for every message once there are thousands.
-create or replace function rowcast.governing(p_name text, p_shapes text[], p_disabled boolean)
+create or replace function rowcast.governing(p_name text)
 returns uuid
 language plpgsql
 stable
@@ -71,44 +100,29 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 declare
-    v_depth constant integer := length(p_name) - length(replace(p_name, ':', '')) + 1;
-    v_shape text;
-    v_pattern text;
+    v_segments constant text[] := string_to_array(p_name, ':');
+    v_template text;
     v_id uuid;
-    v_enabled boolean;
 begin
+    -- A name that looks like a pattern is none, although it equals one.
     if position('*' in p_name) > 0 then
         return null;
     end if;
-    foreach v_shape in array p_shapes loop
-        continue when length(v_shape) > v_depth or length(v_shape) < v_depth and right(v_shape, 1) <> 'c';
-        v_pattern := '';
-        for i in 1..length(v_shape) loop
-            v_pattern := v_pattern || case substr(v_shape, i, 1)
-                when 'a' then ':' || split_part(p_name, ':', i)
-                when 'b' then ':*'
-                else ':**'
-            end;
-        end loop;
-        select c.id, c.enabled into v_id, v_enabled
+    foreach v_template in array rowcast.templates(cardinality(v_segments)) loop
+        select c.id into v_id
         from public.realtime_channels as c
-        -- The shapes are in collation "C" and pass it on to all text in here, and to the
-        -- comparison, for which the index would then be of no use.
-        where c.pattern = substr(v_pattern, 2) collate "default";
-        if found then
-            return case when v_enabled or p_disabled then v_id end;
-        end if;
+        where c.pattern = format(v_template, variadic v_segments);
+        exit when found;
     end loop;
-    return null;
+    return v_id;
 end;
 $$;
 
-comment on function rowcast.governing(text, text[], boolean) is
-'Id of the channel row that governs a name, given the shapes in use; NULL when there is none, or when it is disabled and those are not asked for.';
+comment on function rowcast.governing(text) is
+'Id of the channel row that governs a name, enabled or not; NULL when there is none.';
 
--- The same for a name alone, with what a caller must know to say why not. A join instead of the
--- sub-select would be hashed, which reads every channel. Without jit: the one row of settings
--- has no index, and a forbidden scan is priced as worth compiling.
+-- The same with what a caller must know to say why not. A join instead of the sub-select would be
+-- hashed, which reads every channel.
 create or replace function rowcast.resolve(
     p_name text, out channel_id uuid, out channel_enabled boolean
 )
@@ -117,16 +131,12 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
-set jit = off
 begin atomic
     select
         c.id,
         c.enabled
     from public.realtime_channels as c
-    where c.id = (
-            select rowcast.governing(p_name, s.shapes, true)
-            from rowcast.settings as s
-        );
+    where c.id = (select rowcast.governing(p_name));
 end;
 
 comment on function rowcast.resolve(text) is

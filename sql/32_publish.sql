@@ -23,6 +23,7 @@ begin
     if publish.missing_ok and (rowcast.resolve(publish.channel)).channel_enabled is not true then
         return null;
     end if;
+    perform set_config('rowcast.message_id', 'wanted', true);
     if pg_trigger_depth() = 0 then
         insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
         values (publish.type, publish.channel, publish.event, publish.payload, publish.id);
@@ -37,7 +38,7 @@ begin
             hint = 'This trigger publishes as the end user, whom the policies of realtime_messages refuse. Let trusted code publish with rowcast.publish_as_system() in a SECURITY DEFINER function of a role granted rowcast_publisher, or use rowcast.attach().';
         end;
     end if;
-    return nullif(current_setting('rowcast.message_id', true), '')::uuid;
+    return nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
 end;
 $$;
 
@@ -94,12 +95,13 @@ begin
     then
         return null;
     end if;
+    perform set_config('rowcast.message_id', 'wanted', true);
     insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
     values (
         publish_as_system.type, publish_as_system.channel, publish_as_system.event,
         publish_as_system.payload, publish_as_system.id
     );
-    return nullif(current_setting('rowcast.message_id', true), '')::uuid;
+    return nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
 end;
 $$;
 

@@ -69,6 +69,10 @@ comment on function rowcast.leaves_for(xid8, timestamptz) is
 -- Dynamic, because it names only the few leaves that are needed: through the parent an empty
 -- drain costs 42 ms with 400 leaves. No LIMIT: it misleads the planner; the loop fetches in
 -- portions and stops early, and answers `more` when the caller has to read by portal.
+--
+-- `offset 0` is a fence: as a plain join the planner thinks each span worth a hundredth of the
+-- leaf, and from three on (that is, three running transactions) it reads the whole leaf and
+-- compares every row with every span: 160 to 900 ms instead of 0.1 at 300,000 rows.
 create or replace function rowcast.feed(
     p_snapshot text, p_boot uuid, p_issued_at timestamptz, p_rows integer, p_bytes integer
 )
@@ -124,8 +128,9 @@ begin
 
     select string_agg(format(
         'select ''message'', m.seq, m.id, m.type, m.channel_id, m.channel_name, m.event_name,'
-        ' m.payload::text, m.sender_type, m.sender_id, m.created_at from rowcast.%I as m, spans as s'
-        ' where m.xid between s.first and s.last and m.seq > $3', l.name
+        ' m.payload::text, m.sender_type, m.sender_id, m.created_at from spans as s, lateral ('
+        'select * from rowcast.%I as l where l.xid between s.first and s.last and l.seq > $3 offset 0'
+        ') as m', l.name
     ) || case when v_since is null then '' else format(
         ' union select ''message'', m.seq, m.id, m.type, m.channel_id, m.channel_name, m.event_name,'
         ' m.payload::text, m.sender_type, m.sender_id, m.created_at from rowcast.%I as m'
@@ -136,8 +141,9 @@ begin
     for kind, seq, id, type, channel_id, channel_name, event_name, payload, sender_type, sender_id, created_at in
         execute 'with spans as (select * from unnest($1, $2) as s (first, last)) ' || v_sql
         || ' union all select g.kind, g.seq, null, null, null, null, null, g.body::text, null, null, g.created_at'
-        || ' from rowcast.signal as g, spans as s where g.xid between s.first and s.last'
-        || ' order by 2'
+        || ' from spans as s, lateral ('
+        || 'select * from rowcast.signal as l where l.xid between s.first and s.last offset 0'
+        || ') as g order by 2'
         using v_first, v_last, v_floor, v_since
     loop
         v_rows := v_rows + 1;

@@ -43,16 +43,3 @@ $$;
 
 comment on function rowcast.login_report() is
 'What is wrong with the session''s login: as any login, as the bridge''s, as the callers''.';
-
--- Definer, because the settings also hold what callers need not know.
-create or replace function rowcast.caller_roles()
-returns text[]
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-begin atomic
-    select s.caller_roles from rowcast.settings as s;
-end;
-
-comment on function rowcast.caller_roles() is 'The roles a token may name.';

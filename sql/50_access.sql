@@ -92,9 +92,10 @@ begin
     for i in 1..cardinality(p_channels) loop
         perform set_config('role', session_user, true);
         perform rowcast.impersonate(p_role, p_claims[i], p_channels[i]);
+        perform set_config('rowcast.message_id', 'wanted', true);
         insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
         values (p_types[i], p_channels[i], p_events[i], p_payloads[i]::jsonb, p_keys[i]);
-        v_ids := v_ids || nullif(current_setting('rowcast.message_id', true), '')::uuid;
+        v_ids := v_ids || nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
     end loop;
     perform set_config('role', 'none', false);
     return v_ids;

@@ -119,7 +119,7 @@ def insert_raw(connection: Connection, channel: str, event: str, **columns: Any)
         connection.execute("set local session_replication_role = replica")
         connection.execute(
             f"insert into public.realtime_messages (seq, id, {names}) values"  # type: ignore[arg-type]
-            " (nextval('rowcast.message_seq'), rowcast.message_id(clock_timestamp()),"
+            " (nextval('rowcast.message_seq'), rowcast.message_id(clock_timestamp(), 0),"
             f" {', '.join(['%s'] * len(named))})",
             list(named.values()),
         )

@@ -62,6 +62,8 @@ def test_a_database_of_any_migration_upgrades_to_the_shape_of_a_new_one(
         assert done.code
         assert len(done.migrations) == SHIPPED.version - version
         new.execute(wanted.encode())
+        # What the channels of a database without code look like, no guard has seen.
+        old.execute("update public.realtime_channels set pattern = pattern")
     assert shapes.shape(empty_database.url) == shapes.shape(database.url)
 
 

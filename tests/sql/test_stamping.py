@@ -8,7 +8,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
+import pg
 from rows import add_channel, messages, only, publish, refused
 from scenes import as_role
 
@@ -298,3 +300,62 @@ def test_a_leaf_refuses_to_be_written_past_its_triggers(tx: Connection, room: UU
 def test_publishing_without_a_payload_sends_an_empty_object(tx: Connection, room: UUID) -> None:
     publish(tx, "room:1")
     assert messages(tx, "room:1")[-1].payload == {}
+
+
+def test_a_changed_setting_counts_at_once_in_a_session_that_has_long_planned(
+    database: pg.Database, db: Connection
+) -> None:
+    """Settings are compiled into constants, and constants into plans."""
+    add_channel(db, "room:*")
+    with database.connect() as writer:
+        for _ in range(10):  # from the sixth run on a plan may be kept
+            publish(writer, "room:1", payload=Jsonb("x" * 500))
+        with pytest.raises(psycopg.Error, match="no enabled channel"):
+            publish(writer, "hall:1:2")
+        db.execute("update rowcast.settings set payload_limit = 100")
+        with pytest.raises(psycopg.Error, match="over the limit of 100 bytes"):
+            publish(writer, "room:1", payload=Jsonb("x" * 500))
+        add_channel(db, "hall:**")
+        assert publish(writer, "hall:1:2") is not None
+
+
+def test_a_setting_that_was_rolled_back_never_counts(db: Connection) -> None:
+    add_channel(db, "room:*")
+    with db.transaction(force_rollback=True):
+        db.execute("update rowcast.settings set payload_limit = 100")
+        add_channel(db, "hall:**")
+        assert publish(db, "hall:1:2") is not None
+    assert publish(db, "room:1", payload=Jsonb("x" * 500)) is not None
+    with pytest.raises(psycopg.Error, match="no enabled channel"):
+        publish(db, "hall:1:2")
+
+
+def test_a_name_is_looked_up_through_all_shapes_that_fit_and_keeps_its_sender(
+    db: Connection,
+) -> None:
+    """A probe that finds nothing must leave no trace in the row."""
+    add_channel(db, "a:b:c")
+    add_channel(db, "a:*:c")
+    channel = add_channel(db, "a:**")
+    db.execute("grant insert on public.realtime_messages to authenticated")
+    db.execute(
+        "create policy p on public.realtime_messages for insert to authenticated with check (true)"
+    )
+    with as_role(db, "authenticated", {"sub": "alice"}):
+        publish(db, "a:x:y")
+    (row,) = messages(db, "a:x:y")
+    assert (str(row.channel_id), row.sender_type, row.sender_id) == (str(channel), "user", "alice")
+
+
+def test_publish_returns_no_id_for_a_row_that_a_trigger_of_the_team_dropped(db: Connection) -> None:
+    add_channel(db, "room:*")
+    assert publish(db, "room:1") is not None
+    db.execute(
+        "create function public.dropped() returns trigger language plpgsql"
+        " as $$ begin return null; end $$"
+    )
+    db.execute(
+        "create trigger a before insert on public.realtime_messages"
+        " for each row execute function public.dropped()"
+    )
+    assert publish(db, "room:1") is None

@@ -238,9 +238,17 @@ def definer_is_decided(f: Function) -> Findings:
         yield f"{f.statement.where}: {f.name}: write security invoker or security definer"
 
 
+# Run once a publish, with the rights of whoever publishes; every name in them is qualified.
+QUALIFIED = {"rowcast.messages_caller", "rowcast.ring"}
+
+
 def path_is_pinned(f: Function) -> Findings:
     """pg_temp is searched first unless it is named, and anybody may create tables in it."""
-    needed = f.name != "do" and (f.definer or f.language == "plpgsql" or bool(f.body))
+    needed = (
+        f.name != "do"
+        and (f.definer or f.language == "plpgsql" or bool(f.body))
+        and (f.definer or f.name not in QUALIFIED)
+    )
     path = f.settings.get("search_path")
     if needed and path not in ("pg_catalog, pg_temp", ""):
         yield f"{f.statement.where}: {f.name}: set search_path = pg_catalog, pg_temp"
