@@ -207,6 +207,7 @@ def test_a_drain_beside_many_running_transactions_reads_no_more_than_what_is_new
         database = running.enter_context(own_server.database())
         db = running.enter_context(database.connect())
         bridge = running.enter_context(database.connect(database.bridge_url))
+        only(db, "select rowcast.boot_id()::text")
         add_channel(db, "room:*")
         fill(db, 20_000)
         cursor = ask(bridge)
