@@ -63,7 +63,12 @@ class Settings:
     )
     poll_min: float = setting(0.002, "Seconds between polls while messages flow.", least=0.0005)
     poll_max: float = setting(0.02, "Seconds between polls when none came.", least=0.001)
-    idle_after: float = setting(0.1, "Seconds without a message before falling asleep.", least=0)
+    idle_after: float = setting(
+        0.1, "Seconds over which messages are counted before falling asleep.", least=0
+    )
+    ring_rate: float = setting(
+        50, "Rings a second from which on publishers are spared and the bridge polls.", least=0
+    )
     safety_poll: float = setting(5.0, "Seconds between polls while asleep; 0: none.", least=0)
     probe_interval: float = setting(5.0, "Seconds between checks that LISTEN hears.", least=0.05)
     upkeep_interval: float = setting(20.0, "Seconds between upkeep calls.", least=0.05)

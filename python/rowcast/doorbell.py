@@ -8,6 +8,10 @@ holds the doorbell lock. Falling asleep without losing a ring:
    doorbell before step 1, everybody later rings;
 3. drain until they are gone, and once more after that;
 4. wait for the notification.
+
+It goes on sleeping over single rings, which cost a lone publisher nothing: the lock is still
+held, so what it hears is all there is. Only where many ring, they hold each other up; then it
+wakes and polls.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import asyncpg
@@ -27,6 +33,8 @@ __all__ = ["Doorbell"]
 
 CHANNEL = "rowcast"
 BACKOFF_MAX = 5.0
+# Seconds over which rings are counted.
+RING_WINDOW = 0.2
 
 
 class Doorbell:
@@ -42,6 +50,7 @@ class Doorbell:
         self._settings = settings
         self._connection: Connection | None = None
         self._rang = asyncio.Event()
+        self._rings: deque[float] = deque(maxlen=1 + int(settings.ring_rate * RING_WINDOW))
         self._lost = asyncio.Event()
         self._probes: dict[str, asyncio.Event] = {}
         # One query at a time on the connection: the probe must not meet the sleep.
@@ -78,7 +87,8 @@ class Doorbell:
     async def _keep_probing(self, connection: Connection) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), self._settings.probe_interval)
+                async with asyncio.timeout(self._settings.probe_interval):
+                    await self._lost.wait()
                 raise ConnectionError("the connection was closed")
             async with self._turn:
                 dozing = self._dozing
@@ -91,10 +101,10 @@ class Doorbell:
         nonce = secrets.token_hex(8)
         heard = self._probes[nonce] = asyncio.Event()
         try:
-            holds = await asyncio.wait_for(
-                self._database.probe(connection, nonce), self._settings.probe_interval
-            )
-            await asyncio.wait_for(heard.wait(), max(self._settings.probe_interval, 1))
+            async with asyncio.timeout(self._settings.probe_interval):
+                holds = await self._database.probe(connection, nonce)
+            async with asyncio.timeout(max(self._settings.probe_interval, 1)):
+                await heard.wait()
         except TimeoutError:
             raise ConnectionError(
                 "LISTEN is deaf: give ROWCAST_LISTEN_URL a direct connection, or set"
@@ -106,6 +116,7 @@ class Doorbell:
 
     def _notified(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         if payload == "":
+            self._rings.append(time.monotonic())
             self._rang.set()
         elif isinstance(payload, str) and payload in self._probes:
             self._probes[payload].set()
@@ -122,13 +133,13 @@ class Doorbell:
         metrics.listen_up.set(0)
 
     async def sleep(self, drain: Callable[[], Awaitable[int]]) -> bool:
-        """Fall asleep if that is safe, and wait for a ring.
+        """Fall asleep if that is safe, and drain at each ring until too many ring.
 
         Args:
             drain: reads the feed; returns how many messages came.
 
         Returns:
-            False when it was not possible now and the caller must poll.
+            False when it was not possible now. The caller must poll in either case.
         """
         connection = self._connection
         if connection is None or not self.enabled:
@@ -152,8 +163,14 @@ class Doorbell:
             if await drain():
                 return True
             metrics.sleeps.inc()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._rang.wait(), self._settings.safety_poll or None)
+            while connection is self._connection:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.safety_poll or None):
+                        await self._rang.wait()
+                if self._crowded():
+                    return True
+                self._rang.clear()
+                await drain()
         except (*UNAVAILABLE, asyncpg.PostgresError):
             if connection is self._connection:
                 self._forget()
@@ -162,6 +179,11 @@ class Doorbell:
             # Beside the drain that follows: what rang is waiting.
             self._waking = asyncio.create_task(self._wake(connection))
         return True
+
+    def _crowded(self) -> bool:
+        """Whether publishers ring so often that they get into each other's way."""
+        rings = self._rings
+        return len(rings) == rings.maxlen and rings[0] > time.monotonic() - RING_WINDOW
 
     async def _wake(self, connection: Connection) -> None:
         # Awake means polling: publishers must not go on ringing.

@@ -110,18 +110,21 @@ class Feed:
 
     async def _read(self, connection: Connection) -> None:
         delay = self._settings.poll_min
-        active = time.monotonic()
+        # When messages came lately. Few of them are no reason to stay awake: they may ring.
+        news: deque[float] = deque()
+        few = self._settings.ring_rate * self._settings.idle_after / 2
         while True:
-            if await self._drain(connection):
+            came = await self._drain(connection)
+            now = time.monotonic()
+            if came:
+                news.append(now)
                 delay = self._settings.poll_min
-                active = time.monotonic()
-            elif time.monotonic() - active > self._settings.idle_after and (
-                await self._doorbell.sleep(lambda: self._drain(connection))
-            ):
-                delay = self._settings.poll_min
-                active = time.monotonic()
-                continue
-            else:
+            while news and news[0] < now - self._settings.idle_after:
+                news.popleft()
+            if not came:
+                if len(news) <= few and await self._doorbell.sleep(lambda: self._drain(connection)):
+                    delay = self._settings.poll_min
+                    continue
                 delay = min(delay * 1.5, self._settings.poll_max)
             await asyncio.sleep(delay)
 

@@ -30,7 +30,7 @@ BOUND = 3.0
 def sleepy(database: pg.Database) -> Iterator[Daemon]:
     """A bridge that sleeps whenever it can, and wakes only by a ring."""
     open_channels(database, "room:*")
-    with daemon(database, safety_poll=0, idle_after=0, probe_interval=60) as bridge:
+    with daemon(database, safety_poll=0, idle_after=0, ring_rate=0, probe_interval=60) as bridge:
         yield bridge
 
 
