@@ -115,6 +115,7 @@ begin
     return jsonb_build_object(
         'made', v_made,
         'closed', rowcast.close_leaves(),
+        'compiled', rowcast.fresh_compile(),
         'dropped', rowcast.drop_leaves(),
         'broadcasts', rowcast.expire_broadcasts()
     );

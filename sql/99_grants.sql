@@ -92,3 +92,5 @@ join pg_catalog.pg_class as c on i.inhrelid = c.oid
 where c.relnamespace = 'rowcast'::regnamespace and c.relkind in ('r', 'p');
 
 select rowcast.make_leaves();
+
+select rowcast.fresh_compile();

@@ -238,8 +238,12 @@ def definer_is_decided(f: Function) -> Findings:
         yield f"{f.statement.where}: {f.name}: write security invoker or security definer"
 
 
-# Run once a publish, with the rights of whoever publishes; every name in them is qualified.
-QUALIFIED = {"rowcast.messages_caller", "rowcast.ring"}
+# Run once a publish, or inlined; with the caller's rights, and every name in them is qualified.
+QUALIFIED = {
+    "rowcast.fresh",
+    "rowcast.messages_caller",
+    "rowcast.ring",
+}
 
 
 def path_is_pinned(f: Function) -> Findings:

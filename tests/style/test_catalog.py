@@ -116,7 +116,7 @@ def test_functions_that_need_a_path_pin_one(tx: psycopg.Connection[Any]) -> None
     for signature, (needed, config) in installed(tx, facts).items():
         paths = [c for c in config or () if c.startswith("search_path=")]
         expected = [["search_path=pg_catalog, pg_temp"], ['search_path=""']]
-        if signature.removesuffix("()") not in QUALIFIED:
+        if signature.split("(")[0] not in QUALIFIED:
             assert not needed or paths in expected, signature
 
 
