@@ -1,0 +1,26 @@
+-- Administration: functions of the bridge login that take the claims of whoever asks.
+
+-- The bridge login is nobody's administrator, so each rowcast.admin_* function begins with this.
+-- The claims were verified by the bridge; whom they make an administrator is a setting of the
+-- database and not of the bridge, so that all bridges agree.
+create or replace function rowcast.require_admin(p_claims text)
+returns void
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_role constant text := p_claims::jsonb ->> 'role';
+begin
+    if v_role is null or not exists (
+        select from rowcast.settings as s where v_role = any (s.admin_roles)
+    ) then
+        raise exception 'role "%" may not administer channels', left(coalesce(v_role, ''), 100)
+        using errcode = 'RCA01', hint = 'Use a token whose role is in rowcast.settings.admin_roles.';
+    end if;
+end;
+$$;
+
+comment on function rowcast.require_admin(text) is
+'Raises RCA01 unless the role claim is one of the administrators.';
