@@ -27,7 +27,7 @@ from .hub import Hub
 from .message import Message
 from .observe import configure, observe
 from .service import Service
-from .wire import native
+from .wire.events import Status
 
 __all__ = ["serve"]
 
@@ -78,7 +78,7 @@ class _Bridge:
                 self.hub.deleted(body["channel"], body["id"])
 
     def status(self, status: str) -> None:
-        self.hub.broadcast(native.encode({"op": "status", "status": status}))
+        self.hub.broadcast(Status(status))
 
     async def check(self) -> None:
         """Refuse to run on what would break a promise; wait for a database that is away."""

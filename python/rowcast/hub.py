@@ -1,18 +1,20 @@
 """Who hears what: channels to sessions, and the fan-out.
 
-A message is encoded once, not once per client; what one tick has for a client is joined into
-one write, because the system call costs more than the bytes. No I/O, no database.
+A message is encoded once per format of a wire, not once per client; what one tick has for a
+client is joined into one write, because the system call costs more than the bytes. No I/O, no
+database.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .cursor import CursorKey, Position
 from .message import Message
 from .observe import metrics
 from .session import Session, Subscription
-from .wire import native
+from .wire.base import Wire
+from .wire.events import Cursor, Deleted, Event
 
 __all__ = ["Hub"]
 
@@ -90,8 +92,13 @@ class Hub:
         alone = len(by_channel) == 1
         writes = 0
         for channel, group in by_channel.items():
-            shared = native.encode_messages(channel, group)
+            encoded: dict[str, bytes] = {}
+            wire: Wire | None = None
+            shared = b""
             for session, subscription in list(self._channels.get(channel, {}).items()):
+                if session.wire is not wire:  # most clients share one, and a look-up shows
+                    wire = session.wire
+                    shared = self._encode(wire, group, encoded)
                 if subscription.holding:
                     session.hold(subscription, self.generation, group, shared)
                     continue
@@ -113,6 +120,13 @@ class Hub:
             if writes % BURST == 0:
                 yield
 
+    @staticmethod
+    def _encode(wire: Wire, group: list[Message], encoded: dict[str, bytes]) -> bytes:
+        if wire.format not in encoded:
+            encoded[wire.format] = wire.encode_messages(group[0].channel, group)
+            metrics.encodings.labels(wire.format).inc(len(group))
+        return encoded[wire.format]
+
     def congested(self) -> bool:
         """Whether some client has more than half of its buffer waiting."""
         return any(session.congested for session in self.sessions)
@@ -131,7 +145,7 @@ class Hub:
         others = [message for message in group if message.id not in session.own_ids]
         if len(others) == len(group):
             return shared
-        return native.encode_messages(group[0].channel, others) if others else b""
+        return session.wire.encode_messages(group[0].channel, others) if others else b""
 
     def release(self, session: Session, subscription: Subscription) -> bool:
         """Write what was held back, now that nothing stands against it; whether there was any."""
@@ -152,14 +166,21 @@ class Hub:
 
     def deleted(self, channel: str, message_id: str) -> None:
         """Tell the subscribers of a channel that a message is gone."""
-        frame = native.encode({"op": "deleted", "channel": channel, "id": message_id})
-        for session in list(self._channels.get(channel, ())):
-            session.write(frame)
+        self.tell(self._channels.get(channel, ()), Deleted(channel, message_id))
 
-    def broadcast(self, frame: bytes) -> None:
-        """Write one frame to every client."""
-        for session in list(self.sessions):
-            session.write(frame)
+    def broadcast(self, event: Event) -> None:
+        """Tell every client."""
+        self.tell(self.sessions, event)
+
+    @staticmethod
+    def tell(sessions: Iterable[Session], event: Event) -> None:
+        """Tell these clients, encoding once per format."""
+        encoded: dict[str, bytes] = {}
+        for session in list(sessions):
+            wire = session.wire
+            if wire.format not in encoded:
+                encoded[wire.format] = wire.encode(event)
+            session.write(encoded[wire.format])
 
     def cursor(self, session: Session, key: CursorKey) -> bool:
         """Write one session's cursor: everything of this session up to the position was written.
@@ -174,5 +195,5 @@ class Hub:
             return False
         session.dirty = False
         token = key.sign(self.position, session.caller.cursor_subject)
-        session.write(native.encode({"op": "cursor", "cursor": token}))
+        session.tell(Cursor(token))
         return True

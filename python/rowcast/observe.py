@@ -58,6 +58,12 @@ class Metrics:
         self.deliveries = Counter(
             "rowcast_deliveries_total", "Messages written to clients.", registry=self.registry
         )
+        self.encodings = Counter(
+            "rowcast_encodings_total",
+            "Messages encoded: each once per wire, however many clients hear it.",
+            ["wire"],
+            registry=self.registry,
+        )
         self.received = Counter(
             "rowcast_frames_received_total", "Frames from clients.", registry=self.registry
         )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
 from .access import Access
 from .auth import Verifier
 from .caller import Caller
@@ -19,7 +21,17 @@ from .hub import Hub
 from .message import Message
 from .observe import metrics, observe
 from .session import Session, State, Subscription
-from .wire import native
+from .wire.events import (
+    Authenticated,
+    Closed,
+    Done,
+    Published,
+    Refused,
+    Status,
+    Subscribed,
+    Welcome,
+)
+from .wire.operations import Auth, Op, Ping, Publish, Subscribe, Unsubscribe
 
 __all__ = ["Service"]
 
@@ -34,9 +46,9 @@ class _Opening:
     """What is written before the `ok` of a subscribe."""
 
     frames: bytes = b""
-    recovered: bool | None = None
-    ephemeral: bool | None = None
-    reason: str | None = None
+    recovered: bool | UnsetType = UNSET
+    ephemeral: bool | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
 
 
 class Service:
@@ -72,14 +84,14 @@ class Service:
             Whether it may stay.
         """
         self._hub.add(session)
-        session.write(native.encode(self._welcome(session)))
+        session.tell(self._welcome(session))
         if not token:
             self._timer(session, self._settings.auth_timeout, self._unauthorized)
             return True
         try:
             await self._authenticate(session, token)
         except Refusal as refusal:
-            session.write(native.encode_error(None, refusal))
+            session.tell(Refused.because(None, refusal))
             if refusal.code == "unavailable":
                 session.close("internal")
             else:
@@ -93,20 +105,21 @@ class Service:
         self._cancel_timers(session)
         self._hub.remove(session)
 
-    async def handle(self, session: Session, data: bytes) -> None:
+    async def handle(self, session: Session, data: bytes, *, binary: bool = False) -> None:
         """Take one frame. Never raises: every frame gets an answer, and none ends the bridge."""
         metrics.received.inc()
-        op, ref, refusal = None, None, None
+        op, ref = None, None
         try:
             if len(data) > self._settings.max_frame:
                 raise Refusal("frame_too_large")
-            op, ref, refusal = native.decode(data)
+            ops, ref, refusal = session.wire.decode(data, binary=binary)
             if refusal is not None:
                 session.bad_frame()
                 raise refusal
             session.admit()
             session.good_frame()
-            await self._dispatch(session, op)
+            for op in ops:
+                await self._dispatch(session, op)
         except Refusal as error:
             self._refuse(session, ref, error, getattr(op, "channel", None))
         except Exception:
@@ -118,32 +131,24 @@ class Service:
     ) -> None:
         metrics.refusals.labels(refusal.code).inc()
         observe("refused", session=session.id, code=refusal.code, channel=channel)
-        session.write(native.encode_error(ref, refusal, channel))
+        session.tell(Refused.because(ref, refusal, channel))
 
-    async def _dispatch(self, session: Session, op: native.Op | None) -> None:
+    async def _dispatch(self, session: Session, op: Op) -> None:
         match op:
-            case native.Auth():
+            case Auth():
                 caller = await self._authenticate(session, op.token)
-                session.write(
-                    native.encode(
-                        {
-                            "op": "ok",
-                            "ref": op.ref,
-                            "user": caller.subject,
-                            "role": caller.role,
-                            "expires": int(caller.expires),
-                        }
-                    )
+                session.tell(
+                    Authenticated(op.ref, caller.subject, caller.role, int(caller.expires))
                 )
-            case native.Ping():
-                session.write(native.encode({"op": "ok", "ref": op.ref}))
-            case native.Subscribe():
+            case Ping():
+                session.tell(Done(op.ref))
+            case Subscribe():
                 self._subscribe(session, op)
-            case native.Unsubscribe():
+            case Unsubscribe():
                 if not self._hub.leave(session, op.channel):
                     raise Refusal("not_subscribed")
-                session.write(native.encode({"op": "ok", "ref": op.ref, "channel": op.channel}))
-            case native.Publish():
+                session.tell(Done(op.ref, op.channel))
+            case Publish():
                 caller = session.authenticated()
                 self._spawn(session, op.ref, op.channel, self._publish(session, caller, op))
             case _:
@@ -182,9 +187,7 @@ class Service:
             session.subscriptions.get(subscription.channel) is subscription
         ):
             self._hub.leave(session, subscription.channel)
-            session.write(
-                native.encode({"op": "closed", "channel": subscription.channel, "code": "revoked"})
-            )
+            session.tell(Closed(subscription.channel, "revoked"))
 
     def _timer(self, session: Session, delay: float, call: Any) -> None:
         handle = asyncio.get_running_loop().call_later(
@@ -210,13 +213,13 @@ class Service:
         if self._left(session) > EXPIRY_WARNING + 1:
             self._timer(session, self._left(session) - EXPIRY_WARNING, self._expiring)
         else:
-            session.write(native.encode({"op": "status", "status": "token_expiring"}))
+            session.tell(Status("token_expiring"))
 
     def _expired(self, session: Session) -> None:
         if self._left(session) > 1:
             self._timer(session, self._left(session), self._expired)
         else:
-            session.write(native.encode_error(None, Refusal("token_expired")))
+            session.tell(Refused.because(None, Refusal("token_expired")))
             session.close("token_expired")
 
     # Requests that ask the database
@@ -238,7 +241,7 @@ class Service:
         finally:
             session.pending -= 1
 
-    async def _publish(self, session: Session, caller: Caller, op: native.Publish) -> None:
+    async def _publish(self, session: Session, caller: Caller, op: Publish) -> None:
         subscription = session.subscriptions.get(op.channel)
         if subscription:
             subscription.publishing += 1
@@ -253,13 +256,13 @@ class Service:
                 caller, session.id, op.channel, op.type, op.event, payload, op.id
             )
             session.own_ids.append(str(message_id))
-            session.write(native.encode({"op": "ok", "ref": op.ref, "id": str(message_id)}))
+            session.tell(Published(op.ref, str(message_id)))
         finally:
             if subscription:
                 subscription.publishing -= 1
                 self._hub.release(session, subscription)
 
-    def _subscribe(self, session: Session, op: native.Subscribe) -> None:
+    def _subscribe(self, session: Session, op: Subscribe) -> None:
         caller = session.authenticated()
         names = op.names()
         if not names:
@@ -304,7 +307,7 @@ class Service:
         session: Session,
         caller: Caller,
         subscription: Subscription,
-        op: native.Subscribe,
+        op: Subscribe,
         fresh: bool,
     ) -> None:
         channel = subscription.channel
@@ -316,7 +319,7 @@ class Service:
                 subscription.forget(subscription.joined)
             if not await self._access.may_subscribe(caller, channel):
                 raise Refusal("forbidden")
-            opening = await self._opening(caller, subscription, op, start)
+            opening = await self._opening(session, caller, subscription, op, start)
         except BaseException:
             if session.subscriptions.get(channel) is subscription:
                 self._hub.leave(session, channel)
@@ -327,19 +330,20 @@ class Service:
         key, position = self._feed.key, self._hub.position
         assert key is not None
         assert position is not None
-        answer: dict[str, Any] = {"op": "ok", "ref": op.ref, "channel": channel}
         # What is held comes after this frame, so its cursor may only say what came before; and
         # there is none while another channel is being resumed or has something held back.
         at = start if subscription.held else position
         others = (s for s in session.subscriptions.values() if s is not subscription)
-        if not any(s.held or s.resuming for s in others):
-            answer["cursor"] = key.sign(at, caller.cursor_subject)
-        if opening.recovered is not None:
-            answer["recovered"] = opening.recovered
-            answer["ephemeral"] = opening.ephemeral
-        if opening.reason is not None:
-            answer["reason"] = opening.reason
-        session.write(opening.frames + native.encode(answer))
+        current = not any(s.held or s.resuming for s in others)
+        answer = Subscribed(
+            op.ref,
+            channel,
+            key.sign(at, caller.cursor_subject) if current else UNSET,
+            opening.recovered,
+            opening.ephemeral,
+            opening.reason,
+        )
+        session.write(opening.frames + session.wire.encode(answer))
         subscription.state = State.LIVE
         subscription.resuming = False
         if self._hub.release(session, subscription):
@@ -357,47 +361,45 @@ class Service:
 
     async def _opening(
         self,
+        session: Session,
         caller: Caller,
         subscription: Subscription,
-        op: native.Subscribe,
+        op: Subscribe,
         start: Position,
     ) -> _Opening:
         if op.after is not None and self._feed.key is not None:
             position = self._feed.key.read(op.after, caller.cursor_subject)
             if position is not None:
-                return await self._replay(subscription, position)
+                return await self._replay(session, subscription, position)
             # An invalid cursor counts as none; the client must know that it starts anew.
             return _Opening(recovered=False, ephemeral=False, reason="invalid_cursor")
         if op.history:
             rows = await self._access.history(caller, subscription.channel, op.history, start)
-            return _Opening(self._encode(subscription.channel, rows, "history"))
+            return _Opening(self._encode(session, subscription.channel, rows, "history"))
         return _Opening()
 
-    async def _replay(self, subscription: Subscription, position: Position) -> _Opening:
+    async def _replay(
+        self, session: Session, subscription: Subscription, position: Position
+    ) -> _Opening:
         state, rows = await self._access.replay(subscription, position)
         if state in ("complete", "durable"):
-            frames = self._encode(subscription.channel, rows, "replay")
+            frames = self._encode(session, subscription.channel, rows, "replay")
             return _Opening(frames, recovered=True, ephemeral=state == "complete")
         return _Opening(recovered=False, ephemeral=False, reason=state)
 
     @staticmethod
-    def _encode(channel: str, rows: Sequence[Message], flag: str) -> bytes:
-        return native.encode_messages(channel, rows, flag) if rows else b""
+    def _encode(session: Session, channel: str, rows: Sequence[Message], flag: str) -> bytes:
+        return session.wire.encode_messages(channel, rows, flag) if rows else b""
 
-    def _welcome(self, session: Session) -> dict[str, Any]:
+    def _welcome(self, session: Session) -> Welcome:
         settings = self._settings
-        return {
-            "op": "welcome",
-            "session": session.id,
-            "heartbeat": settings.heartbeat,
-            "replayOverlap": self._feed.overlap,
-            "limits": {
-                "payload": self._feed.payload_limit,
-                "frame": settings.max_frame,
-                "channels": settings.max_channels,
-                "history": settings.max_history,
-                "rate": settings.frame_rate,
-                "burst": settings.frame_burst,
-                "pending": settings.max_pending,
-            },
+        limits = {
+            "payload": self._feed.payload_limit,
+            "frame": settings.max_frame,
+            "channels": settings.max_channels,
+            "history": settings.max_history,
+            "rate": settings.frame_rate,
+            "burst": settings.frame_burst,
+            "pending": settings.max_pending,
         }
+        return Welcome(session.id, settings.heartbeat, self._feed.overlap, limits)

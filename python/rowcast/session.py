@@ -17,6 +17,9 @@ from .config import Settings
 from .cursor import Position
 from .errors import CLOSE, Refusal
 from .message import Message
+from .wire.base import Wire
+from .wire.events import Event
+from .wire.native import NATIVE
 
 __all__ = ["Pipe", "Session", "State", "Subscription"]
 
@@ -77,6 +80,7 @@ class Session:
     Args:
         pipe: where its bytes go.
         settings: its limits.
+        wire: the words it speaks.
     """
 
     __slots__ = (
@@ -92,13 +96,15 @@ class Session:
         "own_ids",
         "pending",
         "subscriptions",
+        "wire",
     )
 
-    def __init__(self, pipe: Pipe, settings: Settings) -> None:
+    def __init__(self, pipe: Pipe, settings: Settings, wire: Wire = NATIVE) -> None:
         self.id = secrets.token_urlsafe(12)
         self.caller: Caller | None = None
         self.subscriptions: dict[str, Subscription] = {}
         self.pending = 0  # requests under way
+        self.wire = wire
         self.closed = False
         self.dirty = False  # messages were written since the last cursor
         self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
@@ -166,12 +172,16 @@ class Session:
     def write(self, data: bytes) -> None:
         """Write now. A client that does not read is closed: it resumes from the database, which
         is a better buffer than our memory."""
-        if self.closed:
+        if self.closed or not data:
             return
         if self._pipe.waiting() > self._settings.buffer_bytes:
             self.close("slow")
             return
         self._pipe.write(data)
+
+    def tell(self, event: Event) -> None:
+        """Write an event in the client's words."""
+        self.write(self.wire.encode(event))
 
     @property
     def congested(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,10 @@ from rowcast.cursor import CursorKey, Position
 from rowcast.errors import CLOSE, Refusal
 from rowcast.hub import Hub
 from rowcast.message import Message
+from rowcast.observe import metrics
 from rowcast.session import Session, State, Subscription
+from rowcast.wire.events import Event, Status
+from rowcast.wire.native import NATIVE, Native
 
 KEY = CursorKey(b"k" * 64)
 
@@ -77,9 +81,11 @@ class Scene:
         self.hub = Hub()
         self.hub.moved(position(1))
 
-    def client(self, *channels: str, **settings: Any) -> tuple[Session, Pipe]:
+    def client(
+        self, *channels: str, wire: Native = NATIVE, **settings: Any
+    ) -> tuple[Session, Pipe]:
         pipe = Pipe()
-        session = Session(pipe, Settings(**settings))
+        session = Session(pipe, Settings(**settings), wire)
         session.caller = Caller("authenticated", "alice", "{}", 0.0)
         self.hub.add(session)
         for channel in channels:
@@ -101,6 +107,22 @@ class Scene:
         self.hub.moved(position(self.hub.generation + 2))
 
 
+class Loud(Native):
+    """Another wire."""
+
+    format = "loud"
+
+    def encode_messages(
+        self, channel: str, messages: Sequence[Message], flag: str | None = None
+    ) -> bytes:
+        return super().encode_messages(channel.upper(), messages, flag)
+
+
+def encodings(wire: str) -> float:
+    value = metrics.registry.get_sample_value("rowcast_encodings_total", {"wire": wire})
+    return value or 0.0
+
+
 @pytest.fixture
 def scene() -> Scene:
     return Scene()
@@ -112,6 +134,41 @@ def test_a_message_goes_to_its_channel_only_and_in_order(scene: Scene) -> None:
     scene.drained(message("1"), message("2", "hall"), message("3"))
     assert room.payloads() == [1, 3]
     assert sorted(both.payloads()) == [1, 2, 3]
+
+
+def test_a_message_is_encoded_once_for_each_wire_however_many_hear_it(scene: Scene) -> None:
+    native = [scene.client("room")[1] for _ in range(20)]
+    loud = [scene.client("room", wire=Loud())[1] for _ in range(20)]
+    before = encodings("native"), encodings("loud")
+    scene.drained(message("1"), message("2"))
+    assert (encodings("native"), encodings("loud")) == (before[0] + 2, before[1] + 2)
+    for pipe, channel in [(pipe, "room") for pipe in native] + [(pipe, "ROOM") for pipe in loud]:
+        [frame] = pipe.frames()
+        assert frame["channel"] == channel
+        assert [m["payload"] for m in frame["messages"]] == [1, 2]
+
+
+def test_a_wire_that_nobody_speaks_costs_nothing(scene: Scene) -> None:
+    scene.client("room")
+    scene.client("hall", wire=Loud())
+    before = encodings("loud")
+    scene.drained(message("1"))
+    assert encodings("loud") == before
+
+
+def test_what_everybody_is_told_comes_in_the_words_of_each(scene: Scene) -> None:
+    class Mute(Native):
+        format = "mute"
+
+        def encode(self, event: Event) -> bytes:
+            return b""
+
+    _, hears = scene.client()
+    mute, silent = scene.client(wire=Mute())
+    scene.hub.broadcast(Status("degraded"))
+    assert hears.frames() == [{"op": "status", "status": "degraded"}]
+    assert not silent.data
+    assert not mute.closed
 
 
 def test_while_pending_messages_are_held_and_then_come_in_order(scene: Scene) -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from rowcast.errors import CATALOGUE, Refusal
 from rowcast.wire import native
+from rowcast.wire.events import Refused
+from rowcast.wire.operations import Publish, Subscribe
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -61,7 +63,7 @@ def test_a_ref_comes_back_also_when_the_rest_is_wrong(ref: Any) -> None:
 def test_a_payload_stays_the_bytes_that_came() -> None:
     text = b'{ "a" : 1.10, "b": 1e400, "a": 123456789012345678901234567890 }'
     op, _, _ = native.decode(b'{"op":"publish","channel":"c","event":"e","payload":' + text + b"}")
-    assert isinstance(op, native.Publish)
+    assert isinstance(op, Publish)
     assert bytes(op.payload) == text
 
 
@@ -76,7 +78,7 @@ def test_names_with_nul_or_too_many_bytes_are_refused_before_sql() -> None:
 
 def test_channels_are_asked_for_once_each() -> None:
     op, _, _ = native.decode(b'{"op":"subscribe","channel":"a","channels":["b","a","b"]}')
-    assert isinstance(op, native.Subscribe)
+    assert isinstance(op, Subscribe)
     assert op.names() == ["a", "b"]
 
 
@@ -84,7 +86,7 @@ def test_channels_are_asked_for_once_each() -> None:
 def test_errors_are_valid_frames_whatever_they_quote(ref: str, text: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in ref + text):
         return
-    data = native.encode_error(ref, Refusal("unavailable", text), text)
+    data = native.NATIVE.encode(Refused.because(ref, Refusal("unavailable", text), text))
     at = {126: 4, 127: 10}.get(data[1], 2)
     frame = msgspec.json.decode(data[at:])
     assert (frame["ref"], frame["message"], frame["retryAfter"]) == (ref, text, 1.0)

@@ -10,12 +10,12 @@ import struct
 from aiohttp import WSMsgType, web
 
 from ..config import Settings
-from ..errors import CATALOGUE, CLOSE, Refusal
+from ..errors import CATALOGUE, CLOSE
 from ..hub import Hub
 from ..observe import observe
 from ..service import Service
 from ..session import Session
-from ..wire import native
+from ..wire.native import NATIVE
 
 __all__ = ["Sockets"]
 
@@ -99,7 +99,7 @@ class Sockets:
         )
         await response.prepare(request)
         pipe = _Pipe(request, response, self._settings.slow_grace)
-        session = Session(pipe, self._settings)
+        session = Session(pipe, self._settings, NATIVE)
         observe("session_opened", session=session.id, peer=request.remote)
         token = request.query.get("token") or request.query.get("apikey") or ""
         try:
@@ -115,15 +115,12 @@ class Sockets:
         async for message in response:
             if session.closed:
                 return
-            if message.type is WSMsgType.TEXT:
+            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 data = message.data
                 await self._service.handle(
-                    session, data if isinstance(data, bytes) else data.encode()
-                )
-            elif message.type is WSMsgType.BINARY:
-                session.bad_frame()
-                session.write(
-                    native.encode_error(None, Refusal("invalid_frame", "Send text frames."))
+                    session,
+                    data if isinstance(data, bytes) else data.encode(),
+                    binary=message.type is WSMsgType.BINARY,
                 )
 
     def _refuse(self, request: web.Request) -> web.Response | None:

@@ -8,99 +8,20 @@ Postgres accepts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Any
 
 import msgspec
 
-from ..errors import CATALOGUE, Refusal
+from ..errors import Refusal
 from ..message import Message
+from .events import Event
 from .frames import text_frame
+from .operations import Auth, Op, Ping, Publish, Subscribe
 
-__all__ = [
-    "Auth",
-    "Op",
-    "Ping",
-    "Publish",
-    "Subscribe",
-    "Track",
-    "Unsubscribe",
-    "Untrack",
-    "decode",
-    "encode",
-    "encode_error",
-    "encode_messages",
-]
-
-Ref = Annotated[str, msgspec.Meta(max_length=255)]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+__all__ = ["NATIVE", "Native", "decode", "encode_messages"]
 
 # A frame of many messages is cut, so that a client can begin before all of it has come.
 FRAME_BYTES = 262_144
-
-
-class Operation(msgspec.Struct, tag_field="op", frozen=True):
-    """What all frames of clients have."""
-
-    ref: Ref | int | None = None
-
-
-class Auth(Operation, tag="auth", frozen=True):
-    """Who I am: a token; again at any time, to refresh it."""
-
-    token: str = ""
-
-
-class Subscribe(Operation, tag="subscribe", frozen=True):
-    """Let me hear these channels, from where I left them, or with some history."""
-
-    channel: Name | None = None
-    channels: list[Name] | None = None
-    after: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
-    history: Annotated[int, msgspec.Meta(ge=0)] = 0
-    own: bool = msgspec.field(default=True, name="self")
-
-    def names(self) -> list[str]:
-        """The channels asked for, each once, in the order given."""
-        return list(
-            dict.fromkeys([*([self.channel] if self.channel else []), *(self.channels or [])])
-        )
-
-
-class Unsubscribe(Operation, tag="unsubscribe", frozen=True):
-    """Let me hear this channel no more."""
-
-    channel: Name = ""
-
-
-class Publish(Operation, tag="publish", frozen=True):
-    """Publish this message; the answer comes after commit."""
-
-    channel: Name = ""
-    event: Name = ""
-    payload: msgspec.Raw = msgspec.Raw(b"{}")
-    type: str = "message"
-    id: UUID | None = None
-
-
-class Track(Operation, tag="track", frozen=True):
-    """Show me to the others in this channel, with this state."""
-
-    channel: Name = ""
-    state: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class Untrack(Operation, tag="untrack", frozen=True):
-    """Show me to the others no more."""
-
-    channel: Name = ""
-
-
-class Ping(Operation, tag="ping", frozen=True):
-    """Answer, so that I know that you are there."""
-
-
-Op = Auth | Subscribe | Unsubscribe | Publish | Track | Untrack | Ping
 
 
 class _Envelope(msgspec.Struct):
@@ -157,28 +78,6 @@ def _explain(data: bytes, error: Exception) -> tuple[Any, Refusal]:
     return ref, Refusal("invalid_frame", f"The frame does not fit op {envelope.op}: {error}.")
 
 
-def encode(frame: dict[str, Any]) -> bytes:
-    """Return a control frame, ready to be written."""
-    return text_frame(_quote.encode(frame))
-
-
-def encode_error(ref: Any, refusal: Refusal, channel: str | None = None) -> bytes:
-    """Return the `error` frame that answers `ref`, or nothing in particular when it is None."""
-    frame: dict[str, Any] = {
-        "op": "error",
-        "ref": ref,
-        "code": refusal.code,
-        "message": str(refusal),
-    }
-    if channel is not None:
-        frame["channel"] = channel
-    if refusal.retry_after is not None:
-        frame["retryAfter"] = refusal.retry_after
-    elif CATALOGUE[refusal.code].retry:
-        frame["retryAfter"] = 1.0
-    return encode(frame)
-
-
 def encode_messages(channel: str, messages: Sequence[Message], flag: str | None = None) -> bytes:
     """Return `messages` frames for one channel, encoded once for all clients.
 
@@ -225,3 +124,29 @@ def _encode_message(message: Message) -> bytes:
             b'"}',
         )
     )
+
+
+class Native:
+    """The wire of `/realtime`, the same for all of its clients."""
+
+    format = "native"
+
+    def decode(self, data: bytes, *, binary: bool) -> tuple[Sequence[Op], Any, Refusal | None]:
+        """See `Wire`."""
+        if binary:
+            return (), None, Refusal("invalid_frame", "Send text frames.")
+        op, ref, refusal = decode(data)
+        return () if op is None else (op,), ref, refusal
+
+    def encode(self, event: Event) -> bytes:
+        """See `Wire`."""
+        return text_frame(_quote.encode(event))
+
+    def encode_messages(
+        self, channel: str, messages: Sequence[Message], flag: str | None = None
+    ) -> bytes:
+        """See `Wire`."""
+        return encode_messages(channel, messages, flag)
+
+
+NATIVE = Native()

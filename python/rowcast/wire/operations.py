@@ -1,0 +1,90 @@
+"""What clients ask for, whatever wire they speak.
+
+A wire decodes frames into these. An answer repeats `ref`: what the client sent, or a number by
+which the wire finds what the client sent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+
+__all__ = [
+    "Auth",
+    "Op",
+    "Ping",
+    "Publish",
+    "Subscribe",
+    "Track",
+    "Unsubscribe",
+    "Untrack",
+]
+
+Ref = Annotated[str, msgspec.Meta(max_length=255)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class Operation(msgspec.Struct, tag_field="op", frozen=True):
+    """What all of them have."""
+
+    ref: Ref | int | None = None
+
+
+class Auth(Operation, tag="auth", frozen=True):
+    """Who I am: a token; again at any time, to refresh it."""
+
+    token: str = ""
+
+
+class Subscribe(Operation, tag="subscribe", frozen=True):
+    """Let me hear these channels, from where I left them, or with some history."""
+
+    channel: Name | None = None
+    channels: list[Name] | None = None
+    after: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
+    history: Annotated[int, msgspec.Meta(ge=0)] = 0
+    own: bool = msgspec.field(default=True, name="self")
+
+    def names(self) -> list[str]:
+        """The channels asked for, each once, in the order given."""
+        return list(
+            dict.fromkeys([*([self.channel] if self.channel else []), *(self.channels or [])])
+        )
+
+
+class Unsubscribe(Operation, tag="unsubscribe", frozen=True):
+    """Let me hear this channel no more."""
+
+    channel: Name = ""
+
+
+class Publish(Operation, tag="publish", frozen=True):
+    """Publish this message; the answer comes after commit."""
+
+    channel: Name = ""
+    event: Name = ""
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    type: str = "message"
+    id: UUID | None = None
+
+
+class Track(Operation, tag="track", frozen=True):
+    """Show me to the others in this channel, with this state."""
+
+    channel: Name = ""
+    state: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class Untrack(Operation, tag="untrack", frozen=True):
+    """Show me to the others no more."""
+
+    channel: Name = ""
+
+
+class Ping(Operation, tag="ping", frozen=True):
+    """Answer, so that I know that you are there."""
+
+
+Op = Auth | Subscribe | Unsubscribe | Publish | Track | Untrack | Ping
