@@ -3,10 +3,10 @@
 alter table rowcast.settings
 -- Most addresses of one channel: every message of it is written once for each.
 add column webhook_limit integer not null default 10 check (webhook_limit >= 0),
--- Pause before each attempt, of Standard Webhooks 1.0.0; their number is that of the attempts.
+-- The pause after each failed attempt, of Standard Webhooks 1.0.0; after the last there is none,
+-- so there is one attempt more than pauses.
 add column webhook_schedule interval[] not null
-default '{0,5 s,5 m,30 m,2 h,5 h,10 h,14 h,20 h,24 h}'
-check (cardinality(webhook_schedule) between 1 and 50),
+default '{5 s,5 m,30 m,2 h,5 h,10 h,14 h,20 h,24 h}' check (cardinality(webhook_schedule) <= 50),
 -- An endpoint that only failed for so long is disabled.
 add column webhook_disable_after interval not null default '5 days',
 -- How long an old secret goes on signing beside the new one.

@@ -119,7 +119,7 @@ begin
             end,
             case when v_caller = any (rowcast.caller_roles()) then 'user' else 'system' end,
             0,
-            0,
+            case when c.webhook_urls is not null and new.type = 'message' then rowcast.webhook_count(c.id) else 0 end,
             c.enabled
             and new.type in ('message', 'broadcast')
             and octet_length(new.event_name) between 1 and 255

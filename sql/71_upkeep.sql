@@ -23,6 +23,7 @@ begin
         order by l.from_at
     loop
         begin
+            perform rowcast.keep_bodies(v_leaf);
             execute format(
                 'insert into rowcast.expired (channel_name, xid)'
                 ' select m.channel_name, max(m.xid::text::bigint)::text::xid8 from rowcast.%I as m'
@@ -117,10 +118,11 @@ begin
         'closed', rowcast.close_leaves(),
         'compiled', rowcast.fresh_compile(),
         'dropped', rowcast.drop_leaves(),
-        'broadcasts', rowcast.expire_broadcasts()
+        'broadcasts', rowcast.expire_broadcasts(),
+        'deliveries', rowcast.webhook_upkeep()
     );
 end;
 $$;
 
 comment on function rowcast.upkeep() is
-'Makes, closes and drops leaves, expires broadcasts, keys and signals; NULL when another call is at it.';
+'Makes, closes and drops leaves, expires broadcasts, keys, signals and deliveries; NULL when another call is at it.';

@@ -45,7 +45,16 @@ rowcast.identity(), rowcast.feed(text, uuid, timestamptz, integer, integer),
 rowcast.replay(text[], text[], uuid[], timestamptz[], text, uuid),
 rowcast.writers(), rowcast.doze(), rowcast.wake(), rowcast.probe(text),
 rowcast.upkeep(), rowcast.status(), rowcast.doctor(), rowcast.boot_id(),
-rowcast.login_report(), rowcast.caller_roles()
+rowcast.login_report(), rowcast.caller_roles(),
+rowcast.claim_deliveries(uuid, integer, interval, uuid[], integer[]),
+rowcast.settle_deliveries(
+    uuid, bigint[], integer[], integer[], integer[], text[], text[], integer[]
+),
+rowcast.return_deliveries(uuid, bigint[], integer[]),
+rowcast.delivery_outlook(uuid[], integer[]), rowcast.raise_marks(uuid[]),
+rowcast.admin_deliveries(text, uuid, text, integer, text),
+rowcast.admin_delivery_attempts(text, bigint), rowcast.admin_redeliver(text, bigint),
+rowcast.admin_endpoints(text, uuid), rowcast.admin_rotate_secret(text, uuid)
 to rowcast_bridge;
 
 -- The caller login: becomes a caller role inside these functions, and is nothing by itself.

@@ -51,6 +51,9 @@ NAMED_BY_CALLERS = {
     "rowcast.publish",
     "rowcast.publish_as_system",
     "rowcast.publish_many",
+    "rowcast.redeliver",
+    "rowcast.redeliver_failed",
+    "rowcast.rotate_secret",
 }
 
 # Where `%s` in format() meets what is quoted already.

@@ -1,0 +1,151 @@
+-- How an endpoint is doing: room, pauses, the circuit, and when it is given up.
+
+-- Tells operators, as a message on the channel `rowcast:webhooks`, if somebody made exactly this
+-- channel: a pattern that merely covers the name must not show it to whoever hears that pattern.
+-- Nothing is told about the endpoints of that channel itself, for it would tell itself.
+--
+-- A trigger of the team's own may refuse the message; the outcome of a delivery must not be lost
+-- for that, so it becomes a warning in the log of the server.
+create or replace function rowcast.webhook_event(p_event text, p_endpoint_id uuid, p_more jsonb)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into public.realtime_messages (channel_name, event_name, payload)
+    select 'rowcast:webhooks', p_event, jsonb_build_object(
+        'endpointId', e.id, 'channelId', e.channel_id, 'url', e.url, 'state', e.state,
+        'reason', e.reason, 'failures', e.failures, 'failingSince', rowcast.iso_time(e.failing_since)
+    ) || p_more
+    from rowcast.endpoint as e
+    join public.realtime_channels as c on c.pattern = 'rowcast:webhooks' and c.enabled and c.id <> e.channel_id
+    where e.id = p_endpoint_id;
+exception when others then
+    raise warning 'webhook event "%" of endpoint % was not published: %', p_event, p_endpoint_id, sqlerrm;
+end;
+$$;
+
+comment on function rowcast.webhook_event(text, uuid, jsonb) is
+'Publishes an event about an endpoint on the channel rowcast:webhooks, if there is one.';
+
+-- In portions, because a queue may be long and whoever calls may be a user's UPDATE; upkeep
+-- takes the rest. What is being sent at this moment is left to its answer.
+create or replace function rowcast.cancel_deliveries(p_endpoint_id uuid, p_reason text)
+returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_count integer;
+begin
+    update rowcast.delivery as d
+    set state = case when d.state = 'pending' then 'cancelled' else d.state end,
+        reason = case when d.state = 'pending' then p_reason else d.reason end,
+        next_at = null, lease_by = null, lease_until = null, settled_at = clock_timestamp()
+    where d.id in (
+        select q.id from rowcast.delivery as q
+        where q.endpoint_id = p_endpoint_id and q.next_at is not null
+        and (q.lease_until is null or q.lease_until <= clock_timestamp())
+        order by q.next_at
+        limit 5000
+        for update skip locked
+    );
+    get diagnostics v_count = row_count;
+    return v_count;
+end;
+$$;
+
+comment on function rowcast.cancel_deliveries(uuid, text) is
+'Cancels up to 5,000 waiting deliveries of an endpoint; returns how many.';
+
+-- Every bridge sees it at its next claim; the signal takes the channel off their lists at once.
+create or replace function rowcast.disable_endpoint(p_endpoint_id uuid, p_reason text)
+returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update rowcast.endpoint as e set state = 'disabled', reason = p_reason, changed_at = now()
+    where e.id = p_endpoint_id and e.state = 'active';
+    if not found then
+        return false;
+    end if;
+    perform rowcast.cancel_deliveries(p_endpoint_id, p_reason);
+    perform rowcast.webhook_event('webhook.disabled', p_endpoint_id, '{}');
+    insert into rowcast.signal (kind, body) values ('webhooks', '{}');
+    return true;
+end;
+$$;
+
+comment on function rowcast.disable_endpoint(uuid, text) is
+'Stops an endpoint and cancels what waits for it; false when it is not active.';
+
+-- Room grows by one with each success up to 64, and halves with each portion that failed. From
+-- five failures in a row on the circuit is open: a pause that doubles from 10 s to 5 minutes, and
+-- one probe after each. An endpoint that answered 429 or 503 with Retry-After is left alone for so
+-- long, at most five minutes. Where nothing changes nothing is written: endpoints that work are
+-- settled many times a second.
+create or replace function rowcast.endpoint_heard(
+    p_endpoint_id uuid, p_good integer, p_bad integer, p_gone boolean, p_pause interval
+)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_before rowcast.endpoint;
+    v_now constant timestamptz := clock_timestamp();
+begin
+    select e.* into v_before from rowcast.endpoint as e where e.id = p_endpoint_id;
+    if v_before.state <> 'active' or (
+        p_bad = 0 and not p_gone and v_before.failures = 0 and (p_good = 0 or v_before.room >= 64)
+    ) then
+        return;
+    end if;
+    if p_gone then
+        perform rowcast.disable_endpoint(p_endpoint_id, 'gone');
+        return;
+    end if;
+    if p_good > 0 then
+        update rowcast.endpoint as e
+        set room = least(64, e.room + p_good), failures = 0, failing_since = null,
+            pause_until = case when e.failures >= 5 then v_now else greatest(e.pause_until, v_now + p_pause) end
+        where e.id = p_endpoint_id;
+        if v_before.failures >= 5 then
+            perform rowcast.webhook_event('webhook.recovered', p_endpoint_id, '{}');
+        end if;
+        return;
+    end if;
+    if p_bad = 0 then
+        return; -- all were cancelled
+    end if;
+    update rowcast.endpoint as e
+    set room = greatest(1, e.room / 2),
+        failures = e.failures + p_bad,
+        failing_since = coalesce(e.failing_since, v_now),
+        -- The pause that a probe began with ends with it.
+        pause_until = case
+            when e.failures + p_bad >= 5
+                then v_now + greatest(p_pause, interval '10 s' * least(30, 2 ^ least(5, e.failures + p_bad - 5)))
+            else greatest(e.pause_until, v_now + p_pause)
+        end
+    where e.id = p_endpoint_id;
+    if v_before.failures < 5 and v_before.failures + p_bad >= 5 then
+        perform rowcast.webhook_event('webhook.failing', p_endpoint_id, '{}');
+    end if;
+    if v_before.failing_since < v_now - (select s.webhook_disable_after from rowcast.settings as s) then
+        perform rowcast.disable_endpoint(p_endpoint_id, 'failing');
+    end if;
+end;
+$$;
+
+comment on function rowcast.endpoint_heard(uuid, integer, integer, boolean, interval) is
+'Takes what came of a portion of attempts into the state of their endpoint.';
