@@ -19,6 +19,7 @@ from .auth import Verifier
 from .config import Settings
 from .database import UNAVAILABLE, Database, UnfitError
 from .doorbell import Doorbell
+from .egress import Guard, Sender
 from .errors import ConfigError
 from .feed import Feed
 from .http.app import build
@@ -26,6 +27,7 @@ from .http.sockets import Sockets
 from .hub import Hub
 from .message import Message
 from .observe import configure, observe
+from .outbox import Outbox
 from .service import Service
 from .wire.events import Status
 
@@ -57,6 +59,8 @@ class _Bridge:
             moved=self.hub.moved,
             status=self.status,
         )
+        sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
+        self.outbox = Outbox(self.database, sender, settings)
         access = Access(self.database, settings, self.hub, self.feed)
         service = Service(settings, self.hub, self.feed, access, Verifier(settings))
         self.sockets = Sockets(settings, self.hub, service)
@@ -65,6 +69,7 @@ class _Bridge:
     async def deliver(
         self, messages: list[Message], signals: list[tuple[str, dict[str, Any]]]
     ) -> None:
+        self.outbox.heard(messages, signals)
         for _ in self.hub.deliver(messages):
             await asyncio.sleep(0)
         if len(messages) >= LARGE:
@@ -137,6 +142,7 @@ class _Bridge:
 
     async def drain(self) -> None:
         """Send everybody away, and wait until they are gone or the time is up."""
+        finishing = asyncio.create_task(self.outbox.finish())
         self.sockets.draining = True
         observe("draining", sessions=len(self.hub.sessions))
         self.status("draining")
@@ -149,6 +155,7 @@ class _Bridge:
             self.hub.emptied = gone.set
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(gone.wait(), self.settings.drain_timeout)
+        await finishing
 
 
 async def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> None:
@@ -194,6 +201,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
                     bridge.feed.run,
                     bridge.doorbell.run,
                     bridge.upkeep,
+                    bridge.outbox.run,
                     bridge.give_cursors,
                 )
             ]

@@ -88,6 +88,14 @@ class Settings:
     slow_grace: float = setting(10.0, "Seconds until a stuck connection is reset.", least=0)
     drain_timeout: float = setting(10.0, "Seconds to close all clients at SIGTERM.", least=0)
 
+    webhook_concurrency: int = setting(
+        200, "Webhook requests at a time; 0: this bridge sends none.", least=0
+    )
+    webhook_timeout: float = setting(15.0, "Seconds for one webhook request.", least=0.1, most=300)
+    webhook_allow_cidrs: tuple[str, ...] = setting(
+        (), "Networks, comma separated, that webhooks may reach although they are not public."
+    )
+
     log_format: Literal["text", "json"] = setting("text", "Form of the log lines.")
 
     @classmethod

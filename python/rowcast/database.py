@@ -7,8 +7,9 @@ role inside the functions and is nothing by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -16,8 +17,10 @@ import asyncpg
 
 from .config import Settings
 from .cursor import Position
+from .egress import Answer
 from .errors import ConfigError
 from .resources import migration_files
+from .signing import Delivery
 
 __all__ = ["UNAVAILABLE", "Connection", "Database", "UnfitError"]
 
@@ -56,9 +59,16 @@ DOZE = "select rowcast.doze()"
 WAKE = "select rowcast.wake()"
 WRITERS = "select rowcast.writers()"
 PROBE = "select rowcast.probe($1)"
+CLAIM = "select * from rowcast.claim_deliveries($1, $2, $3, $4, $5)"
+SETTLE = "select rowcast.settle_deliveries($1, $2, $3, $4, $5, $6, $7, $8)"
+RETURN = "select rowcast.return_deliveries($1, $2, $3)"
+OUTLOOK = "select * from rowcast.delivery_outlook($1, $2)"
+MARKS = "select rowcast.raise_marks($1)"
 
 # Milliseconds for a question that is asked again alone because its batch took too long.
 BRIEF = "1000"
+# And for one that nobody waits for.
+PATIENT = "60000"
 
 # The feed waits for these: a connection that does not answer must not hold it up.
 DOORBELL_TIMEOUT = 2.0
@@ -283,6 +293,78 @@ class Database:
         assert self._bridge is not None
         done: str | None = await self._bridge.fetchval(UPKEEP, timeout=60)
         return done
+
+    async def claim_deliveries(
+        self, worker: UUID, limit: int, lease: float, busy: Mapping[UUID, int]
+    ) -> list[Delivery]:
+        """Lease webhook deliveries that are due; see `rowcast.claim_deliveries`.
+
+        Args:
+            worker: who claims.
+            limit: how many at most.
+            lease: for how many seconds.
+            busy: how many of each endpoint the worker has under way.
+        """
+        assert self._bridge is not None
+        rows = await self._bridge.fetch(
+            CLAIM, worker, limit, timedelta(seconds=lease), list(busy), list(busy.values())
+        )
+        return [
+            Delivery(
+                id=row["id"],
+                attempt=row["attempt"],
+                message_id=row["message_id"],
+                endpoint_id=row["endpoint_id"],
+                url=row["url"],
+                secrets=tuple(row["secrets"]),
+                bare=row["bare"],
+                event=row["event_name"],
+                channel=row["channel_name"],
+                body=None if row["body"] is None else row["body"].encode(),
+            )
+            for row in rows
+        ]
+
+    async def settle_deliveries(
+        self, worker: UUID, outcomes: Sequence[tuple[Delivery, Answer]]
+    ) -> int:
+        """Note what came of attempts; returns how many the worker still held."""
+        assert self._bridge is not None
+        count: int = await self._bridge.fetchval(
+            SETTLE,
+            worker,
+            [delivery.id for delivery, _ in outcomes],
+            [delivery.attempt for delivery, _ in outcomes],
+            [answer.status for _, answer in outcomes],
+            [answer.ms for _, answer in outcomes],
+            [answer.error for _, answer in outcomes],
+            [answer.snippet for _, answer in outcomes],
+            [answer.retry_after for _, answer in outcomes],
+        )
+        return count
+
+    async def return_deliveries(self, worker: UUID, deliveries: Sequence[Delivery]) -> None:
+        """Give back what was claimed, as if it had not been."""
+        assert self._bridge is not None
+        await self._bridge.fetchval(
+            RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries]
+        )
+
+    async def delivery_outlook(
+        self, busy: Mapping[UUID, int]
+    ) -> tuple[float | None, frozenset[str]]:
+        """Seconds until a delivery is due, None if none waits; the channels with endpoints."""
+        assert self._bridge is not None
+        row = await self._bridge.fetchrow(OUTLOOK, list(busy), list(busy.values()))
+        assert row is not None
+        return row["wait"], frozenset(map(str, row["channels"]))
+
+    async def raise_marks(self, busy: Sequence[UUID]) -> None:
+        """Move the marks from which claims read."""
+        assert self._bridge is not None
+        async with self._bridge.acquire() as connection, connection.transaction():
+            await connection.execute(LIMIT_TIME, PATIENT)
+            await connection.fetchval(MARKS, busy, timeout=65)
 
     async def alive(self) -> None:
         """Raise when the database does not answer."""

@@ -37,6 +37,8 @@ CHANNELS = (
     ("global", "Everybody"),
 )
 
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+
 Tell = Callable[[str], None]
 
 
@@ -124,6 +126,8 @@ def _start_and_serve(
         caller_url=urls.caller,
         listen_url="",
         jwt_secret=keys.jwt_secret,
+        # Whoever develops has the receiver on this machine too.
+        webhook_allow_cidrs=settings.webhook_allow_cidrs or LOOPBACK,
     )
     asyncio.run(serve(settings, ready=started))
 

@@ -28,6 +28,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "listen_lost": (logging.WARNING, "LISTEN was lost; the bridge polls until it is back."),
     "upkeep": (logging.INFO, "Leaves were made, closed or dropped."),
     "upkeep_failed": (logging.WARNING, "Upkeep failed and is tried again."),
+    "outbox_lost": (logging.WARNING, "Webhooks wait for the database; claimed ones are kept."),
     "keys_unavailable": (logging.WARNING, "The JWKS could not be fetched; known keys stay."),
     "policy_error": (logging.WARNING, "A policy raised an error and thereby denied."),
     "refused": (logging.DEBUG, "A request was refused."),
@@ -76,6 +77,14 @@ class Metrics:
         )
         self.feed_up = Gauge("rowcast_feed_up", "1 while the feed reads.", registry=self.registry)
         self.listen_up = Gauge("rowcast_listen_up", "1 while LISTEN works.", registry=self.registry)
+        self.webhooks = Counter(
+            "rowcast_webhooks_total", "Webhook requests.", ["outcome"], registry=self.registry
+        )
+        self.webhooks_lost = Counter(
+            "rowcast_webhooks_lost_total",
+            "Webhook requests that outlasted their lease, so another bridge sends them too.",
+            registry=self.registry,
+        )
         self.lag = Histogram(
             "rowcast_insert_to_write_seconds",
             "From the insert of the newest message of a drain until it was written.",
