@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import database, dev, messages, serve, token
+from .commands import database, dev, messages, serve, token, webhooks
 from .errors import RowcastError
 
 __all__ = ["main"]
@@ -60,6 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rowcast {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (dev, database, serve, messages, token):
+    for module in (dev, database, serve, messages, webhooks, token):
         module.add(commands)
     return parser

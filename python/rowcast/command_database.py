@@ -39,6 +39,13 @@ DROP_OPEN = (
     "drop policy if exists open_publish on public.realtime_messages",
     "drop policy if exists open_history on public.realtime_messages",
 )
+ENDPOINTS = "select rowcast.admin_endpoints(%s, null)"
+DELIVERIES = "select rowcast.admin_deliveries(%s, %s::uuid, %s, %s, %s)"
+ATTEMPTS = "select rowcast.admin_delivery_attempts(%s, %s)"
+REDELIVER = "select rowcast.admin_redeliver(%s, %s)"
+ROTATE = "select rowcast.admin_rotate_secret(%s, %s)"
+# Whoever has the URL of the owner or of the bridge is the administrator.
+ADMIN = '{"role": "rowcast_admin"}'
 TABLES = ["realtime_channels", "realtime_messages"]
 
 CONNECT_TIMEOUT = 10
@@ -164,6 +171,35 @@ class CommandDatabase:
         """Wait for one notification; say whether it came."""
         with self._explained():
             return any(True for _ in self._connection.notifies(timeout=timeout, stop_after=1))
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """Return the webhook endpoints of all channels."""
+        found: list[dict[str, Any]] = json.loads(self._value(ENDPOINTS, ADMIN))
+        return found
+
+    def deliveries(
+        self, channel: UUID | None, state: str | None, limit: int, after: str | None
+    ) -> dict[str, Any]:
+        """Return one page of webhook deliveries, newest first."""
+        page: dict[str, Any] = json.loads(
+            self._value(DELIVERIES, ADMIN, channel, state, limit, after)
+        )
+        return page
+
+    def delivery_attempts(self, delivery: int) -> list[dict[str, Any]]:
+        """Return the attempts of one delivery."""
+        found: list[dict[str, Any]] = json.loads(self._value(ATTEMPTS, ADMIN, delivery))
+        return found
+
+    def redeliver(self, delivery: int) -> dict[str, Any]:
+        """Send a delivery again."""
+        done: dict[str, Any] = json.loads(self._value(REDELIVER, ADMIN, delivery))
+        return done
+
+    def rotate_secret(self, endpoint: UUID) -> dict[str, Any]:
+        """Give an endpoint a new secret; return it."""
+        done: dict[str, Any] = json.loads(self._value(ROTATE, ADMIN, endpoint))
+        return done
 
     def _value(self, query: str, *parameters: Any) -> Any:
         with self._explained():
