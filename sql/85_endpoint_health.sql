@@ -86,7 +86,7 @@ $$;
 comment on function rowcast.disable_endpoint(uuid, text) is
 'Stops an endpoint and cancels what waits for it; false when it is not active.';
 
--- Room grows by one with each success up to 64, and halves with each portion that failed. From
+-- Room grows by one with each success up to 128, and halves with each portion that failed. From
 -- five failures in a row on the circuit is open: a pause that doubles from 10 s to 5 minutes, and
 -- one probe after each. An endpoint that answered 429 or 503 with Retry-After is left alone for so
 -- long, at most five minutes. Where nothing changes nothing is written: endpoints that work are
@@ -106,7 +106,7 @@ declare
 begin
     select e.* into v_before from rowcast.endpoint as e where e.id = p_endpoint_id;
     if v_before.state <> 'active' or (
-        p_bad = 0 and not p_gone and v_before.failures = 0 and (p_good = 0 or v_before.room >= 64)
+        p_bad = 0 and not p_gone and v_before.failures = 0 and (p_good = 0 or v_before.room >= 128)
     ) then
         return;
     end if;
@@ -116,7 +116,7 @@ begin
     end if;
     if p_good > 0 then
         update rowcast.endpoint as e
-        set room = least(64, e.room + p_good), failures = 0, failing_since = null,
+        set room = least(128, e.room + p_good), failures = 0, failing_since = null,
             pause_until = case when e.failures >= 5 then v_now else greatest(e.pause_until, v_now + p_pause) end
         where e.id = p_endpoint_id;
         if v_before.failures >= 5 then

@@ -167,12 +167,16 @@ class Sender:
 
 async def _beginning(response: aiohttp.ClientResponse) -> str | None:
     """The beginning of a body. One that is not over by then costs the connection, not the time."""
-    found = b""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(BODY_TIMEOUT):
-            while len(found) < SNIPPET_BYTES and not response.content.at_eof():
-                found += await response.content.read(SNIPPET_BYTES - len(found))
-    if not response.content.at_eof():
+    content = response.content
+    if content.is_eof():  # it came with the head, as most do
+        found = content.read_nowait(SNIPPET_BYTES)
+    else:
+        found = b""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BODY_TIMEOUT):
+                while len(found) < SNIPPET_BYTES and not content.at_eof():
+                    found += await content.read(SNIPPET_BYTES - len(found))
+    if not content.at_eof():
         response.close()
     text = (
         found[:SNIPPET_SHOWN].decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")

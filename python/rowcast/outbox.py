@@ -32,7 +32,9 @@ __all__ = ["Outbox"]
 # Seconds until a claim is made although nothing suggests it.
 POLL = 5.0
 # Seconds between claims under load: fewer and larger ones.
-PACE = 0.02
+PACE = 0.01
+# Deliveries of one claim.
+BATCH = 200
 # Seconds in which outcomes are gathered.
 GATHER = 0.01
 # Seconds between calls that move the marks; slower where they take long.
@@ -131,7 +133,9 @@ class Outbox:
         free = self._most - len(self._flying)
         if free <= 0:
             return POLL  # woken when a request has ended
-        claimed = await self._database.claim_deliveries(self._worker, free, self._lease, self._busy)
+        claimed = await self._database.claim_deliveries(
+            self._worker, min(free, BATCH), self._lease, self._busy
+        )
         for delivery in claimed:
             self._busy[delivery.endpoint_id] += 1
             self._touched.add(delivery.endpoint_id)

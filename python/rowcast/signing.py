@@ -11,6 +11,7 @@ import hmac
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from uuid import UUID
 
 from . import __version__
@@ -39,6 +40,7 @@ class Delivery:
     body: bytes | None
 
 
+@lru_cache(maxsize=1024)
 def key_of(secret: str) -> bytes:
     """The key in a secret as Standard Webhooks writes it.
 

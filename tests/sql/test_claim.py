@@ -143,15 +143,15 @@ def test_an_endpoint_gets_no_more_than_its_room(tx: Connection) -> None:
 
 def test_room_grows_with_success_and_shrinks_with_failure(tx: Connection) -> None:
     add_channel(tx, "room:*", webhook_urls=[ONE])
-    many(tx, "room:1", 500)
+    many(tx, "room:1", 600)
     sizes = []
-    for _ in range(7):
+    for _ in range(8):
         claimed = claim(tx, A)
         sizes.append(len(claimed))
         settle(tx, A, claimed, 200)
-    assert sizes == [4, 8, 16, 32, 64, 64, 64]
+    assert sizes == [4, 8, 16, 32, 64, 100, 100, 100]
     settle(tx, A, claim(tx, A, 1), 500)
-    assert endpoints(tx)[0].room == 32
+    assert endpoints(tx)[0].room == 64
 
 
 def test_a_long_queue_of_one_endpoint_starves_nobody(tx: Connection) -> None:
