@@ -120,14 +120,16 @@ def _start_and_serve(
         own = not options.database_url
         ready(Report(running, home, own, options.ephemeral, policies, hidden))
 
+    # Whoever develops has the receiver on this machine too.
+    reachable = settings.webhook_allow_cidrs or LOOPBACK
+    tell(f"webhooks may also reach {', '.join(reachable)} (ROWCAST_WEBHOOK_ALLOW_CIDRS)")
     settings = dataclasses.replace(
         settings,
         database_url=urls.bridge,
         caller_url=urls.caller,
         listen_url="",
         jwt_secret=keys.jwt_secret,
-        # Whoever develops has the receiver on this machine too.
-        webhook_allow_cidrs=settings.webhook_allow_cidrs or LOOPBACK,
+        webhook_allow_cidrs=reachable,
     )
     asyncio.run(serve(settings, ready=started))
 

@@ -32,7 +32,13 @@ MAY_EXECUTE = {
     " resolve(text)",
     "rowcast_bridge": "identity() feed(text,uuid,timestamptz,integer,integer)"
     " replay(text[],text[],uuid[],timestamptz[],text,uuid) writers() doze() wake() probe(text)"
-    " upkeep() status() doctor() boot_id() login_report() caller_roles()",
+    " upkeep() status() doctor() boot_id() login_report() caller_roles()"
+    " claim_deliveries(uuid,integer,interval,uuid[],integer[])"
+    " settle_deliveries(uuid,bigint[],integer[],integer[],integer[],text[],text[],integer[])"
+    " return_deliveries(uuid,bigint[],integer[]) delivery_outlook(uuid[],integer[])"
+    " raise_marks(uuid[]) admin_deliveries(text,uuid,text,integer,text)"
+    " admin_delivery_attempts(text,bigint) admin_redeliver(text,bigint)"
+    " admin_endpoints(text,uuid) admin_rotate_secret(text,uuid)",
     "rowcast_caller": "impersonate(text,text,text) check_subscribe(text,text[],text[])"
     " publish_as(text,text[],text[],text[],text[],text[],uuid[])"
     " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()",
