@@ -63,7 +63,7 @@ ALLOW = {"webhook_allow_cidrs": "127.0.0.0/8"}
 
 
 def processor(connection: Any) -> float:
-    """Milliseconds of processor time of the backend so far: what a claim costs on a busy machine."""
+    """Milliseconds that the backend was on a processor so far."""
     return int(Path(f"/proc/{connection.info.backend_pid}/schedstat").read_text().split()[0]) / 1e6
 
 
