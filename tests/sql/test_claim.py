@@ -191,9 +191,12 @@ def test_a_claim_does_not_read_what_was_sent_before_the_mark(database: pg.Databa
         add_channel(db, "room:*", webhook_urls=[ONE])
         wide(db)
         old.execute("set transaction isolation level repeatable read")
-        old.execute("select 1 from rowcast.delivery")
-        many(db, "room:1", 9000)
-        db.execute("update rowcast.delivery set next_at = next_at - interval '1 min'")
+        old.execute("select 1 from rowcast.settings")
+        # As if they were published a minute ago: the mark stays five seconds behind.
+        default = "alter table rowcast.delivery alter next_at set default "
+        db.execute(default + "clock_timestamp() - interval '1 min'")
+        many(db, "room:1", 3000)
+        db.execute(default + "clock_timestamp()")
         while claimed := claim(db, A, 500):
             settle(db, A, claimed)
         endpoint = endpoints(db)[0].id
