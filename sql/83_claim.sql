@@ -34,10 +34,10 @@ declare
 begin
     return query
     with due as (
-        select e.id, e.low_at, e.failures, case when e.failures >= 5 then 1 else e.room - coalesce(b.n, 0) end as room
+        select e.id, e.low_at, e.failures, case when e.failures >= 5 then 1 else e.room - b.n end as room
         from rowcast.endpoint as e
-        left join unnest(p_busy, p_counts) as b (id, n) on b.id = e.id
-        where e.state = 'active' and e.pause_until <= v_now and (e.failures >= 5 or e.room > coalesce(b.n, 0))
+        cross join lateral coalesce(p_counts[array_position(p_busy, e.id)], 0) as b (n)
+        where e.state = 'active' and e.pause_until <= v_now and (e.failures >= 5 or e.room > b.n)
         and exists (
             select from rowcast.delivery as d
             where d.endpoint_id = e.id and d.next_at >= e.low_at and d.next_at <= v_now
@@ -139,12 +139,12 @@ begin atomic
         extract(epoch from min(d.next_at) - clock_timestamp()),
         coalesce(array_agg(distinct e.channel_id), '{}')
     from rowcast.endpoint as e
-    left join unnest(p_busy, p_counts) as b (id, n) on e.id = b.id
+    cross join lateral coalesce(p_counts[array_position(p_busy, e.id)], 0) as b (n)
     left join lateral (
         select greatest(q.next_at, e.pause_until) as next_at from rowcast.delivery as q
         where q.endpoint_id = e.id and q.next_at >= e.low_at
             and (q.lease_until is null or q.lease_until <= clock_timestamp())
-            and (e.failures >= 5 or e.room > coalesce(b.n, 0))
+            and (e.failures >= 5 or e.room > b.n)
         order by q.next_at
         limit 1
     ) as d on true

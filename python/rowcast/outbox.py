@@ -33,6 +33,7 @@ __all__ = ["Outbox"]
 POLL = 5.0
 # Seconds between claims under load: fewer and larger ones.
 PACE = 0.01
+PACE_MAX = 0.1
 # Deliveries of one claim.
 BATCH = 200
 # Seconds in which outcomes are gathered.
@@ -88,7 +89,7 @@ class Outbox:
             self._woken.set()
 
     async def run(self) -> None:
-        """Send for ever; returns after `finish`, or when cancelled."""
+        """Send until `finish`; returns only when cancelled."""
         if self._most == 0:
             await asyncio.Event().wait()
         self._ended.clear()
@@ -110,13 +111,15 @@ class Outbox:
         await self._ended.wait()
 
     async def _claim(self) -> None:
-        backoff = 0.1
+        backoff, pace = 0.1, PACE
         while not self._ending:
             self._woken.clear()
             began = time.monotonic()
             try:
                 wait = await self._claim_once()
                 backoff = 0.1
+                # What wakes us may be for endpoints that have no room: ask less often then.
+                pace = PACE if wait == 0 else min(pace * 2, PACE_MAX)
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 observe("outbox_lost", error=error)
                 wait = backoff * (0.5 + random.random())
@@ -126,7 +129,7 @@ class Outbox:
                     async with asyncio.timeout(wait):
                         await self._woken.wait()
             # Whatever comes in between is claimed together.
-            await asyncio.sleep(max(0.0, began + PACE - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + pace - time.monotonic()))
 
     async def _claim_once(self) -> float:
         """Claim and begin what there is; returns how long there is nothing to do."""
