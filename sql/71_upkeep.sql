@@ -31,6 +31,7 @@ begin
                 ' on conflict (channel_name) do update'
                 ' set xid = greatest(expired.xid, excluded.xid), expired_at = excluded.expired_at', v_leaf
             );
+            perform rowcast.rollup_forget(v_leaf);
             execute format('drop table rowcast.%I', v_leaf);
             delete from rowcast.leaf as l where l.name = v_leaf;
             v_dropped := v_dropped + 1;

@@ -53,17 +53,6 @@ after insert on public.realtime_messages
 for each row when (new.wh_audience_count > 0)
 execute function rowcast.messages_enqueue();
 
--- Milliseconds and Z, as JavaScript writes it and as the bridge does.
-create or replace function rowcast.iso_time(p_at timestamptz)
-returns text
-language sql
-stable
-parallel safe
-return to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
-
-comment on function rowcast.iso_time(timestamptz) is
-'A time as ISO 8601 in UTC with milliseconds.';
-
 -- The same bytes at every attempt, made of the message each time: a copy in each delivery would
 -- double what is stored. Pasted together, because jsonb would sort the keys.
 create or replace function rowcast.webhook_body(
