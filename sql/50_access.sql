@@ -3,6 +3,10 @@
 -- May the caller listen to this name? The name is resolved first, with the owner's eyes, then
 -- row level security is asked for that one row with the caller's. Asking "is any visible row a
 -- match" would let a lax `chat:*` open what `chat:secret` closes.
+--
+-- A page of history asks for each of its rows. Where messages_as() says that nothing changes
+-- meanwhile, the last answer is remembered; only on the bridge's own login, because in any other
+-- session the caller could set what is remembered.
 create or replace function rowcast.may_subscribe(p_name text)
 returns boolean
 language plpgsql
@@ -12,12 +16,22 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_before constant text := coalesce(current_setting('rowcast.channel_name', true), '');
-    v_id constant uuid := (rowcast.resolve(p_name)).channel_id;
+    v_asked constant text := case
+        when session_user = 'rowcast_caller' then nullif(current_setting('rowcast.asked', true), '')
+    end;
+    v_id uuid;
     v_answer boolean;
 begin
+    if substr(v_asked, 3) = p_name then
+        return left(v_asked, 1) = 't';
+    end if;
+    v_id := (rowcast.resolve(p_name)).channel_id;
     perform set_config('rowcast.channel_name', p_name, true);
     v_answer := exists (select from public.realtime_channels as c where c.id = v_id and c.enabled);
     perform set_config('rowcast.channel_name', v_before, true);
+    if v_asked is not null then
+        perform set_config('rowcast.asked', case when v_answer then 't:' else 'f:' end || p_name, true);
+    end if;
     return v_answer;
 end;
 $$;

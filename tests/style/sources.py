@@ -37,6 +37,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[2]
 # A compiler without a database knows no tables, and so no variables of their row types.
 ROW_TYPE = re.compile(r"\b(v_\w+(?: constant)?) (?:rowcast|public|pg_catalog)\.\w+(?=[ ;])")
+ROW_TYPES = re.compile(r"\b(?:rowcast|public)\.\w+\[\]")
 IGNORED = {"__pycache__", "build", "dist", "node_modules"}
 
 
@@ -187,7 +188,7 @@ class Function:
         Raises:
             pglast.parser.ParseError: the body is not plpgsql.
         """
-        known = ROW_TYPE.sub(r"\1 record", self.statement.text)
+        known = ROW_TYPES.sub("text[]", ROW_TYPE.sub(r"\1 record", self.statement.text))
         tree: dict[str, Any] = parse_plpgsql(known + ";")[0]["PLpgSQL_function"]
         return tree
 
