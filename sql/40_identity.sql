@@ -63,7 +63,8 @@ create or replace function rowcast.identity(
     out caller_roles text[],
     out payload_limit integer,
     out seq_floor bigint,
-    out clock_skew interval
+    out clock_skew interval,
+    out admin_roles text[]
 )
 language plpgsql
 volatile
@@ -78,7 +79,8 @@ begin
         select from rowcast.origin as o
         where o.system_identifier = (select c.system_identifier from pg_catalog.pg_control_system() as c)
     );
-    select s.caller_roles, s.payload_limit, s.clock_skew into caller_roles, payload_limit, clock_skew
+    select s.caller_roles, s.payload_limit, s.clock_skew, s.admin_roles
+    into caller_roles, payload_limit, clock_skew, admin_roles
     from rowcast.settings as s;
     seq_floor := (select o.seq_floor from rowcast.origin as o);
     cursor_key := (select k.key from rowcast.cursor_key as k);
@@ -89,4 +91,4 @@ end;
 $$;
 
 comment on function rowcast.identity() is
-'Version, boot id, home, recovery state, doorbell mode, cursor key and limits, for a bridge that starts.';
+'Version, boot id, home, recovery state, doorbell mode, cursor key, limits and roles, for a bridge that starts.';

@@ -45,7 +45,20 @@ rowcast.identity(), rowcast.feed(text, uuid, timestamptz, integer, integer),
 rowcast.replay(text[], text[], uuid[], timestamptz[], text, uuid),
 rowcast.writers(), rowcast.doze(), rowcast.wake(), rowcast.probe(text),
 rowcast.upkeep(), rowcast.status(), rowcast.doctor(), rowcast.boot_id(),
-rowcast.login_report(), rowcast.caller_roles(),
+rowcast.login_report(), rowcast.caller_roles(), rowcast.fold(integer),
+rowcast.admin_channels(text, uuid, integer, integer, boolean),
+rowcast.admin_create_channel(text, jsonb, boolean),
+rowcast.admin_update_channel(text, uuid, jsonb, boolean),
+rowcast.admin_delete_channel(text, uuid),
+rowcast.admin_permissions(text), rowcast.admin_config(text),
+rowcast.admin_update_config(text, jsonb),
+rowcast.admin_messages(
+    text, text, text, text, text, timestamptz, timestamptz, integer, integer, text, bigint, bigint
+),
+rowcast.admin_statistics(text, text, text, timestamptz),
+rowcast.channel_statistics(text, timestamptz),
+rowcast.admin_publish(text, text[], text[], text[], text[], uuid[]),
+rowcast.admin_delete_message(text, uuid),
 rowcast.claim_deliveries(uuid, integer, interval, uuid[], integer[]),
 rowcast.settle_deliveries(
     uuid, bigint[], integer[], integer[], integer[], text[], text[], integer[]
@@ -62,6 +75,12 @@ grant execute on function
 rowcast.impersonate(text, text, text), rowcast.check_subscribe(text, text[], text[]),
 rowcast.publish_as(text, text[], text[], text[], text[], text[], uuid[]),
 rowcast.history_as(text, text, text, integer, text, bigint),
+rowcast.messages_as(
+    text, text, text, text, text, text, timestamptz, timestamptz, integer, integer, text, bigint,
+    bigint
+),
+rowcast.history_page(public.realtime_messages[], integer),
+rowcast.channels_as(text, text, uuid, integer, integer, boolean),
 rowcast.login_report(), rowcast.caller_roles()
 to rowcast_caller;
 
@@ -90,6 +109,7 @@ begin
         execute format('grant select on public.realtime_messages to %s', v_role);
         execute format('grant insert (type, channel_name, event_name, payload, publish_key) on public.realtime_messages to %s', v_role);
         execute format('grant execute on function rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb), rowcast.may_subscribe(text), rowcast.resolve(text) to %s', v_role);
+        execute format('grant execute on function rowcast.history(uuid, text, text, text, timestamptz, timestamptz, integer, integer, xid8, bigint, bigint), rowcast.channel_by_id(text), rowcast.channel_json(uuid, text, text, text[], boolean, boolean, text, boolean, timestamptz, timestamptz, boolean, boolean), rowcast.iso_time(timestamptz) to %s', v_role);
     end loop;
 end;
 $$;

@@ -20,19 +20,31 @@ Connection = psycopg.Connection[Any]
 SQL = Path(__file__).parents[2] / "sql"
 
 PUBLISHING = "publish(text,text,jsonb,text,uuid,boolean) publish_many(jsonb)"
+READING = (
+    "may_subscribe(text) resolve(text) channel_by_id(text) iso_time(timestamptz)"
+    " history(uuid,text,text,text,timestamptz,timestamptz,integer,integer,xid8,bigint,bigint)"
+    " channel_json(uuid,text,text,text[],boolean,boolean,text,boolean,timestamptz,timestamptz,"
+    "boolean,boolean)"
+)
 # Role → functions of schema rowcast that are granted to it, and to nobody through another role.
 MAY_EXECUTE = {
     "public": "channel_name() email() is_name(text) is_pattern(text) jwt() role()"
     " segment(integer) segment(text,integer) segment_int(integer) segment_int(text,integer)"
     " segment_uuid(integer) segment_uuid(text,integer) uid() user_id()",
-    "anon": f"{PUBLISHING} may_subscribe(text) resolve(text)",
-    "authenticated": f"{PUBLISHING} may_subscribe(text) resolve(text)",
+    "anon": f"{PUBLISHING} {READING}",
+    "authenticated": f"{PUBLISHING} {READING}",
     "rowcast_publisher": f"{PUBLISHING} publish_as_system(text,text,jsonb,text,uuid,boolean)"
     " attach(regclass,text,text[],text[],text,boolean) detach(regclass,text) publish_row()"
     " resolve(text)",
     "rowcast_bridge": "identity() feed(text,uuid,timestamptz,integer,integer)"
     " replay(text[],text[],uuid[],timestamptz[],text,uuid) writers() doze() wake() probe(text)"
-    " upkeep() status() doctor() boot_id() login_report() caller_roles()"
+    " upkeep() status() doctor() boot_id() login_report() caller_roles() fold(integer)"
+    " admin_channels(text,uuid,integer,integer,boolean) admin_create_channel(text,jsonb,boolean)"
+    " admin_update_channel(text,uuid,jsonb,boolean) admin_delete_channel(text,uuid)"
+    " admin_permissions(text) admin_config(text) admin_update_config(text,jsonb)"
+    " admin_messages(text,text,text,text,text,timestamptz,timestamptz,integer,integer,text,bigint,"
+    "bigint) admin_statistics(text,text,text,timestamptz) channel_statistics(text,timestamptz)"
+    " admin_publish(text,text[],text[],text[],text[],uuid[]) admin_delete_message(text,uuid)"
     " claim_deliveries(uuid,integer,interval,uuid[],integer[])"
     " settle_deliveries(uuid,bigint[],integer[],integer[],integer[],text[],text[],integer[])"
     " return_deliveries(uuid,bigint[],integer[]) delivery_outlook(uuid[],integer[])"
@@ -41,7 +53,10 @@ MAY_EXECUTE = {
     " admin_endpoints(text,uuid) admin_rotate_secret(text,uuid)",
     "rowcast_caller": "impersonate(text,text,text) check_subscribe(text,text[],text[])"
     " publish_as(text,text[],text[],text[],text[],text[],uuid[])"
-    " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()",
+    " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()"
+    " messages_as(text,text,text,text,text,text,timestamptz,timestamptz,integer,integer,text,"
+    "bigint,bigint) history_page(realtime_messages[],integer)"
+    " channels_as(text,text,uuid,integer,integer,boolean)",
 }
 GRANTED = """
 select coalesce(r.rolname, 'public'), p.oid::regprocedure::text
