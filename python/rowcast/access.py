@@ -97,7 +97,7 @@ class Access:
     async def publish(
         self,
         caller: Caller,
-        owner: str,
+        owner: str | None,
         channel: str,
         kind: str,
         event: str,
@@ -108,7 +108,7 @@ class Access:
 
         Args:
             caller: whose claims the policies see.
-            owner: the session, whose messages stay in order.
+            owner: the session, whose messages stay in order; None when there is no order.
             channel: a name.
             kind: "message" or "broadcast".
             event: its event name.
@@ -120,6 +120,25 @@ class Access:
         """
         item = (caller.claims, channel, kind, event, payload, key)
         return await self._patiently(self._publishes.submit(caller.role, item, owner))
+
+    async def publish_all(
+        self, caller: Caller, messages: Sequence[tuple[str, str, str, str, UUID | None]]
+    ) -> list[UUID]:
+        """Insert messages as the caller in one transaction, all or none; returns their ids.
+
+        Args:
+            caller: whose claims the policies see.
+            messages: (channel, kind, event, payload, key) each, as for `publish`.
+
+        Raises:
+            Refusal: one of them is denied or wrong, or the database cannot answer.
+        """
+        try:
+            return await self._database.publish(
+                caller.role, [(caller.claims, *message) for message in messages]
+            )
+        except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+            raise self._refusal(error, messages[0][0]) from error
 
     async def replay(
         self, subscription: Subscription, after: Position

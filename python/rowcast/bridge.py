@@ -18,11 +18,14 @@ from .access import Access
 from .auth import Verifier
 from .config import Settings
 from .database import UNAVAILABLE, Database, UnfitError
+from .database_rest import RestDatabase
 from .doorbell import Doorbell
 from .egress import Guard, Sender
 from .errors import ConfigError
 from .feed import Feed
 from .http.app import build
+from .http.handlers import Handlers
+from .http.rest import Rest
 from .http.sockets import Sockets
 from .hub import Hub
 from .message import Message
@@ -62,8 +65,11 @@ class _Bridge:
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
         access = Access(self.database, settings, self.hub, self.feed)
-        service = Service(settings, self.hub, self.feed, access, Verifier(settings))
+        verifier = Verifier(settings)
+        service = Service(settings, self.hub, self.feed, access, verifier)
         self.sockets = Sockets(settings, self.hub, service)
+        handlers = Handlers(RestDatabase(self.database, settings), access, self.feed)
+        self.rest = Rest(settings, self.feed, verifier, handlers)
         self._frozen = FREEZE_FROM
 
     async def deliver(
@@ -176,7 +182,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
-        build(bridge.sockets, bridge.feed),
+        build(bridge.sockets, bridge.feed, bridge.rest, max_body=settings.max_frame),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=1,

@@ -55,7 +55,7 @@ class Settings:
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(8080, "Port to listen on; 0 chooses a free one.", least=0, most=65535)
     allowed_origins: tuple[str, ...] = setting(
-        ("*",), "Origins, comma separated, whose pages may connect; * allows all."
+        ("*",), "Origins, comma separated, whose pages may connect and use REST; * allows all."
     )
 
     doorbell: Literal["notify", "poll"] = setting(
@@ -79,10 +79,14 @@ class Settings:
     auth_timeout: float = setting(10.0, "Seconds a client has to present a token.", least=0.1)
     max_sessions: int = setting(20000, "Clients at a time.", least=1)
     max_channels: int = setting(100, "Channels per client.", least=1)
-    max_frame: int = setting(1_048_576, "Bytes of one frame from a client.", least=1024)
+    max_frame: int = setting(
+        1_048_576, "Bytes of one frame from a client, or of a body.", least=1024
+    )
     max_pending: int = setting(100, "Unanswered requests per client.", least=1)
-    frame_rate: float = setting(100.0, "Frames per second and client, on average.", least=1)
-    frame_burst: int = setting(500, "Frames a client may send at once.", least=1)
+    frame_rate: float = setting(
+        100.0, "Frames or requests per second and client, on average.", least=1
+    )
+    frame_burst: int = setting(500, "Frames or requests a client may send at once.", least=1)
     max_history: int = setting(1000, "Messages that `history` of a subscribe may ask.", least=0)
     buffer_bytes: int = setting(1_048_576, "Bytes waiting for a slow client.", least=4096)
     slow_grace: float = setting(10.0, "Seconds until a stuck connection is reset.", least=0)

@@ -55,6 +55,7 @@ PUBLISH = "select rowcast.publish_as($1, $2, $3, $4, $5, $6, $7)"
 HISTORY = "select * from rowcast.history_as($1, $2, $3, $4, $5, $6)"
 LIMIT_TIME = "select set_config('statement_timeout', $1, true)"
 UPKEEP = "select rowcast.upkeep()"
+FOLD = "select rowcast.fold()"
 DOZE = "select rowcast.doze()"
 WAKE = "select rowcast.wake()"
 WRITERS = "select rowcast.writers()"
@@ -289,10 +290,35 @@ class Database:
         return rows
 
     async def upkeep(self) -> str | None:
-        """Make, close and drop leaves; what was done as JSON, None when another is at it."""
+        """Make, close and drop leaves, then count messages.
+
+        Returns:
+            What was done, as JSON; None when another bridge is at it.
+        """
         assert self._bridge is not None
-        done: str | None = await self._bridge.fetchval(UPKEEP, timeout=60)
+        async with self._bridge.acquire() as connection:
+            # Each in its own transaction: what one of them waits for does not undo the other.
+            async with connection.transaction():
+                await connection.execute(LIMIT_TIME, PATIENT)
+                done: str | None = await connection.fetchval(UPKEEP, timeout=65)
+            async with connection.transaction():
+                await connection.execute(LIMIT_TIME, PATIENT)
+                await connection.fetchval(FOLD, timeout=65)
         return done
+
+    async def row(self, query: str, *values: Any, as_caller: bool = False) -> asyncpg.Record:
+        """The one row that a function answers; for modules with SQL of their own.
+
+        Args:
+            query: a call.
+            values: its arguments.
+            as_caller: ask with the caller login instead of the bridge's.
+        """
+        pool = self._caller if as_caller else self._bridge
+        assert pool is not None
+        row: asyncpg.Record | None = await pool.fetchrow(query, *values)
+        assert row is not None
+        return row
 
     async def claim_deliveries(
         self, worker: UUID, limit: int, lease: float, busy: Mapping[UUID, int]

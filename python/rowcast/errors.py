@@ -71,6 +71,10 @@ CATALOGUE: dict[str, Entry] = {
     "unauthorized": Entry(401, False, "Send a token first: with op auth or as ?token=."),
     "invalid_token": Entry(401, False, "The token is not valid."),
     "token_expired": Entry(401, False, "The token has expired: send a new one."),
+    "invalid_request": Entry(400, False, "The request is not one that this address takes."),
+    "not_found": Entry(404, False, "There is nothing at this address."),
+    "method_not_allowed": Entry(405, False, "This address does not take this method."),
+    "conflict": Entry(409, False, "There is one already."),
     "forbidden": Entry(403, False, "The policies do not allow this, or there is no such channel."),
     "invalid_channel": Entry(400, False, "This is not a channel name."),
     "invalid_message": Entry(400, False, "The message cannot be published as it is."),
@@ -104,11 +108,17 @@ class Refusal(RowcastError):  # noqa: N818 (an answer, as much as an error)
         code: a key of `CATALOGUE`.
         message: one sentence for the client; the standing text by default.
         retry_after: seconds to wait before repeating, if that can be said.
+        hint: what to do about it, if that can be said.
     """
 
     def __init__(
-        self, code: str, message: str | None = None, retry_after: float | None = None
+        self,
+        code: str,
+        message: str | None = None,
+        retry_after: float | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(message or CATALOGUE[code].text)
         self.code = code
         self.retry_after = retry_after
+        self.hint = hint

@@ -64,6 +64,7 @@ class Feed:
         self.position: Position | None = None
         self.key: CursorKey | None = None
         self.roles: tuple[str, ...] = ()
+        self.admin_roles: tuple[str, ...] = ()
         self.payload_limit = 0
         self.floor = 0
         self.up = asyncio.Event()
@@ -96,6 +97,7 @@ class Feed:
         facts = await self._database.identity(connection)
         self.key = CursorKey(facts["cursor_key"].encode())
         self.roles = tuple(facts["caller_roles"])
+        self.admin_roles = tuple(facts["admin_roles"])
         self.payload_limit = facts["payload_limit"]
         self._skew = facts["clock_skew"]
         self.floor = facts["seq_floor"]

@@ -6,12 +6,12 @@ No I/O and no database: bytes go to a transport-like `Pipe`, and decisions come 
 from __future__ import annotations
 
 import secrets
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from .allowance import Allowance
 from .caller import Caller
 from .config import Settings
 from .cursor import Position
@@ -87,7 +87,6 @@ class Session:
         "_allowance",
         "_bad",
         "_pipe",
-        "_refilled",
         "_settings",
         "caller",
         "closed",
@@ -110,8 +109,7 @@ class Session:
         self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
         self._pipe = pipe
         self._settings = settings
-        self._allowance = float(settings.frame_burst)
-        self._refilled = time.monotonic()
+        self._allowance = Allowance(settings.frame_rate, settings.frame_burst)
         self._bad = 0
 
     @property
@@ -125,15 +123,7 @@ class Session:
         Raises:
             Refusal: too many came.
         """
-        now = time.monotonic()
-        rate = self._settings.frame_rate
-        self._allowance = min(
-            float(self._settings.frame_burst), self._allowance + (now - self._refilled) * rate
-        )
-        self._refilled = now
-        if self._allowance < 1:
-            raise Refusal("rate_limited", retry_after=round((1 - self._allowance) / rate, 3))
-        self._allowance -= 1
+        self._allowance.take()
         if self.pending >= self._settings.max_pending:
             raise Refusal(
                 "rate_limited", "Too many requests are unanswered: wait for answers.", 0.1

@@ -19,6 +19,7 @@ import pytest
 import rowcast
 from rowcast.config import Settings, variable
 from rowcast.errors import CATALOGUE, CLOSE
+from rowcast.http.routes import ROUTES
 from rowcast.observe import EVENTS
 from style.package import PACKAGE, calls, modules
 from style.sources import ROOT, sql_files, tracked_files
@@ -76,6 +77,13 @@ def test_the_table_of_events_is_that_of_the_code() -> None:
     assert table("python/README.md", "Events") == [
         [f"`{event}`", logging.getLevelName(level).lower(), text]
         for event, (level, text) in EVENTS.items()
+    ]
+
+
+def test_the_table_of_routes_is_that_of_the_code() -> None:
+    assert table("python/README.md", "REST") == [
+        [f"`{r.method} {r.path}`", "administrators" if r.admin else "everybody", r.about]
+        for r in ROUTES
     ]
 
 

@@ -45,9 +45,9 @@ EMBEDDED = {"binaries", "datadir", "embedded", "keeper"}
 CLIENTS = {"client"}
 BESIDE = COMMANDS | INSTALLATION | EMBEDDED | CLIENTS
 
-# Modules that may hold SQL text. `database` only calls functions; the others install, or ask for
-# one row that a person at the command line wants to see.
-SQL_MODULES = {"command_database", "database", "migrate", "runner", "script"}
+# Modules that may hold SQL text. Those of the daemon only call functions; the others install, or
+# ask for one row that a person at the command line wants to see.
+SQL_MODULES = {"command_database", "database", "database_rest", "migrate", "runner", "script"}
 
 # No socket, no query, no clock but what they are given: bytes in, commands out.
 PURE = re.compile(r"wire(\..+)?|hub|session|message|caller|errors")
@@ -61,15 +61,19 @@ PARTS = {
     "Doorbell",
     "Feed",
     "Guard",
+    "Handlers",
     "Hub",
     "Outbox",
+    "Rest",
+    "RestDatabase",
     "Sender",
     "Service",
     "Sockets",
     "Verifier",
 }
 
-LINES_OF_DAEMON = 3000
+# Of which a quarter each is the REST door and the outbox.
+LINES_OF_DAEMON = 4100
 LINES_OF_FILE = 350
 
 
@@ -109,8 +113,12 @@ def test_modules_that_may_hold_sql_do() -> None:
 
 def test_the_daemon_only_calls_functions() -> None:
     """No statement of its own: what is decided about rows is decided in sql/."""
-    texts = [text for _, text in sql_texts(modules()["database"])]
-    assert len(texts) > 5
+    texts = [
+        text
+        for name in SQL_MODULES & set(daemon()) - INSTALLATION
+        for _, text in sql_texts(modules()[name])
+    ]
+    assert len(texts) > 20
     for text in texts:
         tree = pglast.parse_sql(text)
         for node in nodes(tree):

@@ -6,10 +6,13 @@ from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from ..feed import Feed
 from ..observe import exposition
-from .sockets import Sockets, problem
+from .problems import problem
+from .rest import Rest
+from .sockets import Sockets
 
 __all__ = ["build"]
 
@@ -23,14 +26,17 @@ WEB_FILES = {
 }
 
 
-def build(sockets: Sockets, feed: Feed) -> web.Application:
+def build(sockets: Sockets, feed: Feed, rest: Rest, *, max_body: int) -> web.Application:
     """Build the application.
 
     Args:
         sockets: the WebSocket door.
         feed: whose state readiness tells.
+        rest: the REST door.
+        max_body: bytes of a request's body.
     """
-    app = web.Application(middlewares=[_not_found])
+    app = web.Application(middlewares=[_problems(rest)], client_max_size=max_body)
+    rest.install(app.router)
     app.router.add_get("/realtime", sockets.handle)
     for path, (name, kind) in WEB_FILES.items():
         app.router.add_get(path, _file(name, kind))
@@ -65,14 +71,20 @@ def _file(name: str, kind: str) -> Handler:
     return handle
 
 
-@web.middleware
-async def _not_found(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPNotFound:
-        body = {
-            "error": "not_found",
-            "message": f"There is nothing at {request.path}.",
-            "statusCode": 404,
-        }
-        return web.json_response(body, status=404)
+def _problems(rest: Rest) -> Middleware:
+    """What the router refuses by itself is answered in JSON, too, and pages may read it."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPNotFound:
+            response = problem("not_found", f"There is nothing at {request.path}.")
+        except web.HTTPMethodNotAllowed as error:
+            response = problem(
+                "method_not_allowed", f"{request.path} does not take {request.method}."
+            )
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return rest.shared(request, response)
+
+    return middleware

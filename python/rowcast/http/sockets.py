@@ -10,12 +10,13 @@ import struct
 from aiohttp import WSMsgType, web
 
 from ..config import Settings
-from ..errors import CATALOGUE, CLOSE
+from ..errors import CLOSE
 from ..hub import Hub
 from ..observe import observe
 from ..service import Service
 from ..session import Session
 from ..wire.native import NATIVE
+from .problems import problem
 
 __all__ = ["Sockets"]
 
@@ -135,11 +136,3 @@ class Sockets:
                 "unavailable", "This server takes no more clients: try another or later."
             )
         return None
-
-
-def problem(code: str, message: str) -> web.Response:
-    """An error as REST answers it."""
-    entry = CATALOGUE[code]
-    body = {"error": code, "message": message, "statusCode": entry.status}
-    headers = {"Retry-After": "1"} if entry.retry else {}
-    return web.json_response(body, status=entry.status, headers=headers)

@@ -1,0 +1,78 @@
+"""The OpenAPI document against the server: nothing that it does not describe, and no 5xx.
+
+schemathesis makes requests of the document, good and bad ones, the same at each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import strategies
+from schemathesis.checks import positive_data_acceptance
+
+import pg
+from acceptance.daemon import Daemon, daemon, open_channels, token
+from acceptance.rest import ADMIN
+from rowcast.http.openapi import document
+from rowcast.http.routes import ROUTES
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+
+# A name that fits the schema may still be none: its grammar is that of SQL, not of JSON Schema.
+EXCLUDED = [positive_data_acceptance]
+SETTINGS = hypothesis.settings(
+    max_examples=20,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+
+SCHEMA = schemathesis.openapi.from_dict(document(ROUTES))
+OPERATIONS = [result.ok() for result in SCHEMA.get_all_operations()]
+
+
+@pytest.fixture(scope="module")
+def bridge(module_database: pg.Database) -> Iterator[Daemon]:
+    open_channels(module_database, "room:*")
+    with daemon(module_database, frame_burst=1_000_000) as bridge:
+        yield bridge
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
+def test_the_server_answers_as_the_document_says(
+    bridge: Daemon, operation: Any, mode: schemathesis.GenerationMode
+) -> None:
+    keys = (ADMIN, token("alice"))
+
+    @SETTINGS
+    @hypothesis.given(
+        case=operation.as_strategy(generation_mode=mode), key=strategies.sampled_from(keys)
+    )
+    def answers(case: schemathesis.Case, key: str) -> None:
+        case.call_and_validate(
+            base_url=bridge.url,
+            headers={"Authorization": f"Bearer {key}"},
+            excluded_checks=EXCLUDED,
+        )
+
+    try:
+        answers()
+    except hypothesis.errors.Unsatisfiable:
+        assert mode is schemathesis.GenerationMode.NEGATIVE  # nothing in it can be wrong
+
+
+def test_the_document_that_is_served_is_that_of_the_table(bridge: Daemon) -> None:
+    served = schemathesis.openapi.from_url(f"{bridge.url}/api/realtime/openapi.json")
+    assert served.raw_schema == SCHEMA.raw_schema
+
+
+def test_nothing_went_wrong_inside(bridge: Daemon) -> None:
+    assert "internal_error" not in bridge.log
