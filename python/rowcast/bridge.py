@@ -15,6 +15,8 @@ import asyncpg
 from aiohttp import web
 
 from .access import Access
+from .attendance import Attendance
+from .audience import Audience
 from .auth import Verifier
 from .config import Settings
 from .database import UNAVAILABLE, Database, UnfitError
@@ -25,8 +27,11 @@ from .http.app import build
 from .http.sockets import Sockets
 from .hub import Hub
 from .message import Message
+from .node import Node
 from .observe import configure, observe
+from .presence import Presence
 from .service import Service
+from .tracking import Tracking
 from .wire.events import Status
 
 __all__ = ["serve"]
@@ -48,17 +53,24 @@ class _Bridge:
         self.settings = settings
         self.database = Database(settings)
         self.hub = Hub()
+        self.node = Node(self.database, settings)
+        self.audience = Audience(self.database, self.node)
+        self.presence = Presence(self.database, self.hub, settings.lease)
+        self.tracking = Tracking(self.database, self.node, settings)
+        attendance = Attendance(settings, self.audience, self.presence, self.tracking)
+        self.hub.left = attendance.left
         self.doorbell = Doorbell(self.database, settings)
         self.feed = Feed(
             self.database,
             self.doorbell,
             settings,
             deliver=self.deliver,
+            present=self.presence.apply,
             moved=self.hub.moved,
             status=self.status,
         )
         access = Access(self.database, settings, self.hub, self.feed)
-        service = Service(settings, self.hub, self.feed, access, Verifier(settings))
+        service = Service(settings, self.hub, self.feed, access, attendance, Verifier(settings))
         self.sockets = Sockets(settings, self.hub, service)
         self._frozen = FREEZE_FROM
 
@@ -78,6 +90,9 @@ class _Bridge:
                 self.hub.deleted(body["channel"], body["id"])
 
     def status(self, status: str) -> None:
+        if status == "ok" and self.feed.position is not None:
+            self.node.renew()
+            self.presence.resume(self.feed.position.boot)
         self.hub.broadcast(Status(status))
 
     async def check(self) -> None:
@@ -195,6 +210,10 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
                     bridge.doorbell.run,
                     bridge.upkeep,
                     bridge.give_cursors,
+                    bridge.node.run,
+                    bridge.audience.run,
+                    bridge.tracking.run,
+                    bridge.presence.run,
                 )
             ]
             tasks += running
@@ -214,6 +233,8 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
         await bridge.drain()
     finally:
         await _cancel(tasks)
+        if bridge.node.known:
+            await bridge.node.leave(settings.presence_grace)
         await runner.cleanup()
         with contextlib.suppress(*UNAVAILABLE):
             await bridge.database.close()

@@ -29,10 +29,14 @@ MAY_EXECUTE = {
     "authenticated": f"{PUBLISHING} may_subscribe(text) resolve(text)",
     "rowcast_publisher": f"{PUBLISHING} publish_as_system(text,text,jsonb,text,uuid,boolean)"
     " attach(regclass,text,text[],text[],text,boolean) detach(regclass,text) publish_row()"
-    " resolve(text)",
+    " resolve(text) audience(text) presence_state(text)",
     "rowcast_bridge": "identity() feed(text,uuid,timestamptz,integer,integer)"
     " replay(text[],text[],uuid[],timestamptz[],text,uuid) writers() doze() wake() probe(text)"
-    " upkeep() status() doctor() boot_id() login_report() caller_roles()",
+    " upkeep() status() doctor() boot_id() login_report() caller_roles()"
+    " node_beat(uuid,interval) node_leave(uuid,interval) audience_write(uuid,text[],integer[])"
+    " presence_write(uuid,text[],text[],text[],integer[],boolean[],integer) presence_read(text[])"
+    " channel_audience(text) channel_presence(text)"
+    " admin_audience(text,text) admin_presence(text,text)",
     "rowcast_caller": "impersonate(text,text,text) check_subscribe(text,text[],text[])"
     " publish_as(text,text[],text[],text[],text[],text[],uuid[])"
     " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()",
