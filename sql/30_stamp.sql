@@ -90,6 +90,9 @@ comment on function rowcast.messages_refuse(text, text, text, jsonb, timestamptz
 -- after its range, and whoever passed the clock test must have an older one. created_at itself
 -- is not stamped, because a BEFORE trigger cannot move a row to another leaf.
 --
+-- The audience is one row that bridges keep up to date (sql/62_audience.sql), and counts as long as
+-- one of them is alive: the dead are cleared away by the living, so without any it would stay.
+--
 -- The payload is measured as text, not as stored: eight bytes of 1e131000 are 131 kB on the wire.
 create or replace function rowcast.messages_stamp()
 returns trigger
@@ -106,6 +109,7 @@ declare
     v_asked text;
     v_template text;
     v_sound boolean;
+    v_pattern text;
     v_first uuid;
 begin
     new.xid := pg_current_xact_id();
@@ -118,15 +122,20 @@ begin
                     then rowcast.message_id(new.created_at, new.seq)
             end,
             case when v_caller = any (rowcast.caller_roles()) then 'user' else 'system' end,
-            0,
+            coalesce((
+                select a.sessions from rowcast.audience_total as a
+                where a.channel_name = new.channel_name
+                and pg_sequence_last_value('rowcast.alive_until'::regclass) > date_part('epoch', new.created_at) * 1000
+            ), 0),
             case when c.webhook_urls is not null and new.type = 'message' then rowcast.webhook_count(c.id) else 0 end,
             c.enabled
             and new.type in ('message', 'broadcast')
             and octet_length(new.event_name) between 1 and 255
             and new.event_name !~ '[\u0001-\u001F\u007F-\u009F]'
             and rowcast.is_name(new.channel_name)
-            and octet_length(new.payload::text) <= rowcast.payload_limit()
-        into new.channel_id, new.id, new.sender_type, new.ws_audience_count, new.wh_audience_count, v_sound
+            and octet_length(new.payload::text) <= rowcast.payload_limit(),
+            case when c.wildcard then c.pattern end
+        into new.channel_id, new.id, new.sender_type, new.ws_audience_count, new.wh_audience_count, v_sound, v_pattern
         from public.realtime_channels as c
         where c.pattern = format(v_template, variadic v_segments);
         exit when found;
@@ -135,6 +144,14 @@ begin
         perform rowcast.messages_refuse(new.type, new.channel_name, new.event_name, new.payload, new.created_at);
     end if;
 
+    -- Who subscribes to the pattern itself hears this, too. Apart, for the many that nobody can.
+    if v_pattern is not null then
+        new.ws_audience_count := new.ws_audience_count + coalesce((
+            select a.sessions from rowcast.audience_total as a
+            where a.channel_name = v_pattern
+            and pg_sequence_last_value('rowcast.alive_until'::regclass) > date_part('epoch', new.created_at) * 1000
+        ), 0);
+    end if;
     new.sender_id := null;
     if new.sender_type = 'user' then
         -- The policies were asked for one name, and a caller's other rows must not travel along

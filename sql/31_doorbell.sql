@@ -72,7 +72,11 @@ begin atomic
             select d.oid from pg_catalog.pg_database as d
             where d.datname = current_database()
         )
-        and l.relation in ('public.realtime_messages'::regclass, 'rowcast.signal'::regclass)
+        and l.relation in (
+            'public.realtime_messages'::regclass,
+            'rowcast.signal'::regclass,
+            'rowcast.presence'::regclass
+        )
         and l.granted
         and l.mode in (
             'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'
@@ -80,7 +84,7 @@ begin atomic
 end;
 
 comment on function rowcast.writers() is
-'Virtual transaction ids that hold a writer''s lock on the message or signal table.';
+'Virtual transaction ids that hold a writer''s lock on the message, signal or presence table.';
 
 -- A bridge's way to sleep. Never waits: a publisher holds the lock for microseconds only.
 create or replace function rowcast.doze()

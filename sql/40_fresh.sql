@@ -20,7 +20,7 @@ end;
 comment on function rowcast.leaves_for(xid8, timestamptz) is
 'Leaves that a cursor with this xmin may still need, or that reach beyond the time when it is given.';
 
--- SQL that reads what spans of xids hold of some leaves, and of the signals; with a time also
+-- SQL that reads what spans of xids hold of some leaves, of signals and presence; with a time also
 -- what is younger, since after a crash xids do not tell all.
 --
 -- `offset 0` is a fence: as a plain join the planner thinks each span worth a hundredth of the
@@ -55,12 +55,17 @@ begin atomic
         )
         || ' union all select g.kind, g.seq, null, null, null, null, null, g.body::text, null,'
         ' null, g.created_at from spans as s, lateral (select * from rowcast.signal as l'
-        ' where l.xid between s.first and s.last offset 0) as g order by 2'
+        ' where l.xid between s.first and s.last offset 0) as g'
+        || ' union all select ''presence'', p.seq, p.node, null, null, p.channel_name, null,'
+        ' case when p.left_at is null then p.state::text else ''null'' end,'
+        ' case when p.anonymous then ''anonymous'' else ''user'' end, p.key, p.updated_at'
+        ' from spans as s, lateral (select * from rowcast.presence as l'
+        ' where l.xid between s.first and s.last offset 0) as p order by 2'
     from unnest(p_leaves) as l (name);
 end;
 
 comment on function rowcast.leaves_query(text[], boolean) is
-'SQL that reads leaves and signals: xids between $1 and $2, seq above $3, and created_at from $4 on when asked for.';
+'SQL that reads leaves, signals and presence: xids between $1 and $2, seq above $3, and created_at from $4 on when asked for.';
 
 -- To plan this anew for each drain takes twice as long as to run it, and leaves change once a
 -- day: so the query of the leaves written now is a function, which upkeep replaces, and whose
@@ -101,7 +106,7 @@ where false
 $$;
 
 comment on function rowcast.fresh(xid8[], xid8[], bigint) is
-'What spans of xids hold of the leaves that are written now, and of the signals, by seq.';
+'What spans of xids hold of the leaves that are written now, of signals and presence, by seq.';
 
 -- Nothing is replaced as long as the same leaves are written: every bridge would plan anew.
 create or replace function rowcast.fresh_compile()

@@ -43,6 +43,10 @@ begin
     delete from rowcast.expired_broadcast;
     delete from rowcast.messages_broadcast;
     delete from rowcast.signal;
+    delete from rowcast.node;
+    delete from rowcast.audience;
+    delete from rowcast.audience_total;
+    delete from rowcast.presence;
     delete from rowcast.tick;
     delete from rowcast.boot;
     return true;

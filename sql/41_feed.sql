@@ -132,4 +132,4 @@ end;
 $$;
 
 comment on function rowcast.feed(text, uuid, timestamptz, integer, integer) is
-'All messages and signals that became visible since the snapshot, in order of seq, after one row `snapshot` (payload: the new snapshot, id: boot, created_at: its time). Ends with `more` when over the row or byte limit; NULL limits read all. A NULL snapshot only asks for the present one.';
+'All messages, signals and changes of presence that became visible since the snapshot, in order of seq, after one row `snapshot` (payload: the new snapshot, id: boot, created_at: its time). Ends with `more` when over the row or byte limit; NULL limits read all. A NULL snapshot only asks for the present one.';

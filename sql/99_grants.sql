@@ -22,7 +22,7 @@ grant execute on function
 rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb),
 rowcast.publish_as_system(text, text, jsonb, text, uuid, boolean),
 rowcast.attach(regclass, text, text[], text[], text, boolean), rowcast.detach(regclass, text),
-rowcast.publish_row(), rowcast.resolve(text)
+rowcast.publish_row(), rowcast.resolve(text), rowcast.audience(text), rowcast.presence_state(text)
 to rowcast_publisher;
 grant insert (
     type, channel_name, event_name, payload, publish_key
@@ -67,7 +67,13 @@ rowcast.return_deliveries(uuid, bigint[], integer[]),
 rowcast.delivery_outlook(uuid[], integer[]), rowcast.raise_marks(uuid[]),
 rowcast.admin_deliveries(text, uuid, text, integer, text),
 rowcast.admin_delivery_attempts(text, bigint), rowcast.admin_redeliver(text, bigint),
-rowcast.admin_endpoints(text, uuid), rowcast.admin_rotate_secret(text, uuid)
+rowcast.admin_endpoints(text, uuid), rowcast.admin_rotate_secret(text, uuid),
+rowcast.node_beat(uuid, interval), rowcast.node_leave(uuid, interval),
+rowcast.audience_write(uuid, text[], integer[]),
+rowcast.presence_write(uuid, text[], text[], text[], integer[], boolean[], integer),
+rowcast.presence_read(text[]),
+rowcast.channel_audience(text), rowcast.channel_presence(text),
+rowcast.admin_audience(text, text), rowcast.admin_presence(text, text)
 to rowcast_bridge;
 
 -- The caller login: becomes a caller role inside these functions, and is nothing by itself.

@@ -15,6 +15,8 @@ import asyncpg
 from aiohttp import web
 
 from .access import Access
+from .attendance import Attendance
+from .audience import Audience
 from .auth import Verifier
 from .config import Settings
 from .database import UNAVAILABLE, Database, UnfitError
@@ -29,9 +31,12 @@ from .http.rest import Rest
 from .http.sockets import Sockets
 from .hub import Hub
 from .message import Message
+from .node import Node
 from .observe import configure, observe
 from .outbox import Outbox
+from .presence import Presence
 from .service import Service
+from .tracking import Tracking
 from .wire.events import Status
 
 __all__ = ["serve"]
@@ -53,12 +58,19 @@ class _Bridge:
         self.settings = settings
         self.database = Database(settings)
         self.hub = Hub()
+        self.node = Node(self.database, settings)
+        self.audience = Audience(self.database, self.node)
+        self.presence = Presence(self.database, self.hub, settings.lease)
+        self.tracking = Tracking(self.database, self.node, settings)
+        attendance = Attendance(settings, self.audience, self.presence, self.tracking)
+        self.hub.left = attendance.left
         self.doorbell = Doorbell(self.database, settings)
         self.feed = Feed(
             self.database,
             self.doorbell,
             settings,
             deliver=self.deliver,
+            present=self.presence.apply,
             moved=self.hub.moved,
             status=self.status,
         )
@@ -66,7 +78,7 @@ class _Bridge:
         self.outbox = Outbox(self.database, sender, settings)
         access = Access(self.database, settings, self.hub, self.feed)
         verifier = Verifier(settings)
-        service = Service(settings, self.hub, self.feed, access, verifier)
+        service = Service(settings, self.hub, self.feed, access, attendance, verifier)
         self.sockets = Sockets(settings, self.hub, service)
         handlers = Handlers(RestDatabase(self.database, settings), access, self.feed)
         self.rest = Rest(settings, self.feed, verifier, handlers)
@@ -89,6 +101,9 @@ class _Bridge:
                 self.hub.deleted(body["channel"], body["id"])
 
     def status(self, status: str) -> None:
+        if status == "ok" and self.feed.position is not None:
+            self.node.renew()
+            self.presence.resume(self.feed.position.boot)
         self.hub.broadcast(Status(status))
 
     async def check(self) -> None:
@@ -209,6 +224,10 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
                     bridge.upkeep,
                     bridge.outbox.run,
                     bridge.give_cursors,
+                    bridge.node.run,
+                    bridge.audience.run,
+                    bridge.tracking.run,
+                    bridge.presence.run,
                 )
             ]
             tasks += running
@@ -228,6 +247,8 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
         await bridge.drain()
     finally:
         await _cancel(tasks)
+        if bridge.node.known:
+            await bridge.node.leave(settings.presence_grace)
         await runner.cleanup()
         with contextlib.suppress(*UNAVAILABLE):
             await bridge.database.close()

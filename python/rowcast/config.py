@@ -72,6 +72,12 @@ class Settings:
     safety_poll: float = setting(5.0, "Seconds between polls while asleep; 0: none.", least=0)
     probe_interval: float = setting(5.0, "Seconds between checks that LISTEN hears.", least=0.05)
     upkeep_interval: float = setting(20.0, "Seconds between upkeep calls.", least=0.05)
+    lease: float = setting(
+        15.0, "Seconds after which a bridge that is not heard of counts no more.", least=0.2
+    )
+    presence_grace: float = setting(
+        5.0, "Seconds a member whose connection was lost has to come back.", least=0
+    )
     pool_size: int = setting(4, "Connections of each login beside LISTEN and feed.", least=1)
     query_timeout: float = setting(5.0, "Seconds that one question may take.", least=0.1)
 
@@ -87,6 +93,8 @@ class Settings:
         100.0, "Frames or requests per second and client, on average.", least=1
     )
     frame_burst: int = setting(500, "Frames or requests a client may send at once.", least=1)
+    max_state: int = setting(4096, "Bytes of the presence state of a client.", least=2)
+    max_members: int = setting(1000, "Members that may be present in a channel.", least=1)
     max_history: int = setting(1000, "Messages that `history` of a subscribe may ask.", least=0)
     buffer_bytes: int = setting(1_048_576, "Bytes waiting for a slow client.", least=4096)
     slow_grace: float = setting(10.0, "Seconds until a stuck connection is reset.", least=0)

@@ -56,6 +56,11 @@ HISTORY = "select * from rowcast.history_as($1, $2, $3, $4, $5, $6)"
 LIMIT_TIME = "select set_config('statement_timeout', $1, true)"
 UPKEEP = "select rowcast.upkeep()"
 FOLD = "select rowcast.fold()"
+BEAT = "select rowcast.node_beat($1, $2)"
+LEAVE = "select rowcast.node_leave($1, $2)"
+WRITE_AUDIENCE = "select rowcast.audience_write($1, $2, $3)"
+WRITE_PRESENCE = "select rowcast.presence_write($1, $2, $3, $4, $5, $6, $7)"
+READ_PRESENCE = "select * from rowcast.presence_read($1)"
 DOZE = "select rowcast.doze()"
 WAKE = "select rowcast.wake()"
 WRITERS = "select rowcast.writers()"
@@ -391,6 +396,40 @@ class Database:
         async with self._bridge.acquire() as connection, connection.transaction():
             await connection.execute(LIMIT_TIME, PATIENT)
             await connection.fetchval(MARKS, busy, timeout=65)
+
+    async def beat(self, node: UUID, lease: timedelta) -> bool:
+        """Renew a lease; False when the node was not known."""
+        assert self._bridge is not None
+        return bool(await self._bridge.fetchval(BEAT, node, lease))
+
+    async def leave(self, node: UUID, grace: timedelta) -> None:
+        """End a node."""
+        assert self._bridge is not None
+        await self._bridge.fetchval(LEAVE, node, grace)
+
+    async def write_audience(
+        self, node: UUID, channels: Sequence[str], counts: Sequence[int]
+    ) -> bool:
+        """Write counts of a node; False when it is not known."""
+        assert self._bridge is not None
+        return bool(await self._bridge.fetchval(WRITE_AUDIENCE, node, channels, counts))
+
+    async def write_presence(
+        self, node: UUID, members: Sequence[tuple[str, str, str | None, int, bool]], limit: int
+    ) -> list[int] | None:
+        """Write (channel, key, state, sessions, anonymous) each; see `rowcast.presence_write`."""
+        assert self._bridge is not None
+        columns = [list(column) for column in zip(*members, strict=True)]
+        refused: list[int] | None = await self._bridge.fetchval(
+            WRITE_PRESENCE, node, *columns, limit
+        )
+        return refused
+
+    async def read_presence(self, channels: Sequence[str]) -> list[asyncpg.Record]:
+        """Read who is present in some channels; see `rowcast.presence_read`."""
+        assert self._bridge is not None
+        rows: list[asyncpg.Record] = await self._bridge.fetch(READ_PRESENCE, channels)
+        return rows
 
     async def alive(self) -> None:
         """Raise when the database does not answer."""

@@ -81,6 +81,7 @@ CATALOGUE: dict[str, Entry] = {
     "payload_too_large": Entry(413, False, "The payload is over the limit."),
     "frame_too_large": Entry(413, False, "The frame is over the limit."),
     "too_many_channels": Entry(429, False, "Unsubscribe from a channel first."),
+    "too_many_members": Entry(429, False, "As many are present in this channel as may be."),
     "rate_limited": Entry(429, True, "Too many requests: slow down."),
     "not_subscribed": Entry(409, False, "This session is not subscribed to the channel."),
     "unsupported": Entry(501, False, "This server does not offer this."),

@@ -38,6 +38,7 @@ class Feed:
         doorbell: how to sleep.
         settings: poll intervals.
         deliver: takes messages and deletions of one portion.
+        present: takes rows of presence.
         moved: told the new position when all portions up to it were delivered.
         status: told "degraded" and "ok".
     """
@@ -49,6 +50,7 @@ class Feed:
         settings: Settings,
         *,
         deliver: Callable[[list[Message], list[tuple[str, dict[str, Any]]]], Awaitable[None]],
+        present: Callable[[list[asyncpg.Record]], None],
         moved: Callable[[Position], None],
         status: Callable[[str], None],
     ) -> None:
@@ -56,6 +58,7 @@ class Feed:
         self._doorbell = doorbell
         self._settings = settings
         self._deliver = deliver
+        self._present = present
         self._moved = moved
         self._status = status
         self._recent: deque[tuple[float, set[str]]] = deque()
@@ -167,7 +170,10 @@ class Feed:
     async def _hand_on(self, rows: list[asyncpg.Record], known: set[str]) -> None:
         messages: list[Message] = []
         signals: list[tuple[str, dict[str, Any]]] = []
+        self._present([row for row in rows if row["kind"] == "presence"])
         for row in rows:
+            if row["kind"] == "presence":
+                continue
             if row["kind"] != "message":
                 signals.append((row["kind"], json.loads(row["payload"])))
             elif str(row["id"]) not in known:

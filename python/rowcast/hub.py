@@ -35,6 +35,7 @@ class Hub:
         self.generation = 0
         self.delivering = False
         self.emptied: Callable[[], None] = lambda: None
+        self.left: Callable[[Session, Subscription], None] = lambda _session, _subscription: None
         self._channels: dict[str, dict[Session, Subscription]] = {}
         self._starting: list[Subscription] = []
 
@@ -72,14 +73,20 @@ class Hub:
 
     def leave(self, session: Session, channel: str) -> bool:
         """End a subscription; whether there was one."""
-        if session.subscriptions.pop(channel, None) is None:
+        subscription = session.subscriptions.pop(channel, None)
+        if subscription is None:
             return False
         members = self._channels[channel]
         del members[session]
         if not members:
             del self._channels[channel]
         metrics.subscriptions.dec()
+        self.left(session, subscription)
         return True
+
+    def members(self, channel: str) -> list[tuple[Session, Subscription]]:
+        """Who is subscribed to a channel."""
+        return list(self._channels.get(channel, {}).items())
 
     def deliver(self, messages: list[Message]) -> Iterator[None]:
         """Fan out messages of one portion, in their order; yields between bursts of writes."""

@@ -26,6 +26,13 @@ EVENTS: dict[str, tuple[int, str]] = {
     "feed_lost": (logging.WARNING, "The feed lost the database and connects again."),
     "listen_up": (logging.INFO, "LISTEN works."),
     "listen_lost": (logging.WARNING, "LISTEN was lost; the bridge polls until it is back."),
+    "lease_lost": (
+        logging.WARNING,
+        "Postgres crashed, or took the bridge for dead; it wrote anew who is there.",
+    ),
+    "heartbeat_failed": (logging.WARNING, "The lease could not be renewed; tried again."),
+    "audience_failed": (logging.WARNING, "Counts could not be written; tried again."),
+    "presence_failed": (logging.WARNING, "Presence could not be written or read; tried again."),
     "upkeep": (logging.INFO, "Leaves were made, closed or dropped."),
     "upkeep_failed": (logging.WARNING, "Upkeep failed and is tried again."),
     "outbox_lost": (logging.WARNING, "Webhooks wait for the database; claimed ones are kept."),
@@ -63,6 +70,11 @@ class Metrics:
             "rowcast_encodings_total",
             "Messages encoded: each once per wire, however many clients hear it.",
             ["wire"],
+            registry=self.registry,
+        )
+        self.presence_events = Counter(
+            "rowcast_presence_events_total",
+            "Joins, updates and leaves told to clients, before fan-out.",
             registry=self.registry,
         )
         self.received = Counter(

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from .access import Access
+from .attendance import Attendance
 from .auth import Verifier
 from .caller import Caller
 from .config import Settings
@@ -31,7 +32,7 @@ from .wire.events import (
     Subscribed,
     Welcome,
 )
-from .wire.operations import Auth, Op, Ping, Publish, Subscribe, Unsubscribe
+from .wire.operations import Auth, Op, Ping, Publish, Subscribe, Track, Unsubscribe, Untrack
 
 __all__ = ["Service"]
 
@@ -59,16 +60,24 @@ class Service:
         hub: who hears what.
         feed: where the bridge stands.
         access: asks the policies.
+        attendance: counts and shows who is here.
         verifier: checks tokens.
     """
 
     def __init__(
-        self, settings: Settings, hub: Hub, feed: Feed, access: Access, verifier: Verifier
+        self,
+        settings: Settings,
+        hub: Hub,
+        feed: Feed,
+        access: Access,
+        attendance: Attendance,
+        verifier: Verifier,
     ) -> None:
         self._settings = settings
         self._hub = hub
         self._feed = feed
         self._access = access
+        self._attendance = attendance
         self._verifier = verifier
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[Session, list[asyncio.TimerHandle]] = {}
@@ -99,9 +108,9 @@ class Service:
             return False
         return True
 
-    def gone(self, session: Session) -> None:
-        """The client's connection has ended."""
-        session.closed = True
+    def gone(self, session: Session, *, goodbye: bool = False) -> None:
+        """The client's connection has ended; it may come back, unless it said goodbye."""
+        session.closed, session.goodbye = True, goodbye
         self._cancel_timers(session)
         self._hub.remove(session)
 
@@ -151,6 +160,10 @@ class Service:
             case Publish():
                 caller = session.authenticated()
                 self._spawn(session, op.ref, op.channel, self._publish(session, caller, op))
+            case Track():
+                self._attendance.track(session, op.channel, bytes(op.state), op.ref)
+            case Untrack():
+                self._attendance.untrack(session, op.channel, op.ref)
             case _:
                 raise Refusal("unsupported")
 
@@ -171,6 +184,7 @@ class Service:
         left = caller.expires + self._settings.jwt_leeway - time.time()
         self._timer(session, left - EXPIRY_WARNING, self._expiring)
         self._timer(session, left, self._expired)
+        self._attendance.rename(session)
         if before is not None and before.claims != caller.claims:
             for subscription in list(session.subscriptions.values()):
                 self._spawn(
@@ -319,7 +333,10 @@ class Service:
                 subscription.forget(subscription.joined)
             if not await self._access.may_subscribe(caller, channel):
                 raise Refusal("forbidden")
-            opening = await self._opening(session, caller, subscription, op, start)
+            opening, _ = await asyncio.gather(
+                self._opening(session, caller, subscription, op, start),
+                self._attendance.enter(session, subscription),
+            )
         except BaseException:
             if session.subscriptions.get(channel) is subscription:
                 self._hub.leave(session, channel)
@@ -342,6 +359,7 @@ class Service:
             opening.recovered,
             opening.ephemeral,
             opening.reason,
+            self._attendance.members(channel),
         )
         session.write(opening.frames + session.wire.encode(answer))
         subscription.state = State.LIVE
@@ -397,6 +415,7 @@ class Service:
             "payload": self._feed.payload_limit,
             "frame": settings.max_frame,
             "channels": settings.max_channels,
+            "state": settings.max_state,
             "history": settings.max_history,
             "rate": settings.frame_rate,
             "burst": settings.frame_burst,

@@ -62,6 +62,7 @@ class Subscription:
     resuming: bool = False  # pending with a cursor, which a newer one must not replace yet
     # Our own publishes under way: with own=False, what comes now may be one of them.
     publishing: int = 0
+    counted: bool = False  # as audience: the policies have allowed it
 
     def forget(self, generation: int) -> None:
         """Drop what was held before this generation: a replay covers it."""
@@ -91,6 +92,7 @@ class Session:
         "caller",
         "closed",
         "dirty",
+        "goodbye",
         "id",
         "own_ids",
         "pending",
@@ -105,6 +107,7 @@ class Session:
         self.pending = 0  # requests under way
         self.wire = wire
         self.closed = False
+        self.goodbye = False  # the client itself has closed, and does not come back
         self.dirty = False  # messages were written since the last cursor
         self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
         self._pipe = pipe

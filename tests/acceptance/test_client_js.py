@@ -246,3 +246,80 @@ def reader(stream: object) -> Callable[[], str]:
         return box[0].rstrip("\n")
 
     return read
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_presence_of_the_page_runs_as_written(node: Node, bridge: Daemon, runtime: str) -> None:
+    lines = run(
+        node,
+        runtime,
+        bridge.url,
+        PAGE["Connecting"][0],
+        PAGE["Presence"][0],
+        "const seen = (type) => new Promise((resolve) => {",
+        "  channel.on('presence', (event) => {",
+        "    if (event.type === type && event.key === 'bob') resolve(event);",
+        "  });",
+        "});",
+        "const [came, gone] = [seen('join'), seen('leave')];",
+        "const baseUrl = 'https://your-app.region.insforge.app';",
+        f"const other = createClient({{ baseUrl, accessToken: '{token('bob')}' }});",
+        "await other.realtime.channel('chat:room1').track({ username: 'Bob' });",
+        "await came;",
+        "console.log('state', JSON.stringify(channel.presenceState().map((s) => s.username)));",
+        "other.realtime.disconnect();",
+        "await gone;",
+        "await channel.untrack();",
+        "console.log('after', channel.presenceState().length);",
+        "client.realtime.disconnect();",
+    )
+    text = "\n".join(lines)
+    assert 'User joined: {"username":"Bob"}' in text or "User joined: { username: 'Bob' }" in text
+    assert "User left:" in text
+    assert 'state ["John","Bob"]' in text
+    assert "after 0" in text
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_live_cursors_of_the_page_run_as_written(
+    node: Node, bridge: Daemon, runtime: str
+) -> None:
+    """With real mouse events of a real document, where there is one."""
+    page = "const document = new EventTarget();" if runtime == "node" else ""
+    event = "Object.assign(new Event('mousemove'), { clientX: x, clientY: 2 * x })"
+    if runtime == "chromium":
+        event = "new MouseEvent('mousemove', { clientX: x, clientY: 2 * x })"
+    lines = run(
+        node,
+        runtime,
+        bridge.url,
+        page,
+        PAGE["Connecting"][0],
+        "const userId = 'alice';",
+        "let shown = () => {};",
+        "const renderCursors = (users) => shown(users);",
+        PAGE["Cursors"][0],
+        "const until = (check) => new Promise((resolve) => {",
+        "  shown = (users) => { if (check(users)) resolve(users); };",
+        "});",
+        "const baseUrl = 'https://your-app.region.insforge.app';",
+        f"const other = createClient({{ baseUrl, accessToken: '{token('bob')}' }});",
+        "const both = until((users) => users.length === 2",
+        "  && users.some((user) => user.cursor.x === 199));",
+        "await other.realtime.channel('document:123')"
+        ".track({ user_id: 'bob', cursor: { x: 5, y: 6 } });",
+        "for (let x = 0; x < 200; x += 1) {",
+        f"  document.dispatchEvent({event});",
+        "  if (x % 20 === 0) await new Promise((resolve) => { setTimeout(resolve, 10); });",
+        "}",
+        "for (const { user_id, cursor } of await both) console.log(user_id, cursor.x, cursor.y);",
+        "other.realtime.disconnect();",
+        "const alone = await until((users) => users.length === 1);",
+        "console.log('left with', alone[0].user_id);",
+        "client.realtime.disconnect();",
+    )
+    assert sorted(line for line in lines if line.startswith(("alice", "bob"))) == [
+        "alice 199 398",
+        "bob 5 6",
+    ]
+    assert "left with alice" in lines

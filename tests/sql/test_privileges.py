@@ -35,7 +35,7 @@ MAY_EXECUTE = {
     "authenticated": f"{PUBLISHING} {READING}",
     "rowcast_publisher": f"{PUBLISHING} publish_as_system(text,text,jsonb,text,uuid,boolean)"
     " attach(regclass,text,text[],text[],text,boolean) detach(regclass,text) publish_row()"
-    " resolve(text)",
+    " resolve(text) audience(text) presence_state(text)",
     "rowcast_bridge": "identity() feed(text,uuid,timestamptz,integer,integer)"
     " replay(text[],text[],uuid[],timestamptz[],text,uuid) writers() doze() wake() probe(text)"
     " upkeep() status() doctor() boot_id() login_report() caller_roles() fold(integer)"
@@ -50,7 +50,11 @@ MAY_EXECUTE = {
     " return_deliveries(uuid,bigint[],integer[]) delivery_outlook(uuid[],integer[])"
     " raise_marks(uuid[]) admin_deliveries(text,uuid,text,integer,text)"
     " admin_delivery_attempts(text,bigint) admin_redeliver(text,bigint)"
-    " admin_endpoints(text,uuid) admin_rotate_secret(text,uuid)",
+    " admin_endpoints(text,uuid) admin_rotate_secret(text,uuid)"
+    " node_beat(uuid,interval) node_leave(uuid,interval) audience_write(uuid,text[],integer[])"
+    " presence_write(uuid,text[],text[],text[],integer[],boolean[],integer) presence_read(text[])"
+    " channel_audience(text) channel_presence(text)"
+    " admin_audience(text,text) admin_presence(text,text)",
     "rowcast_caller": "impersonate(text,text,text) check_subscribe(text,text[],text[])"
     " publish_as(text,text[],text[],text[],text[],text[],uuid[])"
     " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()"

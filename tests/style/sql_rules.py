@@ -46,8 +46,10 @@ __all__ = [
 # Whose parameters are named by people who call them: publish(channel => …), without a prefix.
 NAMED_BY_CALLERS = {
     "rowcast.attach",
+    "rowcast.audience",
     "rowcast.delete_message",
     "rowcast.detach",
+    "rowcast.presence_state",
     "rowcast.publish",
     "rowcast.publish_as_system",
     "rowcast.publish_many",

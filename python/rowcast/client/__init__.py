@@ -18,6 +18,7 @@ that gives it as `after` goes on from there.
 - `join`, `joining`, `incoming`: which channels are wanted, where they stand, what comes for them
 - `outbox`: publishes that wait for their answer
 - `identity`: whom the client speaks for
+- `presence`: who is there
 - `delivery`: the order of callbacks, and when reading stops
 - `link`: one socket
 - `resume`: what must be remembered so that a resume neither loses nor repeats

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from .delivery import Callback, Inbox
 from .frames import Message, RealtimeError
 from .join import EVENTS, Join, Phase
 from .joining import Joins
+from .presence import Presences
 
 __all__ = ["Channel"]
 
@@ -22,17 +23,25 @@ class Channel:
 
     `on("message")` hears every message of type `message`, `on("<event>")` that event, `on("*")`
     all; the callback gets the `Message`. `on("error")` gets a `RealtimeError`. `on("closed")`,
-    `on("deleted")`, `on("resync")` and `on("subscribed")` get a dict.
+    `on("deleted")`, `on("resync")` and `on("subscribed")` get a dict, and so does
+    `on("presence")`: `{"type": "join" | "update" | "leave", "key", "presence"}`.
 
     A channel to which no callback for messages listens keeps them for `async for`. When too many
     wait, the client stops reading until some were taken: iterate it, or unsubscribe.
     """
 
     def __init__(
-        self, name: str, joins: Joins, publish: Publish, timeout: float, inbox: Callable[[], Inbox]
+        self,
+        name: str,
+        joins: Joins,
+        presences: Presences,
+        publish: Publish,
+        timeout: float,
+        inbox: Callable[[], Inbox],
     ) -> None:
         self._name = name
         self._joins = joins
+        self._presences = presences
         self._publish = publish
         self._timeout = timeout
         self._inbox = inbox
@@ -127,6 +136,32 @@ class Channel:
         key = str(uuid.uuid4()) if id is None else str(id)
         head = {"op": "publish", "channel": self._name, "type": type, "event": event, "id": key}
         return await self._publish(key, head, payload)
+
+    async def track(self, state: Mapping[str, Any]) -> None:
+        """Show this user as present, in a state that all subscribers see.
+
+        Subscribes if needed, until `untrack`. Call it as often as the state changes: of what is
+        still to be sent only the newest is. After a reconnect it is sent again.
+
+        Args:
+            state: what can be written as a JSON object.
+
+        Raises:
+            RealtimeError: the server refused, or did not answer in time.
+        """
+        await self._presences.track(self._name, state)
+
+    async def untrack(self) -> None:
+        """Show this user no more.
+
+        Raises:
+            RealtimeError: the server did not answer in time.
+        """
+        await self._presences.untrack(self._name)
+
+    def presence_state(self) -> list[Any]:
+        """The states of all who are present; empty unless the channel is subscribed."""
+        return list(self._join.members.values())
 
     def __aiter__(self) -> AsyncIterator[Message]:
         """Iterate the messages until the channel is left.

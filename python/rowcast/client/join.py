@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from .delivery import Callback, Inbox, Listeners
 from .link import Ticket
@@ -13,7 +14,7 @@ from .resume import Seen
 __all__ = ["Join", "Phase"]
 
 # Kinds that no message can reach, whatever its sender calls his event.
-EVENTS = {"error", "closed", "deleted", "resync", "subscribed"}
+EVENTS = {"error", "closed", "deleted", "presence", "resync", "subscribed"}
 RESERVED = {"message", "*", *EVENTS}
 
 
@@ -33,6 +34,8 @@ class Join:
     name: str
     listeners: Listeners = field(default_factory=Listeners)
     phase: Phase = Phase.IDLE
+    wanted: bool = False  # for its messages, and not only to be present in it
+    members: dict[str, Any] = field(default_factory=dict)
     live: bool = False  # was joined since it is wanted
     after: str | None = None  # what its next join resumes from; ids are kept while it is set
     echo: bool = True

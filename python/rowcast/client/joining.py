@@ -15,7 +15,7 @@ from .join import Join, Phase
 from .link import Link
 from .resume import Progress, Seen
 
-__all__ = ["RETRYABLE", "Joins", "Report"]
+__all__ = ["LONGEST_PAUSE", "RETRYABLE", "Joins", "Report"]
 
 NAMES_PER_FRAME = 50
 FIRST_JOIN_RETRIES = 5
@@ -57,6 +57,9 @@ class Joins:
         self._stopped: RealtimeError | None = None
         self._joins: dict[str, Join] = {}
         self._link: Link | None = None
+        # Who wants to know of a join and of its end.
+        self.joined: Callable[[Join, Frame], None] = lambda _join, _frame: None
+        self.left: Callable[[Join, RealtimeError | None], None] = lambda _join, _error: None
 
     def of(self, name: str) -> Join:
         """The state of a channel, made when there is none."""
@@ -70,8 +73,12 @@ class Joins:
         if join.phase is Phase.IDLE and not len(join.listeners):
             self._joins.pop(join.name, None)
 
-    def want(self, join: Join) -> asyncio.Future[None]:
+    def want(self, join: Join, *, listen: bool = True) -> asyncio.Future[None]:
         """Subscribe; the future tells how it went.
+
+        Args:
+            join: the channel.
+            listen: keep messages to which no callback listens.
 
         Raises:
             RealtimeError: the client was closed.
@@ -87,9 +94,11 @@ class Joins:
             join.phase = Phase.WAITING
             # A process that resumes an earlier one does so for every channel it takes up.
             join.after = join.after or self._first
-            if not join.hears_messages:
-                join.inbox = Inbox(self._delivery)
             self.ask([join])
+        if listen:
+            if not join.wanted and not join.hears_messages:
+                join.inbox = Inbox(self._delivery)
+            join.wanted = True
         return join.confirmed
 
     def connected(self, link: Link) -> None:
@@ -125,7 +134,9 @@ class Joins:
             link.ask(encode({"op": "unsubscribe", "channel": join.name}), answer)
         join.cancel()
         join.phase, join.live, join.after, join.retries = Phase.IDLE, False, None, 0
+        join.wanted = False
         join.turn += 1
+        self.left(join, error)
         join.seen = Seen()
         if join.confirmed is not None and not join.confirmed.done():
             join.confirmed.set_exception(
@@ -221,6 +232,7 @@ class Joins:
         self._offer(frame.get("cursor"))
         if join.confirmed is not None and not join.confirmed.done():
             join.confirmed.set_result(None)
+        self.joined(join, frame)
         self._tell(join, "subscribed", {"channel": join.name, "resumed": resumed})
         recovered = after is not None and frame.get("recovered") is not False
         ephemeral = after is not None and frame.get("ephemeral") is not False

@@ -21,6 +21,7 @@ from .incoming import Incoming
 from .joining import Joins
 from .link import Link, LostError
 from .outbox import Outbox
+from .presence import Presences
 from .resume import Progress
 
 __all__ = ["Realtime"]
@@ -63,6 +64,8 @@ class Realtime:
             delays,
             timeouts[0],
         )
+        self._presences = Presences(self._joins, self._delivery, timeouts[0])
+        self._joins.joined, self._joins.left = self._presences.joined, self._presences.left
         self._incoming = Incoming(self._joins, self._delivery, self._report)
         self._outbox = Outbox(self._timeout, limits[1])
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,7 +89,12 @@ class Realtime:
         if not isinstance(name, str) or not name:
             raise TypeError("channel(name) takes the name of a channel.")
         return Channel(
-            name, self._joins, self._outbox.send, self._timeout, lambda: Inbox(self._delivery)
+            name,
+            self._joins,
+            self._presences,
+            self._outbox.send,
+            self._timeout,
+            lambda: Inbox(self._delivery),
         )
 
     def on(self, kind: str, callback: Callback) -> Realtime:
@@ -214,6 +222,7 @@ class Realtime:
         self._ever_open = True
         # Subscriptions first: what is published then is heard by them.
         self._identity.connected(link)
+        self._presences.connected(link)
         self._joins.connected(link)
         self._outbox.connected(link)
         if self._opened is not None and not self._opened.done():
@@ -239,6 +248,8 @@ class Realtime:
                 self._incoming.messages(frame)
             case "cursor":
                 self._joins.cursor(frame)
+            case "presence":
+                self._presences.frame(frame)
             case "closed":
                 self._incoming.closed(frame)
             case "deleted":
@@ -254,6 +265,7 @@ class Realtime:
     def _interrupt(self, lost: LostError) -> None:
         self._link = None
         self._joins.interrupted()
+        self._presences.interrupted()
         self._outbox.interrupted(lost.code)
         self._delivery.stir()
         self._tell("disconnect", {"code": lost.code, "reason": str(lost)})

@@ -20,6 +20,9 @@ from .problems import problem
 
 __all__ = ["Sockets"]
 
+# A client that closes in order (RFC 6455, section 7.4.1): done, or no code at all. A page that
+# is left says 1001, also when it is only loaded again.
+GOODBYE = {1000, 1005}
 LINGER_ABORT = struct.pack("ii", 1, 0)
 
 
@@ -107,7 +110,7 @@ class Sockets:
             if await self._service.open(session, token):
                 await self._receive(response, session)
         finally:
-            self._service.gone(session)
+            self._service.gone(session, goodbye=response.close_code in GOODBYE)
             await pipe.closed()
             observe("session_closed", session=session.id, code=response.close_code)
         return response

@@ -16,11 +16,14 @@ from ..errors import CATALOGUE, Refusal
 
 __all__ = [
     "Authenticated",
+    "Change",
     "Closed",
     "Cursor",
     "Deleted",
     "Done",
     "Event",
+    "Member",
+    "Present",
     "Published",
     "Refused",
     "Status",
@@ -58,6 +61,21 @@ class Authenticated(Event, tag="ok", frozen=True):
     expires: int
 
 
+class Member(msgspec.Struct, frozen=True):
+    """Who is present; the state is JSON as Postgres wrote it."""
+
+    key: str
+    presence: msgspec.Raw
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What happened to a member: "join", "update" or "leave", which has the last state."""
+
+    type: str
+    key: str
+    presence: msgspec.Raw
+
+
 class Subscribed(Event, tag="ok", frozen=True):
     """The answer to a subscribe; messages of this channel follow."""
 
@@ -67,6 +85,7 @@ class Subscribed(Event, tag="ok", frozen=True):
     recovered: bool | UnsetType = UNSET
     ephemeral: bool | UnsetType = UNSET
     reason: str | UnsetType = UNSET
+    presence: list[Member] | UnsetType = UNSET
 
 
 class Published(Event, tag="ok", frozen=True):
@@ -118,6 +137,14 @@ class Closed(Event, tag="closed", frozen=True):
 
     channel: str
     code: str
+
+
+class Present(Event, tag="presence", frozen=True):
+    """Who came, changed and left; with `full`, all who are present. The same bytes for all."""
+
+    channel: str
+    events: list[Change]
+    full: bool | UnsetType = UNSET
 
 
 class Status(Event, tag="status", frozen=True):

@@ -1,0 +1,209 @@
+"""Who is present, without a socket or a database: what clients are told, and what is not lost
+when rows come twice, late or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from bridge.test_hub import Pipe
+from rowcast.config import Settings
+from rowcast.hub import Hub
+from rowcast.presence import Presence
+from rowcast.room import Room, Row
+from rowcast.session import Session, State, Subscription
+
+ONE, TWO = UUID(int=1), UUID(int=2)
+
+
+def row(key: str, seq: int, state: str | None, node: UUID = ONE) -> Row:
+    return Row(key, node, seq, state)
+
+
+def test_a_member_comes_changes_and_goes() -> None:
+    room = Room()
+    room.take(row("a", 1, "1"))
+    assert room.news() == [("join", "a", "1")]
+    room.take(row("a", 2, "2"))
+    room.take(row("a", 3, "3"))
+    assert room.news() == [("update", "a", "3")]
+    room.take(row("a", 4, None))
+    assert room.news() == [("leave", "a", "3")]
+    assert not room.news()
+
+
+def test_what_lies_between_two_tellings_is_not_told() -> None:
+    room = Room()
+    room.take(row("a", 1, "1"))
+    room.take(row("a", 2, None))
+    assert room.news() == []
+    room.take(row("b", 3, "1"))
+    room.news()
+    room.take(row("b", 4, None))
+    room.take(row("b", 5, "1"))
+    assert room.news() == []
+
+
+def test_the_newest_of_many_bridges_speaks_and_the_others_remain() -> None:
+    room = Room()
+    room.take(row("a", 1, "1", ONE))
+    room.take(row("a", 2, "2", TWO))
+    assert room.news() == [("join", "a", "2")]
+    room.take(row("a", 3, None, TWO))
+    assert room.news() == [("update", "a", "1")]
+
+
+def test_older_rows_change_nothing() -> None:
+    room = Room()
+    room.take(row("a", 2, "2"))
+    room.take(row("a", 1, "1"))
+    assert room.news() == [("join", "a", "2")]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_list_and_rows_that_cross_it_agree_in_any_order(order: tuple[int, ...]) -> None:
+    """The list shows seq 2; 1 to 3 come from the feed before, in between or after it."""
+    for last in ("3", None):
+        room = Room()
+        room.expect()
+        steps = [
+            lambda room=room: room.take(row("a", 1, "1")),
+            lambda room=room: room.fill([row("a", 2, "2")], complete=True),
+            lambda room=room, last=last: room.take(row("a", 3, last)),
+        ]
+        if order.index(0) > order.index(2):
+            continue  # the feed itself keeps its order
+        for step in order:
+            steps[step]()
+        room.news()
+        assert room.told.get("a") == last
+
+
+def test_who_is_not_on_the_whole_list_has_left_but_not_who_came_meanwhile() -> None:
+    room = Room()
+    room.take(row("gone", 1, "1"))
+    room.news()
+    room.expect()
+    room.take(row("new", 5, "5"))
+    room.fill([], complete=True)
+    assert sorted(room.news()) == [("join", "new", "5"), ("leave", "gone", "1")]
+
+
+def test_after_a_crash_nobody_has_left_until_the_time_to_come_back_is_over() -> None:
+    room = Room()
+    for key in ("back", "gone"):
+        room.take(row(key, 100, "1"))
+    room.news()
+    room.doubt()
+    room.expect()
+    room.fill([], complete=False)
+    assert room.news() == []
+    room.take(row("back", 7, "1"))  # numbers may be lower than before
+    room.expect()
+    room.fill([row("back", 7, "1")], complete=True)
+    assert room.news() == [("leave", "gone", "1")]
+
+
+class Lists:
+    """The table of those who are present, as far as it is read."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    async def read_presence(self, _channels: Sequence[str]) -> list[dict[str, Any]]:
+        return self.rows
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self.lists = Lists()
+        self.presence = Presence(self.lists, self.hub, 15)  # type: ignore[arg-type]
+        self.sequence = itertools.count(1)
+
+    def client(self, **settings: Any) -> tuple[Session, Pipe]:
+        pipe = Pipe()
+        session = Session(pipe, Settings(**settings))
+        self.hub.add(session)
+        subscription = Subscription("a", State.LIVE)
+        self.hub.join(session, subscription)
+        return session, pipe
+
+    def feed(self, key: str, state: str) -> None:
+        self.presence.apply(
+            [
+                {  # type: ignore[list-item]
+                    "channel_name": "a",
+                    "id": ONE,
+                    "seq": next(self.sequence),
+                    "payload": state,
+                    "sender_id": key,
+                }
+            ]
+        )
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    running = asyncio.create_task(scene.presence.run())
+    yield scene
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def frames(pipe: Pipe, count: int = 1) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(5):
+        while len(found) < count:
+            found += [frame for frame in pipe.frames() if frame["op"] == "presence"]
+            await asyncio.sleep(0)
+    return found
+
+
+async def test_a_client_that_does_not_read_is_not_closed_and_gets_the_whole_list_later(
+    scene: Scene,
+) -> None:
+    _, stuck = scene.client(buffer_bytes=4096)
+    _, other = scene.client()
+    await scene.presence.open("a")
+    scene.feed("x", '{"n":0}')
+    await frames(stuck)
+    await frames(other)
+    stuck.stuck = 4096
+    for n in range(1, 4):
+        scene.feed("x", f'{{"n":{n}}}')
+        scene.feed(f"y{n}", "{}")
+        await frames(other)
+    assert stuck.data == b""
+    stuck.stuck = 0
+    (frame,) = await frames(stuck)
+    assert frame["full"] is True
+    assert {event["key"] for event in frame["events"]} == {"x", "y1", "y2", "y3"}
+    assert stuck.closed is None
+    scene.feed("x", '{"n":9}')
+    (frame,) = await frames(stuck)
+    assert frame["events"] == [{"type": "update", "key": "x", "presence": {"n": 9}}]
+
+
+async def test_a_list_is_forgotten_with_the_last_client(scene: Scene) -> None:
+    session, _ = scene.client()
+    await scene.presence.open("a")
+    scene.feed("x", "{}")
+    scene.hub.leave(session, "a")
+    scene.presence.close("a")
+    assert scene.presence.members("a") == []
+    node = uuid4()
+    scene.lists.rows = [
+        {"channel_name": "a", "key": "y", "node": node, "seq": 1, "state": '{"z":1}'}
+    ]
+    scene.client()
+    await scene.presence.open("a")
+    assert scene.presence.members("a") == [("y", '{"z":1}')]
