@@ -88,8 +88,10 @@ begin
         ' select r.event_name, r.messages as n from rowcast.message_rollup as r where r.scope = $3 and r.key = $4'
         || case when v_since is null then ' and r.bucket = ''-infinity''' else ' and r.bucket >= $6' end
         || case when v_full = 'infinity' then '' else
-            ' union all select m.event_name, 1 from rowcast.spans($7, pg_current_snapshot()) as s, lateral ('
-            'select * from public.realtime_messages as l where l.type = ''message'''
+            -- A transaction sees its own rows, although its xid may lie beyond its snapshot.
+            ' union all select m.event_name, 1 from (select s.first, s.last from rowcast.spans($7, pg_current_snapshot()) as s'
+            ' union all select o.x, o.x from pg_current_xact_id_if_assigned() as o (x)'
+            ' where o.x >= pg_snapshot_xmax(pg_current_snapshot())) as s, lateral (select * from public.realtime_messages as l where l.type = ''message'''
             ' and l.xid between s.first and s.last and l.seq > $8 offset 0) as m where ($6 is null or m.created_at >= $6)' || v_filter
             || ' union all select m.event_name, -1 from rowcast.removal as m'
             ' where (m.seq <= $8 or pg_visible_in_snapshot(m.message_xid, $7)) and ($6 is null or m.created_at >= $6)' || v_filter

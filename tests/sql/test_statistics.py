@@ -164,6 +164,19 @@ def test_what_commits_after_a_fold_that_did_not_see_it_is_counted(
     assert_same(db, total=2)
 
 
+def test_a_transaction_counts_what_it_wrote_itself(db: Connection, database: pg.Database) -> None:
+    say(db)
+    fold(db)
+    with session(database) as own:
+        say(own)
+        assert_same(own, total=2)
+        say(db)
+        assert_same(own, total=3)
+        assert_same(db, total=2)
+        own.rollback()
+    assert_same(db, total=2)
+
+
 def test_a_fold_does_not_count_what_its_own_transaction_has_yet_to_write(
     db: Connection, database: pg.Database
 ) -> None:
