@@ -1,0 +1,189 @@
+"""Policy files as text: statements with their places, and the comments that disable rules.
+
+The grammar is the server's own (pglast). Statements are split before they are parsed, because a
+parser stops at its first error, and a file may have several.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .extra import need
+
+__all__ = ["Disable", "Source", "Statement", "SyntaxFault", "read", "walk"]
+
+DISABLE = re.compile(r"--\s*rowcast:disable=([\w,]+)[ \t]*(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a file, or one inside a ``do`` block.
+
+    Attributes:
+        index: which top-level statement of the file it is, or stands in.
+        node: its parsed tree.
+        start: where it begins in the text of the file.
+        inside: it stands in a block, whose tree does not tell where in a line something is.
+    """
+
+    source: Source
+    index: int
+    node: Any
+    start: int
+    inside: bool = False
+
+    def at(self, node: Any = None) -> int:
+        """Return where in the file a node of this statement begins."""
+        if self.inside or node is None:
+            return self.start
+        offsets = [n.location for n, _ in walk(node) if getattr(n, "location", None) is not None]
+        return self.source.slices[self.index].start + min(offsets) if offsets else self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Disable:
+    """A comment ``-- rowcast:disable=CODES reason``, and the statement that it is for."""
+
+    codes: tuple[str, ...]
+    reason: str
+    offset: int
+    statement: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SyntaxFault:
+    """A statement that is not SQL."""
+
+    message: str
+    offset: int
+
+
+@dataclass(slots=True)
+class Source:
+    """A file: its text, and what was found in it."""
+
+    name: str
+    text: str
+    statements: list[Statement] = field(default_factory=list)
+    faults: list[SyntaxFault] = field(default_factory=list)
+    disables: list[Disable] = field(default_factory=list)
+    slices: tuple[slice, ...] = ()
+    lines: list[int] = field(default_factory=list)
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Return line and column of an offset, both counted from 1."""
+        line = bisect.bisect_right(self.lines, offset)
+        return line, offset - self.lines[line - 1] + 1
+
+
+def read(name: str, text: str) -> Source:
+    """Split and parse a file; what is wrong with it is in its `faults`.
+
+    Raises:
+        MissingExtra: pglast is not installed.
+    """
+    pglast = need("pglast")
+    source = Source(name, text)
+    source.lines = [0, *(match.end() for match in re.finditer("\n", text))]
+    try:
+        tokens = pglast.scan(text)
+        source.slices = pglast.split(text, with_parser=False, only_slices=True)
+    except pglast.parser.ParseError as error:
+        source.faults.append(_fault(error, 0, text))
+        return source
+    for index, piece in enumerate(source.slices):
+        try:
+            parsed = pglast.parse_sql(text[piece])
+        except pglast.parser.ParseError as error:
+            source.faults.append(_fault(error, piece.start, text))
+            continue
+        for raw in parsed:
+            start = piece.start + _leading(pglast, text[piece])
+            statement = Statement(source, index, raw.stmt, start)
+            source.statements.append(statement)
+            source.statements += _block(pglast, statement, text[piece])
+    source.disables = list(_disables(source, tokens))
+    return source
+
+
+def walk(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield every node of a tree with its ancestors, the outermost first."""
+    if isinstance(node, tuple | list):
+        for element in node:
+            yield from walk(element, above)
+    elif isinstance(node, need("pglast.ast").Node):
+        yield node, above
+        for name in node:
+            value = getattr(node, name)
+            if value is not None and not isinstance(value, str | int):
+                yield from walk(value, (*above, node))
+
+
+def _fault(error: Any, base: int, text: str) -> SyntaxFault:
+    message, location = (*error.args, None)[:2]
+    offset = base + (location or 0)
+    return SyntaxFault(str(message), min(offset, max(len(text) - 1, 0)))
+
+
+def _leading(pglast: Any, text: str) -> int:
+    for token in pglast.scan(text):
+        if token.name not in ("SQL_COMMENT", "C_COMMENT"):
+            return int(token.start)
+    return 0
+
+
+def _block(pglast: Any, statement: Statement, text: str) -> Iterator[Statement]:
+    """What a ``do`` block in plpgsql runs, as far as it is not put together at run time."""
+    if not isinstance(statement.node, pglast.ast.DoStmt):
+        return
+    try:
+        compiled = pglast.parse_plpgsql(text.strip() + ";")
+    except pglast.parser.ParseError as error:
+        statement.source.faults.append(SyntaxFault(str(error.args[0]), statement.start))
+        return
+    first = statement.source.place(statement.start)[0]
+    opening = text[: text.find("$")].count("\n") - text[: _leading(pglast, text)].count("\n")
+    for query, line in _queries(compiled, 1):
+        try:
+            parsed = pglast.parse_sql(query)
+        except pglast.parser.ParseError:
+            continue
+        number = min(first + opening + line - 1, len(statement.source.lines))
+        for raw in parsed:
+            start = statement.source.lines[number - 1]
+            yield Statement(statement.source, statement.index, raw.stmt, start, inside=True)
+
+
+def _queries(tree: Any, line: int) -> Iterator[tuple[str, int]]:
+    if isinstance(tree, list):
+        for element in tree:
+            yield from _queries(element, line)
+    elif isinstance(tree, dict):
+        here = tree.get("lineno", line)
+        if "query" in tree and tree.get("parseMode") == 0:
+            yield tree["query"], here
+        for value in tree.values():
+            yield from _queries(value, here)
+
+
+def _disables(source: Source, tokens: Any) -> Iterator[Disable]:
+    for token in tokens:
+        if token.name != "SQL_COMMENT":
+            continue
+        match = DISABLE.match(source.text[token.start : token.end + 1])
+        if match:
+            codes = tuple(code for code in match[1].split(",") if code)
+            yield Disable(codes, match[2].strip(), token.start, _owner(source, token.start))
+
+
+def _owner(source: Source, offset: int) -> int | None:
+    """The statement that a comment is for: around it, before it in its line, or after it."""
+    line = source.place(offset)[0]
+    for index, piece in enumerate(source.slices):
+        if offset < piece.stop or source.place(piece.stop)[0] == line:
+            return index
+    return None

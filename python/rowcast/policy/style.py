@@ -1,0 +1,51 @@
+"""The form of policy files, as sqlfluff checks and mends it with the configuration shipped here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..resources import style_config
+from .extra import need
+from .findings import Finding, Level
+
+__all__ = ["style_findings", "tidy"]
+
+
+def style_findings(paths: Iterable[Path]) -> Iterator[Finding]:
+    """Yield what sqlfluff finds: by its own codes, as info.
+
+    Raises:
+        MissingExtra: sqlfluff is not installed.
+    """
+    linter = _linter()
+    for path in paths:
+        linted = linter.lint_string(path.read_text(encoding="utf-8"), fname=str(path))
+        for violation in linted.get_violations():
+            yield Finding(
+                code=violation.rule_code(),
+                level=Level.INFO,
+                message=violation.desc(),
+                file=str(path),
+                line=violation.line_no,
+                column=violation.line_pos,
+            )
+
+
+def tidy(text: str) -> str:
+    """Return SQL in the form that the configuration asks for.
+
+    Raises:
+        MissingExtra: sqlfluff is not installed.
+    """
+    linted = _linter().lint_string(text, fname="policy.sql", fix=True)
+    fixed, _ = linted.fix_string()
+    return str(fixed)
+
+
+def _linter() -> Any:
+    config = need("sqlfluff.core").FluffConfig.from_path(
+        ".", extra_config_path=str(style_config()), ignore_local_config=True
+    )
+    return need("sqlfluff.core").Linter(config=config)
