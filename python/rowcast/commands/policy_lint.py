@@ -83,7 +83,13 @@ def _run(args: argparse.Namespace) -> int:
 
         with connect(args.database_url) as database:
             findings += [
-                Finding(row["code"], Level[row["level"].upper()], row["message"], row["hint"])
+                Finding(
+                    code=row["code"],
+                    level=Level[row["level"].upper()],
+                    message=row["message"],
+                    hint=row["hint"],
+                    object=row["object"],
+                )
                 for row in database.policy_lint()
             ]
     shown = report.FORMATS[args.format](findings)

@@ -304,7 +304,7 @@ def _body(statement: Statement, language: str, text: str) -> Iterator[Any]:
         elif language == "plpgsql":
             source = statement.source
             piece = source.slices[statement.index]
-            for query in _plpgsql(pglast.parse_plpgsql(source.text[piece].strip() + ";")):
+            for query in _plpgsql(pglast.parse_plpgsql(source.text[piece] + ";")):
                 yield from (raw.stmt for raw in pglast.parse_sql(query))
     except pglast.parser.ParseError:
         return

@@ -91,7 +91,7 @@ def read(name: str, text: str) -> Source:
     source.lines = [0, *(match.end() for match in re.finditer("\n", text))]
     try:
         tokens = pglast.scan(text)
-        source.slices = pglast.split(text, with_parser=False, only_slices=True)
+        source.slices = tuple(_split(tokens))
     except pglast.parser.ParseError as error:
         source.faults.append(_fault(error, 0, text))
         return source
@@ -102,8 +102,7 @@ def read(name: str, text: str) -> Source:
             source.faults.append(_fault(error, piece.start, text))
             continue
         for raw in parsed:
-            start = piece.start + _leading(pglast, text[piece])
-            statement = Statement(source, index, raw.stmt, start)
+            statement = Statement(source, index, raw.stmt, piece.start)
             source.statements.append(statement)
             source.statements += _block(pglast, statement, text[piece])
     source.disables = list(_disables(source, tokens))
@@ -123,17 +122,41 @@ def walk(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[An
                 yield from walk(value, (*above, node))
 
 
+def _split(tokens: Any) -> Iterator[slice]:
+    """From the first to the last token of each statement.
+
+    pglast's own splitter drops what does not begin with a keyword, such as a mistyped one. A
+    semicolon within ``begin atomic … end`` is none of ours, and one inside the parentheses of a
+    rule neither; anywhere else it is taken for the end, because a parenthesis may be missing.
+    """
+    first: int | None = None
+    words: list[str] = []
+    inside = parentheses = last = 0
+    for token in tokens:
+        if token.name in ("SQL_COMMENT", "C_COMMENT"):
+            continue
+        if token.name == "ASCII_59" and not inside and not (parentheses and "RULE" in words[:4]):
+            if first is not None:
+                yield slice(first, last)
+            first, words, parentheses = None, [], 0
+            continue
+        if first is None:
+            first = token.start
+        parentheses += {"ASCII_40": 1, "ASCII_41": -1}.get(token.name, 0)
+        if token.name == "ATOMIC" and words[-1:] == ["BEGIN_P"]:
+            inside = 1
+        elif inside:
+            inside += {"CASE": 1, "END_P": -1}.get(token.name, 0)
+        words.append(token.name)
+        last = token.end + 1
+    if first is not None:
+        yield slice(first, last)
+
+
 def _fault(error: Any, base: int, text: str) -> SyntaxFault:
     message, location = (*error.args, None)[:2]
     offset = base + (location or 0)
     return SyntaxFault(str(message), min(offset, max(len(text) - 1, 0)))
-
-
-def _leading(pglast: Any, text: str) -> int:
-    for token in pglast.scan(text):
-        if token.name not in ("SQL_COMMENT", "C_COMMENT"):
-            return int(token.start)
-    return 0
 
 
 def _block(pglast: Any, statement: Statement, text: str) -> Iterator[Statement]:
@@ -141,12 +164,12 @@ def _block(pglast: Any, statement: Statement, text: str) -> Iterator[Statement]:
     if not isinstance(statement.node, pglast.ast.DoStmt):
         return
     try:
-        compiled = pglast.parse_plpgsql(text.strip() + ";")
+        compiled = pglast.parse_plpgsql(text + ";")
     except pglast.parser.ParseError as error:
         statement.source.faults.append(SyntaxFault(str(error.args[0]), statement.start))
         return
     first = statement.source.place(statement.start)[0]
-    opening = text[: text.find("$")].count("\n") - text[: _leading(pglast, text)].count("\n")
+    opening = text[: text.find("$")].count("\n")
     for query, line in _queries(compiled, 1):
         try:
             parsed = pglast.parse_sql(query)

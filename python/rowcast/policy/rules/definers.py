@@ -23,12 +23,16 @@ def path_is_not_pinned(files: Files) -> Iterator[Mark]:
         create function is_member(p_room text) returns boolean language sql stable
         security definer
         return exists (select from public.room_members as m where m.room = p_room);
+        create policy members on realtime_channels for select to authenticated
+        using (is_member(rowcast.segment(2)));
 
     Good:
 
         create function is_member(p_room text) returns boolean language sql stable
         security definer set search_path = pg_catalog, pg_temp
         return exists (select from public.room_members as m where m.room = p_room);
+        create policy members on realtime_channels for select to authenticated
+        using (is_member(rowcast.segment(2)));
     """
     for function in files.functions.values():
         if function.definer and "search_path" not in function.settings:

@@ -134,17 +134,18 @@ def reads_itself(files: Files) -> Iterator[Mark]:
 
 
 def _path(files: Files, start: str, policy: Policy) -> list[str] | None:
-    """From the table that a policy reads back to where reading never ends."""
-    trail = [policy.table, start] if policy.selects else [start]
-    waiting = [trail]
+    """From the table of a policy, over one that it reads, to where PostgreSQL gives up.
+
+    It does when a table is met for the second time whose SELECT policies have a sub-select.
+    """
+    waiting = [[policy.table, start]]
     while waiting:
         trail = waiting.pop(0)
-        if trail[-1] in trail[:-1]:
+        readers = files.policies_for_reading(trail[-1])
+        if trail[-1] not in trail[:-1]:
+            waiting += [[*trail, table] for reader in readers for table, _ in reader.reads]
+        elif any(isinstance(n, need("pglast.ast").SubLink) for r in readers for n, _ in r.walk()):
             return trail
-        for reader in files.policies_for_reading(trail[-1]):
-            waiting += [[*trail, table] for table, _ in reader.reads]
-        if len(trail) > len(files.policies) + 2:
-            return None
     return None
 
 

@@ -124,7 +124,7 @@ def compared_with_itself(files: Files) -> Iterator[Mark]:
 
 @rule("RCL103", Level.ERROR, database=True)
 def name_of_the_statement(files: Files) -> Iterator[Mark]:
-    """A policy on realtime_messages asks for the name of the statement, not of the row.
+    """A policy on messages asks for the name of the statement, not of the row.
 
     `rowcast.segment(2)` and `rowcast.channel_name()` tell the name that is being subscribed to.
     An INSERT may bring several rows, each for another channel; a helper without the name is

@@ -27,11 +27,13 @@ def view_of_the_owner(files: Files) -> Iterator[Mark]:
     Bad:
 
         create view latest as select channel_name, payload from realtime_messages;
+        grant select on latest to authenticated;
 
     Good:
 
         create view latest with (security_invoker = true) as
         select channel_name, payload from realtime_messages;
+        grant select on latest to authenticated;
     """
     for view in files.views:
         if not view.invoker and view.tables:
