@@ -1,6 +1,8 @@
 -- Open: whoever has a valid token, or the anonymous key, may listen and publish on every enabled
--- channel. For development and demos. Messages can still not be forged: sender, time and channel
--- are stamped. Cost: nothing to look up.
+-- channel. For development and demos.
+-- Lets through: all that a token or key can ask for. Messages can still not be forged: sender, time
+-- and channel are stamped.
+-- Cost: nothing to look up.
 
 drop policy if exists open_subscribe on public.realtime_channels;
 create policy open_subscribe on public.realtime_channels

@@ -8,10 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from rowcast.policy.findings import Finding, Level
-from rowcast.policy.lint import find_files, lint_files, lint_sources
-from rowcast.policy.rules import RULES
-from rowcast.policy.source import read
+from rowcast.policy.lint.findings import Finding, Level
+from rowcast.policy.lint.linting import find_files, lint_files, lint_sources
+from rowcast.policy.lint.rules import RULES
+from rowcast.policy.lint.source import read
 from rowcast.resources import policy_files
 
 Connection = psycopg.Connection[Any]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import RowcastError
+from ..errors import UsageError
 from .common import Commands, add_database_url, command
 
 __all__ = ["add"]
@@ -54,9 +54,9 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..policy import report
-    from ..policy.findings import Finding, Level
-    from ..policy.lint import find_files, lint_files, open_findings
+    from ..policy.lint import report
+    from ..policy.lint.findings import Finding, Level
+    from ..policy.lint.linting import find_files, lint_files, open_findings
 
     if args.style_config:
         from ..resources import style_config
@@ -66,18 +66,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.explain:
         return _explain(args.explain)
 
-    findings: list[Finding] = []
-    try:
-        paths = args.paths or ([] if args.database_url else [Path("policies")])
-        files = find_files(paths)
-        findings += lint_files(files)
-        if args.style:
-            from ..policy.style import style_findings
+    files = find_files(args.paths or ([] if args.database_url else [Path("policies")]))
+    findings = lint_files(files)
+    if args.style:
+        from ..policy.lint.style import style_findings
 
-            findings += style_findings(files)
-    except RowcastError as problem:
-        print(f"rowcast: {problem}", file=sys.stderr)
-        return 2
+        findings += style_findings(files)
     if args.database_url:
         from ..command_database import connect
 
@@ -101,15 +95,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _explain(code: str) -> int:
-    from ..policy.report import explain
-    from ..policy.rules import RULES
+    from ..policy.lint.report import explain
+    from ..policy.lint.rules import RULES
 
     if code == "all":
         print("\n\n\n".join(explain(RULES[known]) for known in sorted(RULES)))
         return 0
     rule = RULES.get(code.upper())
     if rule is None:
-        print(f"rowcast: There is no rule {code}; there are {', '.join(sorted(RULES))}.", file=sys.stderr)
-        return 2
+        raise UsageError(f"There is no rule {code}; there are {', '.join(sorted(RULES))}.")
     print(explain(rule))
     return 0

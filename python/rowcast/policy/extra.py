@@ -1,4 +1,4 @@
-"""The libraries of the extra `policy`, which nobody needs to run a bridge."""
+"""What the workbench needs beyond the daemon, loaded when it is needed: pglast is GPL."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Any
 
 from ..errors import RowcastError
 
-__all__ = ["MissingExtra", "need"]
+__all__ = ["MissingExtraError", "need"]
 
 
-class MissingExtra(RowcastError):
-    """A library of the extra `policy` is not installed."""
+class MissingExtraError(RowcastError):
+    """A library of the extra is not installed; the message says how to install it."""
 
 
 def need(name: str) -> Any:
-    """Import a module of the extra.
+    """Return a module of the extra `policy`.
 
     Raises:
-        MissingExtra: it is not installed.
+        MissingExtraError: it is not installed.
     """
     try:
         return import_module(name)
-    except ModuleNotFoundError as absent:
-        if absent.name is None or absent.name.partition(".")[0] != name.partition(".")[0]:
-            raise
-        raise MissingExtra(
-            f"This command needs {name.partition('.')[0]}: pip install 'rowcast[policy]'."
-        ) from absent
+    except ImportError:
+        library = name.partition(".")[0]
+        raise MissingExtraError(
+            f"This command needs {library}: install 'rowcast[policy]'."
+        ) from None

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .extra import need
+from ..extra import need
 from .source import Source, Statement, walk
 
 __all__ = [

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..resources import style_config
-from .extra import need
+from ...resources import style_config
+from ..extra import need
 from .findings import Finding, Level
 
 __all__ = ["style_findings", "tidy"]
@@ -17,7 +17,7 @@ def style_findings(paths: Iterable[Path]) -> Iterator[Finding]:
     """Yield what sqlfluff finds: by its own codes, as info.
 
     Raises:
-        MissingExtra: sqlfluff is not installed.
+        MissingExtraError: sqlfluff is not installed.
     """
     linter = _linter()
     for path in paths:
@@ -37,7 +37,7 @@ def tidy(text: str) -> str:
     """Return SQL in the form that the configuration asks for.
 
     Raises:
-        MissingExtra: sqlfluff is not installed.
+        MissingExtraError: sqlfluff is not installed.
     """
     linted = _linter().lint_string(text, fname="policy.sql", fix=True)
     fixed, _ = linted.fix_string()

@@ -15,7 +15,7 @@ from ..expressions import (
     names_channel,
     wrapped,
 )
-from ..extra import need
+from ...extra import need
 from ..files import CHANNELS, MESSAGES, Files, Policy, qualified
 from ..findings import Level, Mark, rule
 from ..source import walk

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .extra import need
+from ..extra import need
 
 __all__ = ["Disable", "Source", "Statement", "SyntaxFault", "read", "walk"]
 
@@ -84,7 +84,7 @@ def read(name: str, text: str) -> Source:
     """Split and parse a file; what is wrong with it is in its `faults`.
 
     Raises:
-        MissingExtra: pglast is not installed.
+        MissingExtraError: pglast is not installed.
     """
     pglast = need("pglast")
     source = Source(name, text)
@@ -93,13 +93,13 @@ def read(name: str, text: str) -> Source:
         tokens = pglast.scan(text)
         source.slices = tuple(_split(tokens))
     except pglast.parser.ParseError as error:
-        source.faults.append(_fault(error, 0, text))
+        source.faults.append(_fault(error, slice(0, len(text))))
         return source
     for index, piece in enumerate(source.slices):
         try:
             parsed = pglast.parse_sql(text[piece])
         except pglast.parser.ParseError as error:
-            source.faults.append(_fault(error, piece.start, text))
+            source.faults.append(_fault(error, piece))
             continue
         for raw in parsed:
             statement = Statement(source, index, raw.stmt, piece.start)
@@ -153,10 +153,11 @@ def _split(tokens: Any) -> Iterator[slice]:
         yield slice(first, last)
 
 
-def _fault(error: Any, base: int, text: str) -> SyntaxFault:
-    message, location = (*error.args, None)[:2]
-    offset = base + (location or 0)
-    return SyntaxFault(str(message), min(offset, max(len(text) - 1, 0)))
+def _fault(error: Any, piece: slice) -> SyntaxFault:
+    message, location = str(error.args[0]), error.args[1] if len(error.args) > 1 else None
+    if location is None or message.endswith("at end of input"):
+        return SyntaxFault(message, piece.stop - 1)
+    return SyntaxFault(message, piece.start + location)
 
 
 def _block(pglast: Any, statement: Statement, text: str) -> Iterator[Statement]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .extra import need
+from ..extra import need
 from .files import Files, Policy, qualified, table_name
 from .source import walk
 

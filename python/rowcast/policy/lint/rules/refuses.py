@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ..expressions import comparisons
-from ..extra import need
+from ...extra import need
 from ..files import MESSAGES, Files, Policy
 from ..findings import Level, Mark, in_database, rule
 

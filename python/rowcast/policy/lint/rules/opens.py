@@ -19,7 +19,7 @@ from ..expressions import (
     resolve,
     scopes,
 )
-from ..extra import need
+from ...extra import need
 from ..files import CHANNELS, MESSAGES, Files, Policy
 from ..findings import Level, Mark, rule
 from ..source import walk

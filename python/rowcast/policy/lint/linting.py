@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import RowcastError
+from ...errors import UsageError
 from .files import Files
 from .findings import Finding, Level, Mark, Rule
 from .rules import RULES
@@ -20,19 +20,19 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     """Return the SQL files among `paths` and in the folders among them.
 
     Raises:
-        RowcastError: a path does not exist, or a folder has no SQL file.
+        UsageError: a path does not exist, or a folder has no SQL file.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
             files = sorted(path.rglob("*.sql"))
             if not files:
-                raise RowcastError(f"There is no .sql file in {path}.")
+                raise UsageError(f"There is no .sql file in {path}.")
             found += files
         elif path.exists():
             found.append(path)
         else:
-            raise RowcastError(f"There is no file {path}: name policy files, or their folder.")
+            raise UsageError(f"There is no file {path}: name policy files, or their folder.")
     return list(dict.fromkeys(found))
 
 
@@ -40,15 +40,15 @@ def lint_files(paths: Iterable[Path]) -> list[Finding]:
     """Lint files together; the findings are in the order of the text.
 
     Raises:
-        MissingExtra: pglast is not installed.
-        RowcastError: a file cannot be read.
+        MissingExtraError: pglast is not installed.
+        UsageError: a file cannot be read.
     """
     sources = []
     for path in paths:
         try:
             sources.append(read(str(path), path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as problem:
-            raise RowcastError(f"{path} cannot be read: {problem}.") from problem
+            raise UsageError(f"{path} cannot be read: {problem}.") from problem
     return lint_sources(sources)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from .. import __version__
+from ... import __version__
 from .findings import RULES, Finding, Level, Rule
 
 __all__ = ["FORMATS", "explain", "github", "sarif", "text", "to_json"]
