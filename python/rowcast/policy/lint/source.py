@@ -64,7 +64,13 @@ class SyntaxFault:
 
 @dataclass(slots=True)
 class Source:
-    """A file: its text, and what was found in it."""
+    """A file: its text, and what was found in it.
+
+    Attributes:
+        slices: from the first to the last token of each top-level statement.
+        ends: behind the semicolon of each.
+        lines: where lines begin.
+    """
 
     name: str
     text: str
@@ -72,6 +78,7 @@ class Source:
     faults: list[SyntaxFault] = field(default_factory=list)
     disables: list[Disable] = field(default_factory=list)
     slices: tuple[slice, ...] = ()
+    ends: tuple[int, ...] = ()
     lines: list[int] = field(default_factory=list)
 
     def place(self, offset: int) -> tuple[int, int]:
@@ -91,7 +98,9 @@ def read(name: str, text: str) -> Source:
     source.lines = [0, *(match.end() for match in re.finditer("\n", text))]
     try:
         tokens = pglast.scan(text)
-        source.slices = tuple(_split(tokens))
+        pieces = list(_split(tokens))
+        source.slices = tuple(piece for piece, _ in pieces)
+        source.ends = tuple(end for _, end in pieces)
     except pglast.parser.ParseError as error:
         source.faults.append(_fault(error, slice(0, len(text))))
         return source
@@ -122,8 +131,8 @@ def walk(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[An
                 yield from walk(value, (*above, node))
 
 
-def _split(tokens: Any) -> Iterator[slice]:
-    """From the first to the last token of each statement.
+def _split(tokens: Any) -> Iterator[tuple[slice, int]]:
+    """From the first to the last token of each statement, and the end of its semicolon.
 
     pglast's own splitter drops what does not begin with a keyword, such as a mistyped one. A
     semicolon within ``begin atomic … end`` is none of ours, and one inside the parentheses of a
@@ -137,7 +146,7 @@ def _split(tokens: Any) -> Iterator[slice]:
             continue
         if token.name == "ASCII_59" and not inside and not (parentheses and "RULE" in words[:4]):
             if first is not None:
-                yield slice(first, last)
+                yield slice(first, last), token.end + 1
             first, words, parentheses = None, [], 0
             continue
         if first is None:
@@ -150,7 +159,7 @@ def _split(tokens: Any) -> Iterator[slice]:
         words.append(token.name)
         last = token.end + 1
     if first is not None:
-        yield slice(first, last)
+        yield slice(first, last), last
 
 
 def _fault(error: Any, piece: slice) -> SyntaxFault:
@@ -208,6 +217,6 @@ def _owner(source: Source, offset: int) -> int | None:
     """The statement that a comment is for: around it, before it in its line, or after it."""
     line = source.place(offset)[0]
     for index, piece in enumerate(source.slices):
-        if offset < piece.stop or source.place(piece.stop)[0] == line:
+        if offset < piece.stop or source.place(source.ends[index])[0] == line:
             return index
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from ..extra import need
 from .findings import Finding, Level
 
 __all__ = ["style_findings", "tidy"]
+
+# Where things stand and how they are spelt. Other rules rewrite: USING becomes ON, for one.
+FORM = "layout,capitalisation,convention.casting_style"
 
 
 def style_findings(paths: Iterable[Path]) -> Iterator[Finding]:
@@ -39,13 +43,17 @@ def tidy(text: str) -> str:
     Raises:
         MissingExtraError: sqlfluff is not installed.
     """
-    linted = _linter().lint_string(text, fname="policy.sql", fix=True)
+    linted = _linter(FORM).lint_string(text, fname="policy.sql", fix=True)
     fixed, _ = linted.fix_string()
     return str(fixed)
 
 
-def _linter() -> Any:
+@cache
+def _linter(rules: str = "") -> Any:
     config = need("sqlfluff.core").FluffConfig.from_path(
-        ".", extra_config_path=str(style_config()), ignore_local_config=True
+        ".",
+        extra_config_path=str(style_config()),
+        ignore_local_config=True,
+        overrides={"rules": rules} if rules else None,
     )
     return need("sqlfluff.core").Linter(config=config)
