@@ -11,7 +11,6 @@ for select to anon, authenticated
 using (enabled);
 
 drop policy if exists read_only_publish on public.realtime_messages;
--- rowcast:disable=RCL208 nobody is meant to publish
 create policy read_only_publish on public.realtime_messages
 as restrictive for insert to anon, authenticated
 with check (false);

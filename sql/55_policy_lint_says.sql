@@ -137,7 +137,9 @@ begin atomic
     select 'RCL208', 'warning', p.label, 'takes away from what no policy allows',
         'Add a permissive policy for the same command.'
     from asked as p
-    where not p.polpermissive and not exists (
+    where not p.polpermissive
+        and 'false' not in (coalesce(pg_get_expr(p.polqual, p.polrelid), ''), coalesce(pg_get_expr(p.polwithcheck, p.polrelid), ''))
+        and not exists (
         select from asked as o
         where o.polrelid = p.polrelid and o.polpermissive and (o.polcmd = p.polcmd or '*' in (o.polcmd, p.polcmd))
     )

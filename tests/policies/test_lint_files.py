@@ -184,7 +184,10 @@ def test_what_is_wrong_is_found(code: str, text: str) -> None:
         ("RCL101", channels("is_public = true")),
         ("RCL101", "create policy p on realtime_messages for insert to backend with check (true)"),
         ("RCL101", channels("true").replace(" for", " as restrictive for")),
-        ("RCL102", messages("exists (select from m where channel_id = realtime_messages.channel_id)")),
+        (
+            "RCL102",
+            messages("exists (select from m where channel_id = realtime_messages.channel_id)"),
+        ),
         ("RCL102", messages("exists (select from m where m.id = n.id)")),
         ("RCL103", messages("rowcast.segment(channel_name, 2) = auth.user_id()")),
         ("RCL103", channels("rowcast.segment(2) = auth.user_id()")),

@@ -18,6 +18,7 @@ __all__ = [
     "comparisons",
     "constant",
     "in_subselect",
+    "is_false",
     "is_helper",
     "is_true",
     "kind_of",
@@ -105,6 +106,12 @@ def is_true(node: Any) -> bool:
         if operator == "=" and isinstance(left, ast.A_Const) and isinstance(right, ast.A_Const):
             return bool(left(skip_none=True) == right(skip_none=True)) and not left.isnull
     return False
+
+
+def is_false(node: Any) -> bool:
+    """It is the constant false."""
+    constant = isinstance(node, need("pglast.ast").A_Const)
+    return constant and getattr(node.val, "boolval", None) is False
 
 
 def comparisons(tree: Any, *, deep: bool = True) -> Iterator[tuple[Any, Any, str, Above]]:
@@ -206,7 +213,11 @@ def kind_of(node: Any, above: Above, policy: Policy, files: Files) -> str | None
         return TEXT if node.op >= enums.SQLValueFunctionOp.SVFOP_CURRENT_ROLE else None
     if isinstance(node, ast.SubLink) and node.subLinkType == enums.SubLinkType.EXPR_SUBLINK:
         targets = node.subselect.targetList or ()
-        return kind_of(targets[0].val, (*above, node, node.subselect), policy, files) if len(targets) == 1 else None
+        return (
+            kind_of(targets[0].val, (*above, node, node.subselect), policy, files)
+            if len(targets) == 1
+            else None
+        )
     if isinstance(node, ast.ColumnRef):
         parts = tuple(getattr(part, "sval", "*") for part in node.fields)
         table, column = resolve(parts, above, policy, files)

@@ -112,4 +112,3 @@ def _unread(source: Source) -> set[tuple[str, int, str]]:
     if not source.faults:
         return set()
     return {(source.name, d.offset, code) for d in source.disables for code in d.codes}
-

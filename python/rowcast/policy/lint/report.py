@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import quote
 
 from ... import __version__
 from .findings import RULES, Finding, Level, Rule
@@ -176,7 +177,8 @@ def _sarif_result(finding: Finding, index: int) -> dict[str, Any]:
         "message": {"text": message},
     }
     if finding.file:
-        uri = PurePath(finding.file).as_posix()
+        path = PurePath(finding.file)
+        uri = path.as_uri() if path.is_absolute() else quote(path.as_posix())
         region = {"startLine": finding.line, "startColumn": finding.column}
         place = {"artifactLocation": {"uri": uri}, "region": region}
         result["locations"] = [{"physicalLocation": place}]

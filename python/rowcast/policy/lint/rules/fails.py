@@ -209,7 +209,8 @@ def setting_that_is_missing(files: Files) -> Iterator[Mark]:
                 for a in above
             )
             emptied = any(
-                isinstance(a, ast.A_Expr) and a.kind == need("pglast.enums").A_Expr_Kind.AEXPR_NULLIF
+                isinstance(a, ast.A_Expr)
+                and a.kind == need("pglast.enums").A_Expr_Kind.AEXPR_NULLIF
                 for a in above
             )
             if len(node.args or ()) < 2 or (cast and not emptied):

@@ -110,8 +110,10 @@ def compared_with_itself(files: Files) -> Iterator[Mark]:
                 if first[-1] != second[-1]:
                     continue
                 inner = next(scopes(above), {policy.table.partition(".")[2]: policy.table})
-                if first == second or {len(first), len(second)} == {1, 2} and (
-                    (first if len(first) == 2 else second)[0] in inner
+                if (
+                    first == second
+                    or {len(first), len(second)} == {1, 2}
+                    and ((first if len(first) == 2 else second)[0] in inner)
                 ):
                     yield Mark(
                         policy.statement,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..expressions import comparisons
+from ..expressions import comparisons, is_false
 from ...extra import need
 from ..files import MESSAGES, Files, Policy
 from ..findings import Level, Mark, in_database, rule
@@ -54,8 +54,8 @@ def only_restrictive(files: Files) -> Iterator[Mark]:
     """There are only restrictive policies.
 
     A restrictive policy takes away from what permissive ones allow. Without a permissive one for
-    the same command nobody gets anything, and nothing says why. In files this is a warning only
-    about what these files hold: the permissive one may stand elsewhere.
+    the same command nobody gets anything, and nothing says why. Where nobody is meant to, write
+    `false`. Of files only these are known: the permissive one may stand elsewhere.
 
     Bad:
 
@@ -79,12 +79,17 @@ def only_restrictive(files: Files) -> Iterator[Mark]:
                 and (other.command == policy.command or "all" in (other.command, policy.command))
                 for other in policies
             )
-            if not policy.permissive and not helped:
+            if not (policy.permissive or helped or _is_false(policy)):
                 yield Mark(
                     policy.statement,
                     f"policy {policy.name!r} takes away from what no policy allows",
                     "Add a permissive policy for the same command.",
                 )
+
+
+def _is_false(policy: Policy) -> bool:
+    """Nobody is meant to."""
+    return all(is_false(expression) for expression in policy.expressions)
 
 
 @rule("RCL211", Level.WARNING, database=True)
