@@ -14,12 +14,13 @@ security invoker
 set search_path = pg_catalog, pg_temp
 begin atomic
     select distinct
-        m.found[1],
+        m.found[1]::text,
         m.found[2]::oid
     from pg_catalog.pg_policy as p
-    cross join lateral regexp_matches(
-        concat(p.polqual::text, p.polwithcheck::text), ':(relid|funcid) ([1-9][0-9]*)', 'g'
-    ) as m (found)
+    cross join
+        lateral regexp_matches(
+            concat(p.polqual::text, p.polwithcheck::text), ':(relid|funcid) ([1-9][0-9]*)', 'g'
+        ) as m (found)
     where p.oid = p_policy;
 end;
 
@@ -69,9 +70,9 @@ begin atomic
     select r.oid
     from pg_catalog.pg_roles as r
     where r.rolname = any(rowcast.caller_roles()) and exists (
-        select from unnest(p_roles) as n (role)
-        where n.role = 0 or pg_has_role(r.oid, n.role, 'usage')
-    );
+            select from unnest(p_roles) as n (role)
+            where n.role = 0 or pg_has_role(r.oid, n.role, 'usage')
+        );
 end;
 
 comment on function rowcast.policy_callers(oid[]) is
@@ -89,3 +90,42 @@ return format('policy %I on %s', p_name, p_table::regclass);
 
 comment on function rowcast.policy_label(name, oid) is
 'Policy and table as a finding of policy_lint() names them.';
+
+-- Policies as statements, for a reader of SQL; with the names of tables and functions in full.
+create or replace function rowcast.policy_texts()
+returns table (object text, statement text)
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select
+        rowcast.policy_label(p.polname, p.polrelid),
+        concat(
+            format('create policy %I on %s', p.polname, p.polrelid::regclass),
+            case when not p.polpermissive then ' as restrictive' end,
+            ' for ',
+            case p.polcmd
+                when 'r' then 'select'
+                when 'a' then 'insert'
+                when 'w' then 'update'
+                when 'd' then 'delete'
+                else 'all'
+            end,
+            ' to ',
+            (
+                select
+                    string_agg(
+                        case when n.role = 0 then 'public' else n.role::regrole::text end, ', '
+                    )
+                from unnest(p.polroles) as n (role)
+            ),
+            ' using (' || pg_get_expr(p.polqual, p.polrelid) || ')',
+            ' with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')'
+        )
+    from rowcast.policies_asked() as p;
+end;
+
+comment on function rowcast.policy_texts() is
+'The policies that callers meet as CREATE POLICY statements, each under the name that findings give it.';

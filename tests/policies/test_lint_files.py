@@ -246,7 +246,7 @@ def test_a_block_is_read_too() -> None:
     text = "do $$\nbegin\n  if true then\n    create table m (a int);\n  end if;\nend $$;\n"
     found = [f for f in lint(text + channels("exists (select from m)")) if f.code == "RCL207"]
     assert [(f.line, f.column) for f in found] == [(7, 91)]
-    open_table = [f for f in lint(text, "create policy p on m to anon using (a = 1)")]
+    open_table = lint(text, "create policy p on m to anon using (a = 1)")
     assert ("RCL108", 4) in {(f.code, f.line) for f in open_table}
 
 
@@ -275,7 +275,7 @@ def test_a_place_is_counted_in_characters() -> None:
         f"-- rowcast:disable=RCL101 everybody may\n{channels('true')};",
         f"{channels('true')}; -- rowcast:disable=RCL101 everybody may",
         f"{channels('true')[:-1]}\n-- rowcast:disable=RCL101 everybody may\n);",
-        f"select 1;\n-- rowcast:disable=RCL204,RCL101 both are meant\n{channels('a = null or true')}",
+        f"select;\n-- rowcast:disable=RCL204,RCL101 both are meant\n{channels('a = null or true')}",
     ],
 )
 def test_a_comment_disables_a_rule_for_its_statement(text: str) -> None:

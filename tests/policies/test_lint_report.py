@@ -13,6 +13,7 @@ from rowcast.policy.lint.findings import Finding, Level
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
 from rowcast.policy.lint.source import read
+from rowcast.resources import policy_files
 
 TEXT = """\
 create policy a on public.realtime_channels for select to anon using (true);
@@ -164,6 +165,18 @@ def test_sarif_says_what_was_disabled_and_why(findings: list[Finding]) -> None:
 def test_sarif_knows_a_rule_of_sqlfluff() -> None:
     finding = Finding("LT01", Level.INFO, "expected a blank", file="a.sql", line=1, column=1)
     demand(json.loads(report.sarif([finding])), LOG)
+
+
+def test_the_table_of_rules_is_that_of_the_code() -> None:
+    """Printed when it differs, ready to be pasted."""
+    rows = []
+    for code, rule in sorted(RULES.items()):
+        found = ["files"] if rule.check is not None else []
+        found += ["database"] if rule.database else []
+        rows.append(f"| `{code}` | {rule.level} | {rule.title} | {', '.join(found)} |")
+    text = (policy_files()[0].parent / "README.md").read_text()
+    written = [line for line in text.splitlines() if line.startswith("| `RCL")]
+    assert written == rows, "\n".join(rows)
 
 
 @pytest.mark.parametrize("code", sorted(RULES))

@@ -274,7 +274,10 @@ def test_a_row_for_another_room_is_refused_with_the_whole_insert(
     apply(team, "room_members")
     add_channel(db, "chat:*")
     team.execute("insert into room_members (user_id, room) values ('alice', '1')")
-    insert = "insert into realtime_messages (channel_name, event_name) select n, 'said' from unnest(%s::text[]) as n"
+    insert = (
+        "insert into realtime_messages (channel_name, event_name)"
+        " select n, 'said' from unnest(%s::text[]) as n"
+    )
     with as_role(db, "authenticated", ALICE):
         db.execute(insert, [["chat:1", "chat:1"]])
     with refused(db, "42501", "row-level security"), as_role(db, "authenticated", ALICE):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .common import Commands, add_database_url, command
+
+if TYPE_CHECKING:
+    from ..policy.lint.findings import Finding
 
 __all__ = ["add"]
 
 ABOUT = """\
 Reads policy files with the grammar of PostgreSQL and finds what lets too many through, refuses
-everybody, fails, or is slow. With --database-url it also asks rowcast.policy_lint(), which knows
-tables, grants and indexes.
+everybody, fails, or is slow. With --database-url it also reads the policies of a database, and asks
+rowcast.policy_lint(), which knows tables, grants and indexes.
 
 Paths are files or folders; ./policies where neither paths nor a database are given. A comment
 `-- rowcast:disable=RCL101 the reason` disables a rule for the statement below it or around it.
@@ -55,7 +59,7 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from ..policy.lint import report
-    from ..policy.lint.findings import Finding, Level
+    from ..policy.lint.findings import Level
     from ..policy.lint.linting import find_files, lint_files, open_findings
 
     if args.style_config:
@@ -73,25 +77,35 @@ def _run(args: argparse.Namespace) -> int:
 
         findings += style_findings(files)
     if args.database_url:
-        from ..command_database import connect
-
-        with connect(args.database_url) as database:
-            findings += [
-                Finding(
-                    code=row["code"],
-                    level=Level[row["level"].upper()],
-                    message=row["message"],
-                    hint=row["hint"],
-                    object=row["object"],
-                )
-                for row in database.policy_lint()
-            ]
+        findings += _in_database(args.database_url)
     shown = report.FORMATS[args.format](findings)
     if shown:
         print(shown)
     if any(finding.code == SYNTAX for finding in findings):
         return 2
     return 1 if open_findings(findings, Level[args.fail_on.upper()]) else 0
+
+
+def _in_database(url: str) -> list[Finding]:
+    from ..command_database import connect
+    from ..policy.lint.findings import Finding, Level
+    from ..policy.lint.linting import lint_statements
+
+    with connect(url) as database:
+        rows, texts = database.policy_lint(), database.policy_texts()
+    found = [
+        Finding(
+            code=row["code"],
+            level=Level[row["level"].upper()],
+            message=row["message"],
+            hint=row["hint"],
+            object=row["object"],
+        )
+        for row in rows
+    ]
+    # What both see the database has said, with more knowledge.
+    known = {(finding.object, finding.code) for finding in found}
+    return found + [f for f in lint_statements(texts) if (f.object, f.code) not in known]
 
 
 def _explain(code: str) -> int:

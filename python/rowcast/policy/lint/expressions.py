@@ -212,7 +212,7 @@ def kind_of(node: Any, above: Above, policy: Policy, files: Files) -> str | None
     if isinstance(node, ast.SQLValueFunction):
         return TEXT if node.op >= enums.SQLValueFunctionOp.SVFOP_CURRENT_ROLE else None
     if isinstance(node, ast.SubLink) and node.subLinkType == enums.SubLinkType.EXPR_SUBLINK:
-        targets = node.subselect.targetList or ()
+        targets = list(node.subselect.targetList or ())
         return (
             kind_of(targets[0].val, (*above, node, node.subselect), policy, files)
             if len(targets) == 1

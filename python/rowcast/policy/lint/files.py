@@ -317,7 +317,7 @@ def _plpgsql(tree: Any) -> Iterator[str]:
     elif isinstance(tree, dict):
         if "query" in tree and tree.get("parseMode") in (0, 2):
             query = tree["query"]
-            yield query if tree["parseMode"] == 0 else f"select {query}"
+            yield query if tree["parseMode"] == 0 else "select " + query
         for value in tree.values():
             yield from _plpgsql(value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import UsageError
@@ -11,7 +12,7 @@ from .findings import Finding, Level, Mark, Rule
 from .rules import RULES
 from .source import Source, read
 
-__all__ = ["find_files", "lint_files", "lint_sources", "open_findings"]
+__all__ = ["find_files", "lint_files", "lint_sources", "lint_statements", "open_findings"]
 
 NEEDED = "RCL003"
 
@@ -63,6 +64,12 @@ def lint_sources(sources: Iterable[Source]) -> list[Finding]:
     for source in files.sources:
         findings += _unused(source, used)
     return sorted(set(findings), key=lambda f: (f.file or "", f.line, f.column, f.code))
+
+
+def lint_statements(statements: Iterable[tuple[str, str]]) -> list[Finding]:
+    """Lint policies of a database: pairs of a name and a statement; findings name the object."""
+    found = lint_sources(read(name, statement) for name, statement in statements)
+    return [replace(finding, object=finding.file, file=None, line=0, column=0) for finding in found]
 
 
 def open_findings(findings: Iterable[Finding], least: Level) -> list[Finding]:

@@ -7,7 +7,7 @@ from typing import Any
 from ..extra import need
 from ..lint.expressions import called
 from ..lint.files import MESSAGES
-from .trees import call, column, parts
+from .trees import call, column, parts, text_of
 
 __all__ = ["name_of", "segments"]
 
@@ -30,12 +30,12 @@ def segments(node: Any, table: str) -> Any:
     ast, enums = need("pglast.ast"), need("pglast.enums")
     if called(node) == "split_part" and len(node.args) == 3:
         name, separator, number = node.args
-        if _is_name(name, table) and getattr(separator.val, "sval", None) == ":":
+        if _is_name(name, table) and text_of(separator) == ":":
             return call(SEGMENT, *((name,) if table == MESSAGES else ()), number)
     if isinstance(node, ast.A_Expr) and node.kind == enums.A_Expr_Kind.AEXPR_NULLIF:
+        empty = isinstance(node.rexpr, ast.A_Const) and text_of(node.rexpr) == ""
         # Where the part is missing the helper is NULL already.
-        if called(node.lexpr) == SEGMENT and getattr(node.rexpr.val, "sval", None) == "":
-            return node.lexpr
+        return node.lexpr if called(node.lexpr) == SEGMENT and empty else node
     if isinstance(node, ast.TypeCast) and not node.typeName.arrayBounds:
         argument, kind = _unwrapped(node.arg), node.typeName.names[-1].sval
         if called(argument) == SEGMENT:
@@ -50,7 +50,7 @@ def _unwrapped(node: Any) -> Any:
     """What a sub-select without a table yields."""
     ast = need("pglast.ast")
     if isinstance(node, ast.SubLink) and not node.subselect.fromClause:
-        targets = node.subselect.targetList or ()
+        targets = list(node.subselect.targetList or ())
         return targets[0].val if len(targets) == 1 else node
     return node
 

@@ -116,7 +116,7 @@ class Supabase(System):
             if shown["postgres_changes"].lower() != "false":
                 raise NotPortableError(
                     "it is about postgres_changes, which there are none of here: a table publishes "
-                    "its changes with rowcast.attach(), and who may listen to the channel gets them."
+                    "its changes with rowcast.attach() to those who may listen to the channel."
                 )
             raise NotPortableError("it never lets a broadcast through.")
         if shown["presence"] != shown["broadcast"]:

@@ -90,7 +90,7 @@ def fold(node: Any, above: Above) -> Any:
         select = node.subselect
         bare = not any((select.fromClause, select.whereClause, select.groupClause, select.op))
         if node.subLinkType == enums.SubLinkType.EXPR_SUBLINK and bare:
-            targets = select.targetList or ()
+            targets = list(select.targetList or ())
             value = targets[0].val if len(targets) == 1 else None
             if isinstance(value, ast.A_Const | ast.ColumnRef):
                 return value

@@ -138,8 +138,7 @@ class _Writer:
         for finding in lint_sources([read("ported.sql", comment + made)]):
             if finding.level is Level.ERROR and finding.disabled is None:
                 raise NotPortableError(f"{finding.message} ({finding.code}). {finding.hint}")
-        drop = f"drop policy if exists {name} on {table};"
-        return f"{drop}\n{comment}{tidy(made).strip()}"
+        return f"drop policy if exists {name} on {table};\n{comment}{tidy(made).strip()}"
 
     def _is_dropped(self, node: Any) -> bool:
         """What the new file does by itself: dropping policies, and what `migrate` has done."""

@@ -70,5 +70,5 @@ def forced_on_definers(files: Files) -> Iterator[Mark]:
             yield Mark(
                 statement,
                 f"{name} is read by definer functions ({read[name]}), which FORCE blinds",
-                f"alter table {name} no force row level security;",
+                f"Run: alter table {name} no force row level security;",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ...extra import need
 from ..expressions import (
     IDENTITY,
     called,
@@ -13,10 +14,8 @@ from ..expressions import (
     constant,
     kind_of,
     names_channel,
-    wrapped,
 )
-from ...extra import need
-from ..files import CHANNELS, MESSAGES, Files, Policy, qualified
+from ..files import CHANNELS, MESSAGES, Files, Policy
 from ..findings import Level, Mark, rule
 from ..source import walk
 
@@ -282,7 +281,7 @@ def table_without_grant(files: Files) -> Iterator[Mark]:
                 yield Mark(
                     policy.statement,
                     f"policy {policy.name!r} reads {table}, which these files grant to nobody",
-                    f"grant select on {table} to anon, authenticated;",
+                    f"Run: grant select on {table} to anon, authenticated;",
                     node,
                 )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ...extra import need
 from ..expressions import (
     CONTEXT,
     called,
-    calls,
     columns,
     comparisons,
     constant,
@@ -19,8 +19,7 @@ from ..expressions import (
     resolve,
     scopes,
 )
-from ...extra import need
-from ..files import CHANNELS, MESSAGES, Files, Policy
+from ..files import CHANNELS, MESSAGES, Files
 from ..findings import Level, Mark, rule
 from ..source import walk
 
@@ -110,9 +109,8 @@ def compared_with_itself(files: Files) -> Iterator[Mark]:
                 if first[-1] != second[-1]:
                     continue
                 inner = next(scopes(above), {policy.table.partition(".")[2]: policy.table})
-                if (
-                    first == second
-                    or {len(first), len(second)} == {1, 2}
+                if first == second or (
+                    {len(first), len(second)} == {1, 2}
                     and ((first if len(first) == 2 else second)[0] in inner)
                 ):
                     yield Mark(
@@ -259,7 +257,7 @@ def null_inverted(files: Files) -> Iterator[Mark]:
         using (auth.user_id() is not null and is_public);
     """
     for policy in files.policies:
-        for node, above in policy.walk():
+        for node, _ in policy.walk():
             said = _inversion(node)
             if said:
                 yield Mark(
@@ -287,9 +285,10 @@ def _inversion(node: object) -> str:
             return "IS DISTINCT FROM is true for a caller without a token"
         if node.kind in (kind.AEXPR_OP, kind.AEXPR_IN) and node.name[-1].sval == "<>" and asked:
             return "<> is NULL for a caller without a token, and refuses"
-    if isinstance(node, ast.NullTest) and node.nulltesttype == enums.NullTestType.IS_NULL:
-        if is_helper_in(node.arg):
+    if isinstance(node, ast.NullTest):
+        if node.nulltesttype == enums.NullTestType.IS_NULL and is_helper_in(node.arg):
             return "IS NULL lets a caller without a token in"
+        return ""
     if isinstance(node, ast.BooleanTest) and nullable(node.arg):
         tests = enums.BoolTestType
         if node.booltesttype in (tests.IS_NOT_TRUE, tests.IS_NOT_FALSE, tests.IS_UNKNOWN):
@@ -329,10 +328,10 @@ def like_for_names(files: Files) -> Iterator[Mark]:
     ast, kind = need("pglast.ast"), need("pglast.enums").A_Expr_Kind
     for policy in files.policies:
         for node, _ in policy.walk():
-            if isinstance(node, ast.A_Expr) and node.kind in (
-                kind.AEXPR_LIKE,
-                kind.AEXPR_ILIKE,
-                kind.AEXPR_SIMILAR,
+            # As an operator it comes back from a database.
+            if isinstance(node, ast.A_Expr) and (
+                node.kind in (kind.AEXPR_LIKE, kind.AEXPR_ILIKE, kind.AEXPR_SIMILAR)
+                or node.name[-1].sval in ("~~", "~~*", "!~~", "!~~*")
             ):
                 yield Mark(
                     policy.statement,

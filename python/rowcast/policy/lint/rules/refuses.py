@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..expressions import comparisons, is_false
 from ...extra import need
+from ..expressions import comparisons, is_false
 from ..files import MESSAGES, Files, Policy
 from ..findings import Level, Mark, in_database, rule
 
@@ -40,7 +40,8 @@ def equals_null(files: Files) -> Iterator[Mark]:
     for policy in files.policies:
         for expression in policy.expressions:
             for left, right, operator, _ in comparisons(expression):
-                if any(isinstance(side, ast.A_Const) and side.isnull for side in (left, right)):
+                plain = (s.arg if isinstance(s, ast.TypeCast) else s for s in (left, right))
+                if any(isinstance(side, ast.A_Const) and side.isnull for side in plain):
                     yield Mark(
                         policy.statement,
                         f"{operator} NULL is NULL, and refuses",

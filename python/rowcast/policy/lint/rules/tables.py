@@ -70,7 +70,7 @@ def table_is_open(files: Files) -> Iterator[Mark]:
             yield Mark(
                 table.statement,
                 f"{name} has policies, and row level security is not enabled",
-                f"alter table {name} enable row level security;",
+                f"Run: alter table {name} enable row level security;",
             )
     for name, statement in files.opened:
         if name in governed:
@@ -139,7 +139,7 @@ def everybody(files: Files) -> Iterator[Mark]:
     """The policy is for every role.
 
     Without TO, or with TO PUBLIC, it is also asked for callers without a token and for every other
-    login. The condition may well refuse them; with TO it need not be evaluated, and cannot be wrong.
+    login. The condition may well refuse them; with TO it is not asked, and cannot be wrong.
 
     Bad:
 
