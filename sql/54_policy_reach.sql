@@ -11,6 +11,7 @@ language sql
 stable
 parallel safe
 security invoker
+rows 10
 set search_path = pg_catalog, pg_temp
 begin atomic
     select distinct
@@ -35,6 +36,7 @@ language sql
 stable
 parallel safe
 security invoker
+rows 20
 set search_path = pg_catalog, pg_temp
 begin atomic
     with recursive asked (relid) as (
@@ -65,6 +67,7 @@ language sql
 stable
 parallel safe
 security invoker
+rows 2
 set search_path = pg_catalog, pg_temp
 begin atomic
     select r.oid

@@ -79,6 +79,14 @@ def test_it_needs_no_superuser(tx: Connection, login: str) -> None:
     assert ("RCL104", "error") in lint(tx)
 
 
+def test_it_answers_at_once(tx: Connection) -> None:
+    """Also where the server would compile such a query: that took seven seconds."""
+    for recipe in policy_files():
+        tx.execute(recipe.read_bytes())
+    tx.execute("set local statement_timeout = '2s'")
+    assert lint(tx)
+
+
 def test_it_changes_nothing(tx: Connection) -> None:
     tx.execute("set transaction read only")
     assert lint(tx) == []
