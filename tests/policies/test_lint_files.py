@@ -291,6 +291,30 @@ def test_a_comment_disables_nothing_elsewhere() -> None:
     assert "RCL101" in codes(f"{channels('true')};\n-- rowcast:disable=RCL101 too late by a line")
 
 
+def test_a_name_that_a_query_makes_is_no_table() -> None:
+    text = "create table w (a int);" + channels("exists (with w as (select 1) select from w)")
+    assert not codes(text) & {"RCL207", "RCL215"}
+
+
+@pytest.mark.parametrize(
+    "grant", ["select on m", "all on table m", "select on all tables in schema public"]
+)
+def test_a_grant_is_understood(grant: str) -> None:
+    table, policy = "create table m (a int);", channels("exists (select from m)")
+    assert "RCL207" not in codes(table, f"grant {grant} to anon", policy)
+    assert "RCL207" in codes(table, f"revoke {grant} from anon", policy)
+
+
+def test_a_role_of_the_moment_is_not_everybody() -> None:
+    assert "RCL111" not in codes(channels("enabled").replace("to anon", "to current_user"))
+
+
+@pytest.mark.parametrize("folder", ["sql", "migrations"])
+def test_whatever_is_sql_can_be_read(folder: str) -> None:
+    files = find_files([policy_files()[0].parents[1] / folder])
+    assert {f.code for f in lint_files(files)} & {"RCL001"} == set()
+
+
 def test_words_in_a_string_disable_nothing() -> None:
     text = channels("pattern = '-- rowcast:disable=RCL101 no' or true")
     assert "RCL101" in codes(text)

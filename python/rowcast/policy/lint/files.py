@@ -98,8 +98,13 @@ class Policy:
     @property
     def reads(self) -> list[tuple[str, Any]]:
         """The tables of its sub-selects, with the node that names each."""
-        range_var = need("pglast.ast").RangeVar
-        return [(table_name(n), n) for n, _ in self.walk() if isinstance(n, range_var)]
+        ast = need("pglast.ast")
+        made = {n.ctename for n, _ in self.walk() if isinstance(n, ast.CommonTableExpr)}
+        return [
+            (table_name(n), n)
+            for n, _ in self.walk()
+            if isinstance(n, ast.RangeVar) and (n.schemaname or n.relname not in made)
+        ]
 
     @property
     def selects(self) -> bool:
@@ -216,7 +221,7 @@ class Files:
             for known in self.policies:
                 if (known.name, known.table) == (node.policy_name, table):
                     command, permissive = known.command, known.permissive
-        roles = tuple(role.rolename or "public" for role in node.roles or ())
+        roles = tuple(map(_role, node.roles or ()))
         self.policies.append(
             Policy(
                 statement=statement,
@@ -244,16 +249,26 @@ class Files:
                 self.opened.append((table, statement))
 
     def _take_grant(self, node: Any) -> None:
-        ast = need("pglast.ast")
+        ast, everywhere = need("pglast.ast"), need("pglast.enums").GrantTargetType
         privileges = {p.priv_name for p in node.privileges or ()} or {"select"}
         if "select" in privileges:
             tables = (t for t in node.objects or () if isinstance(t, ast.RangeVar))
             self.readable |= {table_name(table) for table in tables}
+            if node.targtype == everywhere.ACL_TARGET_ALL_IN_SCHEMA:
+                schemas = {schema.sval for schema in node.objects}
+                self.readable |= {t for t in self.tables if t.partition(".")[0] in schemas}
 
 
 def table_name(node: Any) -> str:
     """Return ``schema.table``; a name without a schema is taken to be in public."""
     return f"{node.schemaname or 'public'}.{node.relname}"
+
+
+def _role(node: Any) -> str:
+    kinds = need("pglast.enums").RoleSpecType
+    if node.roletype == kinds.ROLESPEC_PUBLIC:
+        return "public"
+    return str(node.rolename or "current_user")
 
 
 def qualified(names: Any) -> str:
