@@ -3,12 +3,12 @@
 -- Lets through: all channels, also those made tomorrow. Mark the exceptions with another recipe.
 -- Cost: nothing to look up.
 
-drop policy if exists authenticated_subscribe on public.realtime_channels;
-create policy authenticated_subscribe on public.realtime_channels
+drop policy if exists authenticated_only_subscribe on public.realtime_channels;
+create policy authenticated_only_subscribe on public.realtime_channels
 for select to authenticated
 using (enabled and auth.user_id() is not null);
 
-drop policy if exists authenticated_publish on public.realtime_messages;
-create policy authenticated_publish on public.realtime_messages
+drop policy if exists authenticated_only_publish on public.realtime_messages;
+create policy authenticated_only_publish on public.realtime_messages
 for insert to authenticated
 with check (sender_id is not null);

@@ -22,8 +22,8 @@ grant select on public.channel_members to anon, authenticated;
 
 drop policy if exists "Users can see their own memberships" on public.channel_members;
 create policy "Users can see their own memberships"
-on public.channel_members for select
-using (user_id = auth.user_id());
+on public.channel_members for select to anon, authenticated
+using (user_id = (select auth.user_id()));
 
 drop policy if exists "Users can publish to their channels" on public.realtime_messages;
 create policy "Users can publish to their channels"

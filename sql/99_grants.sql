@@ -76,6 +76,14 @@ rowcast.channel_audience(text), rowcast.channel_presence(text),
 rowcast.admin_audience(text, text), rowcast.admin_presence(text, text)
 to rowcast_bridge;
 
+-- What is wrong with policies: read from the catalogues with the rights of whoever asks.
+grant execute on function
+rowcast.policy_mentions(oid), rowcast.policies_asked(), rowcast.policy_callers(oid[]),
+rowcast.policy_label(name, oid), rowcast.policy_texts(), rowcast.policy_lint_expressions(),
+rowcast.policy_lint_commands(), rowcast.policy_lint_tables(), rowcast.policy_lint_code(),
+rowcast.policy_lint()
+to rowcast_bridge;
+
 -- The caller login: becomes a caller role inside these functions, and is nothing by itself.
 grant execute on function
 rowcast.impersonate(text, text, text), rowcast.check_subscribe(text, text[], text[]),

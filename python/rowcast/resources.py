@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import RowcastError
 
-__all__ = ["migration_files", "policy_files", "sql_files"]
+__all__ = ["migration_files", "policy_files", "sql_files", "style_config"]
 
 
 def sql_files() -> tuple[Path, ...]:
@@ -24,8 +24,16 @@ def migration_files() -> tuple[Path, ...]:
 
 
 def policy_files() -> tuple[Path, ...]:
-    """Recipes that teams copy; `Path.stem` is the name of the recipe."""
+    """Recipes that teams copy; `Path.stem` is the name of the recipe.
+
+    The cases of a recipe stand beside it, under the same name with the suffix ``.test.toml``.
+    """
     return _files("policies")
+
+
+def style_config() -> Path:
+    """The configuration of sqlfluff for policy files."""
+    return policy_files()[0].parent / ".sqlfluff"
 
 
 def _files(folder: str) -> tuple[Path, ...]:

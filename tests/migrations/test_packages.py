@@ -86,6 +86,8 @@ def test_the_wheel_carries_all_sql_and_nothing_of_the_checkout_besides(wheel: Pa
         ("policies", policy_files()),
     ):
         assert {f"rowcast/_sql/{folder}/{file.name}" for file in files} <= inside
+    cases = {file.with_suffix(".test.toml").name for file in policy_files()}
+    assert {f"rowcast/_sql/policies/{name}" for name in (".sqlfluff", *cases)} <= inside
     assert "rowcast/py.typed" in inside
     assert {name.split("/")[0] for name in inside} == {
         "rowcast",
@@ -97,6 +99,7 @@ def test_the_sdist_carries_the_folders_as_they_are(sdist: Path) -> None:
     inside = names(sdist)
     for file in (*sql_files(), *migration_files(), *policy_files()):
         assert f"{file.parent.name}/{file.name}" in inside
+    assert "policies/.sqlfluff" in inside
 
 
 def test_a_wheel_installs_the_same_database_as_the_checkout(wheel: Path, tmp_path: Path) -> None:

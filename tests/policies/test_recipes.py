@@ -255,3 +255,49 @@ def test_recipes_add_up(db: Connection, team: Connection) -> None:
     assert history(db, ALICE, "room:1") == 1
     assert history(db, BOB, "room:1") == 0
     assert may_listen(db, BOB, "news:1")
+
+
+def test_nothing_opens_publishing_where_read_only_is(db: Connection, team: Connection) -> None:
+    apply(team, "open", "read_only")
+    add_channel(db, "prices:*")
+    for claims in (ALICE, None):
+        assert may_listen(db, claims, "prices:gold") is True
+        assert may_publish(db, claims, "prices:gold") is False
+    with as_role(db, "rowcast_publisher"):
+        assert only(db, "select rowcast.publish_as_system('prices:gold', 'tick')") is not None
+
+
+def test_a_row_for_another_room_is_refused_with_the_whole_insert(
+    db: Connection, team: Connection
+) -> None:
+    """Each row is checked by its own name, also of one statement."""
+    apply(team, "room_members")
+    add_channel(db, "chat:*")
+    team.execute("insert into room_members (user_id, room) values ('alice', '1')")
+    insert = (
+        "insert into realtime_messages (channel_name, event_name)"
+        " select n, 'said' from unnest(%s::text[]) as n"
+    )
+    with as_role(db, "authenticated", ALICE):
+        db.execute(insert, [["chat:1", "chat:1"]])
+    with refused(db, "42501", "row-level security"), as_role(db, "authenticated", ALICE):
+        db.execute(insert, [["chat:1", "chat:2"]])
+
+
+def test_members_see_no_other_members(db: Connection, team: Connection) -> None:
+    apply(team, "room_members")
+    team.execute("insert into room_members (user_id, room) values ('alice', '1'), ('bob', '1')")
+    with as_role(db, "authenticated", ALICE):
+        assert db.execute("select user_id from room_members").fetchall() == [("alice",)]
+    with refused(db, "42501", "room_members"), as_role(db, "authenticated", BOB):
+        db.execute("insert into public.room_members values ('bob', '2')")
+
+
+def test_history_follows_the_membership_of_a_room(db: Connection, team: Connection) -> None:
+    apply(team, "room_members", "history_for_subscribers")
+    add_channel(db, "chat:*")
+    team.execute("insert into room_members (user_id, room) values ('alice', '1')")
+    for name in ("chat:1", "chat:2"):
+        publish(db, name)
+    assert history(db, ALICE, "chat:1") == 1
+    assert history(db, ALICE, "chat:2") == 0

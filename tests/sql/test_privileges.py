@@ -27,6 +27,11 @@ READING = (
     "boolean,boolean)"
 )
 # Role → functions of schema rowcast that are granted to it, and to nobody through another role.
+LINTING = (
+    "policy_mentions(oid) policies_asked() policy_callers(oid[]) policy_label(name,oid)"
+    " policy_texts() policy_lint_expressions() policy_lint_commands() policy_lint_tables()"
+    " policy_lint_code() policy_lint()"
+)
 MAY_EXECUTE = {
     "public": "channel_name() email() is_name(text) is_pattern(text) jwt() role()"
     " segment(integer) segment(text,integer) segment_int(integer) segment_int(text,integer)"
@@ -36,7 +41,7 @@ MAY_EXECUTE = {
     "rowcast_publisher": f"{PUBLISHING} publish_as_system(text,text,jsonb,text,uuid,boolean)"
     " attach(regclass,text,text[],text[],text,boolean) detach(regclass,text) publish_row()"
     " resolve(text) audience(text) presence_state(text)",
-    "rowcast_bridge": "identity() feed(text,uuid,timestamptz,integer,integer)"
+    "rowcast_bridge": f"{LINTING} identity() feed(text,uuid,timestamptz,integer,integer)"
     " replay(text[],text[],uuid[],timestamptz[],text,uuid) writers() doze() wake() probe(text)"
     " upkeep() status() doctor() boot_id() login_report() caller_roles() fold(integer)"
     " admin_channels(text,uuid,integer,integer,boolean) admin_create_channel(text,jsonb,boolean)"

@@ -38,6 +38,7 @@ COMMANDS = {
     "devdatabase",
     "devstate",
     "doctor",
+    "policy",
     "tokens",
 }
 INSTALLATION = {"migrate", "release", "resources", "runner", "script"}

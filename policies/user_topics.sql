@@ -1,0 +1,23 @@
+-- User topics: `user:alice`, `user:alice:inbox` and whatever lies below are alice's alone. She may
+-- listen to them and publish to them, from any device; everybody else goes through SQL, such as a
+-- trigger that notifies her. Make the channels once, for all users:
+-- insert into realtime_channels (pattern) values ('user:*'), ('user:*:**');
+-- Lets through: one subject per name; without a subject nobody.
+-- Cost: nothing to look up, the name and the token tell.
+
+drop policy if exists user_topics_subscribe on public.realtime_channels;
+create policy user_topics_subscribe on public.realtime_channels
+for select to authenticated
+using (
+    enabled
+    and rowcast.segment(1) = 'user'
+    and rowcast.segment(2) = rowcast.user_id()
+);
+
+drop policy if exists user_topics_publish on public.realtime_messages;
+create policy user_topics_publish on public.realtime_messages
+for insert to authenticated
+with check (
+    rowcast.segment(channel_name, 1) = 'user'
+    and rowcast.segment(channel_name, 2) = rowcast.user_id()
+);

@@ -1,0 +1,8 @@
+"""The policy workbench: what `rowcast policy` does, one module per subject.
+
+pglast and sqlfluff come with the extra `policy` and are imported when a command needs them.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

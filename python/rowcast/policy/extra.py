@@ -1,0 +1,29 @@
+"""What the workbench needs beyond the daemon, loaded when it is needed: pglast is GPL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ..errors import RowcastError
+
+__all__ = ["MissingExtraError", "need"]
+
+
+class MissingExtraError(RowcastError):
+    """A library of the extra is not installed; the message says how to install it."""
+
+
+def need(name: str) -> Any:
+    """Return a module of the extra `policy`.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        library = name.partition(".")[0]
+        raise MissingExtraError(
+            f"This command needs {library}: install 'rowcast[policy]'."
+        ) from None

@@ -1,0 +1,71 @@
+"""RCL3: policies that are right, and slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..expressions import called, in_subselect, is_helper, wrapped
+from ..files import CHANNELS, MESSAGES, Files
+from ..findings import Level, Mark, in_database, rule
+
+__all__ = ["column_without_index", "once_per_row"]
+
+
+@rule("RCL301", Level.WARNING)
+def once_per_row(files: Files) -> Iterator[Mark]:
+    """A helper is evaluated for every row of a table.
+
+    `auth.user_id()` is the same for all rows of a statement. Inside `(select …)` it is evaluated
+    once, and an index on the column can be used. On realtime_channels, and for inserts, there is
+    one row, so it does not matter; nor inside a sub-select that compares an indexed column.
+
+    Bad:
+
+        create policy own on room_members for select to authenticated
+        using (user_id = auth.user_id());
+
+    Good:
+
+        create policy own on room_members for select to authenticated
+        using (user_id = (select auth.user_id()));
+    """
+    for policy in files.policies:
+        if policy.table == CHANNELS or policy.command in ("insert", ""):
+            continue
+        for node, above in policy.walk():
+            # On messages such a helper is wrong, not slow.
+            if policy.table == MESSAGES and not called(node).startswith(("auth.", "rowcast.u")):
+                continue
+            if is_helper(node) and not wrapped(above) and not in_subselect(above):
+                yield Mark(
+                    policy.statement,
+                    f"{called(node)}() is evaluated for every row of {policy.table}",
+                    f"Write (select {called(node)}()).",
+                    node,
+                )
+
+
+@in_database("RCL302", Level.WARNING)
+def column_without_index() -> None:
+    """A policy looks for rows of a table, and no index helps.
+
+    Each question reads the whole table: at every subscribe, again each minute, and for every
+    message. An index whose first column is one that the policy compares is enough. Below a thousand
+    rows this is an info, from a million on an error.
+
+    Bad:
+
+        create table public.room_members (room text, user_id text);
+        insert into public.room_members select n, n from generate_series(1, 5000) as n;
+        analyze public.room_members;
+        create policy members on public.realtime_channels for select to authenticated
+        using (exists (select from public.room_members as m where m.user_id = auth.user_id()));
+
+    Good:
+
+        create table public.room_members (room text, user_id text, primary key (user_id, room));
+        insert into public.room_members select n, n from generate_series(1, 5000) as n;
+        analyze public.room_members;
+        create policy members on public.realtime_channels for select to authenticated
+        using (exists (select from public.room_members as m where m.user_id = auth.user_id()));
+    """

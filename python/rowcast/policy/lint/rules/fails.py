@@ -1,0 +1,344 @@
+"""RCL2: policies that raise an error, for the caller or already when they are created."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...extra import need
+from ..expressions import (
+    IDENTITY,
+    called,
+    calls,
+    comparisons,
+    constant,
+    kind_of,
+    names_channel,
+)
+from ..files import CHANNELS, MESSAGES, Files, Policy
+from ..findings import Level, Mark, rule
+from ..source import walk
+
+__all__ = [
+    "cast_that_fails",
+    "kinds_that_differ",
+    "reads_itself",
+    "setting_that_is_missing",
+    "table_without_grant",
+    "volatile",
+    "wrong_clause",
+    "wrong_table",
+]
+
+# Whatever is text stays what it is.
+HARMLESS = {"text", "varchar", "bpchar", "name", "citext"}
+VOLATILE = {
+    *("pg_sleep", "pg_sleep_for", "pg_sleep_until", "random", "clock_timestamp", "timeofday"),
+    *("nextval", "setval", "set_config", "pg_notify", "gen_random_uuid", "uuid_generate_v4"),
+    *("pg_advisory_lock", "pg_try_advisory_lock", "pg_advisory_xact_lock", "txid_current"),
+    *("pg_current_xact_id", "dblink", "dblink_exec", "http_get", "http_post", "net.http_post"),
+}
+
+
+@rule("RCL201", Level.ERROR)
+def cast_that_fails(files: Files) -> Iterator[Mark]:
+    """A part of a name is cast, and a name without such a part raises.
+
+    All policies of a table run for every caller, in any order. So a cast that fails for `chat:x`
+    refuses `chat:x`, although another policy would have let it through. The helpers give NULL
+    instead of an error. The same holds for a subject that is no UUID.
+
+    Bad:
+
+        create policy rooms on realtime_channels for select to authenticated
+        using (exists (
+            select from rooms as r where r.id = split_part(rowcast.channel_name(), ':', 2)::uuid
+        ));
+
+    Good:
+
+        create policy rooms on realtime_channels for select to authenticated
+        using (exists (select from rooms as r where r.id = rowcast.segment_uuid(2)));
+    """
+    for policy in files.policies:
+        for node, _ in policy.walk():
+            if not isinstance(node, need("pglast.ast").TypeCast):
+                continue
+            to = node.typeName.names[-1].sval
+            if to in HARMLESS or node.typeName.arrayBounds:
+                continue
+            if _user(node.arg) and to == "uuid":
+                yield Mark(
+                    policy.statement,
+                    "a subject that is no UUID makes this cast an error for every policy",
+                    "Use auth.uid(), which is NULL then.",
+                    node,
+                )
+            elif _from_name(node.arg):
+                helper = {"uuid": "segment_uuid"}.get(to, "segment_int")
+                yield Mark(
+                    policy.statement,
+                    f"a name without a {to} there makes this cast an error, also for other names",
+                    f"Use rowcast.{helper}(…), which is NULL then.",
+                    node,
+                )
+
+
+def _user(tree: Any) -> bool:
+    return any(name.endswith(".user_id") for name, _ in calls(tree) if name in IDENTITY)
+
+
+def _from_name(tree: Any) -> bool:
+    ast = need("pglast.ast")
+    for node, above in walk(tree):
+        if any(isinstance(a, ast.SelectStmt) and a.fromClause for a in above):
+            continue
+        if called(node) == "rowcast.segment" or names_channel(node):
+            return True
+        if isinstance(node, ast.ColumnRef):
+            last = getattr(node.fields[-1], "sval", "")
+            if last in ("channel_name", "topic"):
+                return True
+    return False
+
+
+@rule("RCL202", Level.ERROR, database=True)
+def reads_itself(files: Files) -> Iterator[Mark]:
+    """A policy reads its own table, or two tables read each other.
+
+    Reading a table asks its SELECT policies, which read the table, and so on: PostgreSQL refuses
+    with 42P17, *infinite recursion detected*. Ask a SECURITY DEFINER function with a pinned
+    search_path instead, or compare columns of the row.
+
+    Bad:
+
+        create policy same_room on room_members for select to authenticated
+        using (room in (select m.room from room_members as m where m.user_id = auth.user_id()));
+
+    Good:
+
+        create policy own on room_members for select to authenticated
+        using (user_id = (select auth.user_id()));
+    """
+    for policy in files.policies:
+        for table, node in policy.reads:
+            path = _path(files, table, policy)
+            if path:
+                yield Mark(
+                    policy.statement,
+                    f"infinite recursion: {' reads '.join(path)}",
+                    "Read the table through a SECURITY DEFINER function with a pinned search_path.",
+                    node,
+                )
+
+
+def _path(files: Files, start: str, policy: Policy) -> list[str] | None:
+    """From the table of a policy, over one that it reads, to where PostgreSQL gives up.
+
+    It does when a table is met for the second time whose SELECT policies have a sub-select.
+    """
+    waiting = [[policy.table, start]]
+    while waiting:
+        trail = waiting.pop(0)
+        readers = files.policies_for_reading(trail[-1])
+        if trail[-1] not in trail[:-1]:
+            waiting += [[*trail, table] for reader in readers for table, _ in reader.reads]
+        elif any(isinstance(n, need("pglast.ast").SubLink) for r in readers for n, _ in r.walk()):
+            return trail
+    return None
+
+
+@rule("RCL203", Level.ERROR)
+def kinds_that_differ(files: Files) -> Iterator[Mark]:
+    """A uuid is compared with a text.
+
+    There is no such operator: PostgreSQL refuses to create the policy. `auth.user_id()` and
+    `rowcast.segment()` are text, as `owner_id` and `sender_id` are; `auth.uid()` and
+    `rowcast.segment_uuid()` are uuid, as `id` and `channel_id`.
+
+    Bad:
+
+        create policy own on realtime_channels for select to authenticated
+        using (owner_id = auth.uid());
+
+    Good:
+
+        create policy own on realtime_channels for select to authenticated
+        using (owner_id = auth.user_id());
+    """
+    for policy in files.policies:
+        for expression in policy.expressions:
+            for left, right, _, above in comparisons(expression):
+                kinds = [kind_of(side, above, policy, files) for side in (left, right)]
+                if None not in kinds and kinds[0] != kinds[1]:
+                    yield Mark(
+                        policy.statement,
+                        f"{kinds[0]} is compared with {kinds[1]}",
+                        "Take auth.user_id() and segment() for text, auth.uid() and segment_uuid() "
+                        "for uuid, segment_int() for numbers.",
+                        left,
+                    )
+
+
+@rule("RCL205", Level.WARNING)
+def setting_that_is_missing(files: Files) -> Iterator[Mark]:
+    """A setting is read that may be missing, or empty.
+
+    `current_setting('request.jwt.claims')` raises where no token was given, and after a commit a
+    local setting reads back as `''`, which is no JSON. Either error reaches callers whom another
+    policy allows. `auth.jwt()` takes care of both.
+
+    Bad:
+
+        create policy tenant on realtime_channels for select to authenticated
+        using (current_setting('request.jwt.claims')::json ->> 'tenant' = rowcast.segment(2));
+
+    Good:
+
+        create policy tenant on realtime_channels for select to authenticated
+        using ((select auth.jwt()) ->> 'tenant' = rowcast.segment(2));
+    """
+    ast = need("pglast.ast")
+    for policy in files.policies:
+        for node, above in policy.walk():
+            if called(node) != "current_setting":
+                continue
+            cast = any(
+                isinstance(a, ast.TypeCast) and a.typeName.names[-1].sval not in HARMLESS
+                for a in above
+            )
+            emptied = any(
+                isinstance(a, ast.A_Expr)
+                and a.kind == need("pglast.enums").A_Expr_Kind.AEXPR_NULLIF
+                for a in above
+            )
+            if len(node.args or ()) < 2 or (cast and not emptied):
+                yield Mark(
+                    policy.statement,
+                    f"the setting {constant(node.args[0]) or ''} may be missing or empty",
+                    "Use auth.jwt(), or nullif(current_setting(…, true), '').",
+                    node,
+                )
+
+
+@rule("RCL206", Level.WARNING, database=True)
+def volatile(files: Files) -> Iterator[Mark]:
+    """A policy calls a function that waits, writes, or answers anew each time.
+
+    It runs for every row, inside somebody's question, with a time limit; a subscribe is asked in a
+    read-only transaction; and the answer is asked again every minute.
+
+    Bad:
+
+        create policy lottery on realtime_channels for select to authenticated
+        using (random() < 0.5 and enabled);
+
+    Good:
+
+        create policy own on realtime_channels for select to authenticated
+        using (owner_id = auth.user_id() and created_at < now());
+    """
+    for policy in files.policies:
+        for node, _ in policy.walk():
+            name = called(node)
+            if name in VOLATILE or name.rpartition(".")[2].startswith("pg_sleep"):
+                yield Mark(
+                    policy.statement,
+                    f"{name}() waits, writes, or answers anew each time",
+                    "Decide by what the row, the token and tables say.",
+                    node,
+                )
+
+
+@rule("RCL207", Level.ERROR, database=True)
+def table_without_grant(files: Files) -> Iterator[Mark]:
+    """A policy reads a table that callers may not read.
+
+    A policy runs with the rights of the caller. Without SELECT on the table it fails with
+    *permission denied*, for everybody whom it is asked for. Grant it, and let policies of the
+    table decide which rows are seen.
+
+    Bad:
+
+        create table room_members (room text, user_id text);
+        alter table room_members enable row level security;
+        create policy members on realtime_channels for select to authenticated
+        using (exists (select from room_members as m where m.user_id = auth.user_id()));
+
+    Good:
+
+        create table room_members (room text, user_id text);
+        alter table room_members enable row level security;
+        grant select on room_members to authenticated;
+        create policy own on room_members for select to authenticated
+        using (user_id = (select auth.user_id()));
+        create policy members on realtime_channels for select to authenticated
+        using (exists (select from room_members as m where m.user_id = auth.user_id()));
+    """
+    for policy in files.policies:
+        for table, node in policy.reads:
+            if table in files.tables and table not in files.readable:
+                yield Mark(
+                    policy.statement,
+                    f"policy {policy.name!r} reads {table}, which these files grant to nobody",
+                    f"Run: grant select on {table} to anon, authenticated;",
+                    node,
+                )
+
+
+@rule("RCL209", Level.ERROR)
+def wrong_clause(files: Files) -> Iterator[Mark]:
+    """The command has no such clause.
+
+    SELECT and DELETE are about rows that exist: USING. INSERT is about the new row: WITH CHECK.
+    PostgreSQL refuses the other one when the policy is created.
+
+    Bad:
+
+        create policy own on realtime_messages for insert to authenticated
+        using (sender_id = auth.user_id());
+
+    Good:
+
+        create policy own on realtime_messages for insert to authenticated
+        with check (sender_id = auth.user_id());
+    """
+    for policy in files.policies:
+        wrong = {"insert": policy.using, "select": policy.check, "delete": policy.check}
+        found = wrong.get(policy.command)
+        if found is not None:
+            right = "WITH CHECK" if policy.command == "insert" else "USING"
+            yield Mark(
+                policy.statement,
+                f"FOR {policy.command.upper()} takes {right} only",
+                f"Write {right} (…).",
+                found,
+            )
+
+
+@rule("RCL210", Level.ERROR)
+def wrong_table(files: Files) -> Iterator[Mark]:
+    """The policy is for a view, or for the inside of rowcast.
+
+    `realtime.channels` and `realtime.messages` are views here, for applications that were written
+    for another system; PostgreSQL takes no policies on views. Tables in schema rowcast are reached
+    by functions only. `rowcast policy port` rewrites such files.
+
+    Bad:
+
+        create policy listen on realtime.messages for select to authenticated using (true);
+
+    Good:
+
+        create policy listen on public.realtime_channels for select to authenticated
+        using (is_public);
+    """
+    ours = {"realtime.channels": CHANNELS, "realtime.messages": MESSAGES}
+    for policy in files.policies:
+        if policy.table in ours or policy.table.startswith("rowcast."):
+            yield Mark(
+                policy.statement,
+                f"{policy.table} takes no policies of yours",
+                "Write it for public.realtime_channels or public.realtime_messages; "
+                "`rowcast policy port` rewrites files made for another system.",
+            )

@@ -1,0 +1,190 @@
+"""RCL2: policies that nobody passes, without any error."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from ...extra import need
+from ..expressions import comparisons, is_false
+from ..files import MESSAGES, Files, Policy
+from ..findings import Level, Mark, in_database, rule
+
+__all__ = [
+    "equals_null",
+    "function_without_grant",
+    "name_without_schema",
+    "nobody_has_the_role",
+    "only_restrictive",
+    "without_effect",
+]
+
+
+@rule("RCL204", Level.ERROR)
+def equals_null(files: Files) -> Iterator[Mark]:
+    """Something is compared with NULL.
+
+    `= null` is never true and never false: it is NULL, and refuses. Write `is null`.
+
+    Bad:
+
+        create policy unowned on realtime_channels for select to authenticated
+        using (owner_id = null);
+
+    Good:
+
+        create policy unowned on realtime_channels for select to authenticated
+        using (owner_id is null);
+    """
+    ast = need("pglast.ast")
+    for policy in files.policies:
+        for expression in policy.expressions:
+            for left, right, operator, _ in comparisons(expression):
+                plain = (s.arg if isinstance(s, ast.TypeCast) else s for s in (left, right))
+                if any(isinstance(side, ast.A_Const) and side.isnull for side in plain):
+                    yield Mark(
+                        policy.statement,
+                        f"{operator} NULL is NULL, and refuses",
+                        "Write `is null` or `is not null`.",
+                        left,
+                    )
+
+
+@rule("RCL208", Level.WARNING, database=True)
+def only_restrictive(files: Files) -> Iterator[Mark]:
+    """There are only restrictive policies.
+
+    A restrictive policy takes away from what permissive ones allow. Without a permissive one for
+    the same command nobody gets anything, and nothing says why. Where nobody is meant to, write
+    `false`. Of files only these are known: the permissive one may stand elsewhere.
+
+    Bad:
+
+        create policy in_hours on realtime_channels as restrictive for select to authenticated
+        using (enabled);
+
+    Good:
+
+        create policy in_hours on realtime_channels as restrictive for select to authenticated
+        using (enabled);
+        create policy own on realtime_channels for select to authenticated
+        using (owner_id = auth.user_id());
+    """
+    by_table: dict[str, list[Policy]] = defaultdict(list)
+    for policy in files.policies:
+        by_table[policy.table].append(policy)
+    for policies in by_table.values():
+        for policy in policies:
+            helped = any(
+                other.permissive
+                and (other.command == policy.command or "all" in (other.command, policy.command))
+                for other in policies
+            )
+            if not (policy.permissive or helped or _is_false(policy)):
+                yield Mark(
+                    policy.statement,
+                    f"policy {policy.name!r} takes away from what no policy allows",
+                    "Add a permissive policy for the same command.",
+                )
+
+
+def _is_false(policy: Policy) -> bool:
+    """Nobody is meant to."""
+    return all(is_false(expression) for expression in policy.expressions)
+
+
+@rule("RCL211", Level.WARNING, database=True)
+def without_effect(files: Files) -> Iterator[Mark]:
+    """A policy for changing or deleting messages.
+
+    Messages are written once: no caller may update or delete one, whatever policies say. A message
+    is removed by `rowcast.delete_message()`, which also tells subscribers.
+
+    Bad:
+
+        create policy take_back on realtime_messages for delete to authenticated
+        using (sender_id = auth.user_id());
+
+    Good:
+
+        create policy say on realtime_messages for insert to authenticated
+        with check (sender_id = auth.user_id());
+    """
+    for policy in files.policies:
+        if policy.table == MESSAGES and policy.command in ("update", "delete"):
+            yield Mark(
+                policy.statement,
+                f"no caller may {policy.command} a message, whatever policy {policy.name!r} says",
+                "Drop it; call rowcast.delete_message() in a function of your own.",
+            )
+
+
+@rule("RCL215", Level.INFO)
+def name_without_schema(files: Files) -> Iterator[Mark]:
+    """A table is named without its schema.
+
+    Which table that is depends on the search_path of whoever applies the file; the policy then
+    keeps that one. With the schema the file means the same everywhere.
+
+    Bad:
+
+        create policy own on realtime_channels for select to authenticated
+        using (owner_id = auth.user_id());
+
+    Good:
+
+        create policy own on public.realtime_channels for select to authenticated
+        using (owner_id = auth.user_id());
+    """
+    for policy in files.policies:
+        nodes = [policy.statement.node.table, *(node for _, node in policy.reads)]
+        bare = [node for node in nodes if not node.schemaname]
+        if bare:
+            yield Mark(
+                policy.statement,
+                f"{', '.join(dict.fromkeys(node.relname for node in bare))}: which schema?",
+                "Write the schema: public.realtime_channels.",
+                bare[0],
+            )
+
+
+@in_database("RCL213", Level.WARNING)
+def nobody_has_the_role() -> None:
+    """The policy is for a role that no caller has.
+
+    A token can only name the caller roles of `rowcast.settings` (`anon` and `authenticated`). A
+    policy for another role is never asked, unless a caller role is a member of it.
+
+    Bad:
+
+        create policy staff on public.realtime_channels for select to rowcast_admin
+        using (enabled);
+
+    Good:
+
+        create policy staff on public.realtime_channels for select to authenticated
+        using ((select auth.jwt()) ->> 'staff' = 'true');
+    """
+
+
+@in_database("RCL214", Level.ERROR)
+def function_without_grant() -> None:
+    """A policy calls a function that callers may not execute.
+
+    A policy runs with the rights of the caller, so it fails with *permission denied* for everybody
+    whom it is asked for.
+
+    Bad:
+
+        create function public.in_hours() returns boolean language sql stable return true;
+        revoke execute on function public.in_hours() from public;
+        create policy in_hours on public.realtime_channels for select to authenticated
+        using (public.in_hours());
+
+    Good:
+
+        create function public.in_hours() returns boolean language sql stable return true;
+        grant execute on function public.in_hours() to authenticated;
+        create policy in_hours on public.realtime_channels for select to authenticated
+        using (public.in_hours());
+    """

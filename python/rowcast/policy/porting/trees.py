@@ -1,0 +1,136 @@
+"""Rewriting expressions as trees: replaced parts, and what then is known to be true or false."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..extra import need
+
+__all__ = ["boolean", "call", "column", "fold", "literal", "parts", "text_of", "transform"]
+
+Above = tuple[Any, ...]
+Change = Callable[[Any, Above], Any]
+
+
+def transform(node: Any, change: Change, above: Above = ()) -> Any:
+    """Return a tree in which `change` has replaced nodes, the inner ones first.
+
+    The tree given is changed, too.
+    """
+    if isinstance(node, tuple):
+        return tuple(transform(element, change, above) for element in node)
+    if not isinstance(node, need("pglast.ast").Node):
+        return node
+    for name in node:
+        value = getattr(node, name)
+        if value is not None and not isinstance(value, str | int):
+            setattr(node, name, transform(value, change, (*above, node)))
+    return change(node, above)
+
+
+def parts(node: Any) -> tuple[str, ...]:
+    """Return the parts of a column's name; nothing for another node."""
+    if not isinstance(node, need("pglast.ast").ColumnRef):
+        return ()
+    return tuple(getattr(part, "sval", "*") for part in node.fields)
+
+
+def column(*names: str) -> Any:
+    """Return a column's name as a node."""
+    ast = need("pglast.ast")
+    return ast.ColumnRef(fields=tuple(ast.String(sval=name) for name in names))
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Return a call of a function as a node."""
+    ast = need("pglast.ast")
+    return ast.FuncCall(
+        funcname=tuple(ast.String(sval=part) for part in name.split(".")),
+        args=arguments,
+        funcformat=need("pglast.enums").CoercionForm.COERCE_EXPLICIT_CALL,
+    )
+
+
+def literal(value: str | bool) -> Any:
+    """Return a constant as a node."""
+    ast = need("pglast.ast")
+    made = ast.Boolean(boolval=value) if isinstance(value, bool) else ast.String(sval=value)
+    return ast.A_Const(isnull=False, val=made)
+
+
+def boolean(node: Any) -> bool | None:
+    """Return the value of a node that is the constant true or false."""
+    if not isinstance(node, need("pglast.ast").A_Const) or node.isnull:
+        return None
+    value = getattr(node.val, "boolval", None)
+    return None if value is None else bool(value)
+
+
+def text_of(node: Any) -> str | None:
+    """Return the value of a node that is a text constant, also of one that is cast to text."""
+    ast = need("pglast.ast")
+    if isinstance(node, ast.TypeCast) and node.typeName.names[-1].sval in ("text", "varchar"):
+        node = node.arg
+    return getattr(node.val, "sval", None) if isinstance(node, ast.A_Const) else None
+
+
+def fold(node: Any, above: Above) -> Any:
+    """Replace a node by what it always is; for `transform`.
+
+    Comparisons of constants, AND, OR, NOT, EXISTS of no row, and sub-selects that only hold a
+    constant or a name.
+    """
+    ast, enums = need("pglast.ast"), need("pglast.enums")
+    if isinstance(node, ast.A_Expr):
+        return _compared(node)
+    if isinstance(node, ast.BoolExpr):
+        return _joined(node)
+    if isinstance(node, ast.SubLink):
+        select = node.subselect
+        bare = not any((select.fromClause, select.whereClause, select.groupClause, select.op))
+        if node.subLinkType == enums.SubLinkType.EXPR_SUBLINK and bare:
+            targets = list(select.targetList or ())
+            value = targets[0].val if len(targets) == 1 else None
+            if isinstance(value, ast.A_Const | ast.ColumnRef):
+                return value
+        if node.subLinkType == enums.SubLinkType.EXISTS_SUBLINK:
+            if boolean(select.whereClause) is False:
+                return literal(False)
+            if boolean(select.whereClause) is True:
+                select.whereClause = None
+    return node
+
+
+def _compared(node: Any) -> Any:
+    ast, kind = need("pglast.ast"), need("pglast.enums").A_Expr_Kind
+    left = text_of(node.lexpr)
+    if node.kind == kind.AEXPR_IN:
+        values = [text_of(element) for element in node.rexpr]
+    elif node.kind == kind.AEXPR_OP_ANY and isinstance(node.rexpr, ast.A_ArrayExpr):
+        values = [text_of(element) for element in node.rexpr.elements or ()]
+    elif node.kind == kind.AEXPR_OP:
+        values = [text_of(node.rexpr)]
+        told = boolean(node.lexpr), boolean(node.rexpr)
+        if None not in told and node.name[-1].sval in ("=", "<>"):
+            return literal((told[0] == told[1]) == (node.name[-1].sval == "="))
+    else:
+        return node
+    if left is None or None in values or node.name[-1].sval not in ("=", "<>"):
+        return node
+    return literal((left in values) == (node.name[-1].sval == "="))
+
+
+def _joined(node: Any) -> Any:
+    kinds = need("pglast.enums").BoolExprType
+    values = [boolean(arm) for arm in node.args]
+    if node.boolop == kinds.NOT_EXPR:
+        return node if values[0] is None else literal(not values[0])
+    absorbing = node.boolop == kinds.OR_EXPR  # true decides an OR, false an AND
+    if absorbing in values:
+        return literal(absorbing)
+    left = tuple(arm for arm, value in zip(node.args, values, strict=True) if value is None)
+    if not left:
+        return literal(not absorbing)
+    node.args = left
+    return left[0] if len(left) == 1 else node

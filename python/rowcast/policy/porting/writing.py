@@ -1,0 +1,216 @@
+"""Writing the ported file: policies anew, comments and all else as they were.
+
+What cannot be ported stays in the file as a comment, with the sentence that says why, so that
+nobody has to compare two files to see what is missing.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import UsageError
+from ..extra import need
+from ..lint.files import CHANNELS, Files, Policy
+from ..lint.findings import Level
+from ..lint.linting import lint_sources
+from ..lint.source import Source, Statement, read
+from ..lint.style import tidy
+from .systems import SYSTEMS, NotPortableError
+from .trees import boolean
+
+__all__ = ["Ported", "port"]
+
+PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
+WIDTH = 98
+
+
+@dataclass(frozen=True, slots=True)
+class Ported:
+    """The new file, and what was said about the old one.
+
+    Attributes:
+        refused: why something was not ported: the name of the policy or statement, and a sentence.
+        remarks: what to know about what was.
+    """
+
+    text: str
+    refused: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def port(name: str, text: str, system: str) -> Ported:
+    """Port the policies of a file.
+
+    Args:
+        name: what to call the file in errors.
+        text: its content.
+        system: one of `SYSTEMS`.
+
+    Raises:
+        UsageError: a statement is not SQL.
+        MissingExtraError: pglast or sqlfluff is not installed.
+    """
+    source = read(name, text)
+    if source.faults:
+        fault = source.faults[0]
+        line, column = source.place(fault.offset)
+        raise UsageError(f"{name}:{line}:{column}: {fault.message}.")
+    return _Writer(source, system).write()
+
+
+class _Writer:
+    def __init__(self, source: Source, system: str) -> None:
+        self._source = source
+        self._files = Files.of([source])
+        self._system = SYSTEMS[system](self._files)
+        self._refused: list[str] = []
+        self._listening = False
+
+    def write(self) -> Ported:
+        """Go through the statements with what stands between them."""
+        text, end = self._source.text, 0
+        blocks: list[str] = []
+        for statement in self._source.statements:
+            if statement.inside:
+                continue
+            piece = self._source.slices[statement.index]
+            above = _comments(text[end : piece.start], blocks)
+            end = self._source.ends[statement.index]
+            new = self._statement(statement, text[piece])
+            blocks.append("\n".join(part for part in (above, new) if part))
+        blocks.append(_comments(text[end:], blocks))
+        written = "\n\n".join(block for block in blocks if block)
+        return Ported(f"{written}\n", tuple(self._refused), self._all_remarks())
+
+    def _statement(self, statement: Statement, text: str) -> str:
+        ast, node = need("pglast.ast"), statement.node
+        if isinstance(node, ast.CreatePolicyStmt) and node.table.schemaname == "realtime":
+            policy = next(p for p in self._files.policies if p.statement is statement)
+            try:
+                return self._policy(policy)
+            except NotPortableError as problem:
+                return self._refuse(f"policy {policy.name!r}", str(problem), text)
+        if isinstance(node, ast.AlterPolicyStmt) and node.table.schemaname == "realtime":
+            return self._refuse(
+                f"policy {node.policy_name!r}", "an ALTER needs what it alters: create it.", text
+            )
+        if self._is_dropped(node):
+            return ""
+        if re.search(r"\brealtime\s*\.", text, re.IGNORECASE):
+            return self._other(node, text)
+        return f"{text};"
+
+    def _policy(self, policy: Policy) -> str:
+        written = []
+        for table, command in self._system.targets(policy.table, policy.command).items():
+            given = policy.check if command == "insert" else policy.using
+            if policy.command == "all" and given is None:
+                given = policy.using
+            if given is None:
+                raise NotPortableError("it has no condition.")
+            condition = self._system.rewrite(given, table)
+            check = policy.check if command not in ("insert", "select") else None
+            checked = self._system.rewrite(check, table) if check is not None else None
+            written.append(self._printed(policy, table, command, condition, checked))
+            self._listening |= table == CHANNELS and command == "select"
+        return "\n\n".join(written)
+
+    def _printed(
+        self, policy: Policy, table: str, command: str, condition: Any, checked: Any
+    ) -> str:
+        text, comment = _text(condition), ""
+        if boolean(condition) is True and table == CHANNELS:
+            text = "enabled"  # a disabled channel is not listened to anyway
+        elif boolean(condition) is True:
+            comment = "-- rowcast:disable=RCL101 so it was before: everybody whom TO names\n"
+        name = _quoted(policy.name)
+        kind = "" if policy.permissive else "as restrictive "
+        roles = ", ".join(map(_quoted, policy.roles))
+        clause = "with check" if command == "insert" else "using"
+        also = f"\nwith check ({_text(checked)})" if checked is not None else ""
+        made = (
+            f"create policy {name}\non {table}\n{kind}for {command} to {roles}\n"
+            f"{clause} ({text}){also};\n"
+        )
+        for finding in lint_sources([read("ported.sql", comment + made)]):
+            if finding.level is Level.ERROR and finding.disabled is None:
+                raise NotPortableError(f"{finding.message} ({finding.code}). {finding.hint}")
+        return f"drop policy if exists {name} on {table};\n{comment}{tidy(made).strip()}"
+
+    def _is_dropped(self, node: Any) -> bool:
+        """What the new file does by itself: dropping policies, and what `migrate` has done."""
+        ast, enums = need("pglast.ast"), need("pglast.enums")
+        if isinstance(node, ast.DropStmt) and node.removeType == enums.ObjectType.OBJECT_POLICY:
+            return all(names[0].sval == "realtime" for names in node.objects)
+        if isinstance(node, ast.AlterTableStmt) and node.relation.schemaname == "realtime":
+            return all(
+                change.subtype == enums.AlterTableType.AT_EnableRowSecurity for change in node.cmds
+            )
+        return False
+
+    def _other(self, node: Any, text: str) -> str:
+        ast = need("pglast.ast")
+        kind = type(node).__name__.removesuffix("Stmt")
+        if isinstance(node, ast.GrantStmt):
+            return self._refuse("a grant", "`rowcast migrate` grants what callers need.", text)
+        if isinstance(node, ast.CreateFunctionStmt | ast.CreatePolicyStmt | ast.DoStmt):
+            self._system.remark(
+                f"A {kind} that names schema realtime was left as it is: make sure that what it "
+                "calls exists here, and give functions for messages the channel_name as argument."
+            )
+            return f"{text};"
+        return self._refuse(f"a statement ({kind})", "it is about the other system's tables.", text)
+
+    def _refuse(self, what: str, why: str, text: str) -> str:
+        self._refused.append(f"{what}: {why}")
+        comment = textwrap.fill(
+            f"Not ported: {why}", WIDTH, initial_indent="-- ", subsequent_indent="-- "
+        )
+        return "\n".join([comment, *(f"-- {line}".rstrip() for line in f"{text};".splitlines())])
+
+    def _all_remarks(self) -> tuple[str, ...]:
+        if self._listening:
+            self._system.remark(
+                "Every name needs a channel that governs it: insert its pattern into "
+                "realtime_channels."
+            )
+            self._system.remark(
+                "Reading history has policies of its own: see recipe history_for_subscribers."
+            )
+        return tuple(self._system.remarks)
+
+
+def _comments(between: str, blocks: list[str]) -> str:
+    """What stands above a statement; a comment behind the one before stays in its line."""
+    behind, _, above = between.partition("\n")
+    if not blocks:
+        return between.strip("\n")
+    if behind.strip():
+        blocks[-1] += behind.rstrip()
+    return above.strip("\n")
+
+
+def _text(condition: Any) -> str:
+    """An expression as SQL, the arms of its first AND or OR each in a line."""
+    printer, ast = need("pglast.stream").RawStream, need("pglast.ast")
+    kinds = need("pglast.enums").BoolExprType
+    if not isinstance(condition, ast.BoolExpr) or condition.boolop == kinds.NOT_EXPR:
+        return str(printer()(condition))
+    arms = [
+        f"({printer()(arm)})" if isinstance(arm, ast.BoolExpr) else printer()(arm)
+        for arm in condition.args
+    ]
+    word = "and" if condition.boolop == kinds.AND_EXPR else "or"
+    return "\n" + f"\n{word} ".join(arms) + "\n"
+
+
+def _quoted(name: str) -> str:
+    if PLAIN.fullmatch(name):
+        kind = need("pglast").scan(name)[0].kind
+        if kind in ("NO_KEYWORD", "UNRESERVED_KEYWORD"):
+            return name
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'

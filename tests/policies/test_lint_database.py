@@ -1,0 +1,173 @@
+"""`rowcast.policy_lint()`: each rule finds its bad snippet in a real database, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from rowcast.policy.lint.linting import lint_sources
+from rowcast.policy.lint.rules import RULES
+from rowcast.policy.lint.source import read
+from rowcast.resources import policy_files
+from scenes import as_role
+
+Connection = psycopg.Connection[Any]
+
+IN_DATABASE = sorted(code for code, rule in RULES.items() if rule.database)
+
+# What the snippets take for granted: they are read alone, without the tables of an application.
+AROUND = {
+    "channel_members": "create table channel_members (channel_id uuid, user_id text);"
+    "grant select on channel_members to authenticated;",
+    "room_members": "create table room_members (room text, user_id text);"
+    "alter table room_members enable row level security;"
+    "grant select on room_members to authenticated;",
+}
+# A policy on a table that no policy of ours reads is nobody's question here.
+READS_MEMBERS = (
+    "create policy readers on realtime_channels for select to authenticated using"
+    " (exists (select from room_members as m where m.user_id = auth.user_id()))"
+)
+
+
+def lint(tx: Connection) -> list[tuple[str, str]]:
+    return tx.execute("select code, level from rowcast.policy_lint()").fetchall()
+
+
+def apply(tx: Connection, snippet: str) -> None:
+    for name, around in AROUND.items():
+        if name in snippet and f"create table {name}" not in snippet.replace("public.", ""):
+            tx.execute(around.encode())
+    tx.execute(snippet.encode())
+    if "on room_members" in snippet and "on realtime_" not in snippet:
+        tx.execute(READS_MEMBERS)
+
+
+@pytest.mark.parametrize("code", IN_DATABASE)
+def test_the_rule_finds_its_bad_snippet(tx: Connection, code: str) -> None:
+    rule = RULES[code]
+    apply(tx, rule.bad)
+    assert (code, str(rule.level)) in lint(tx)
+
+
+@pytest.mark.parametrize("code", IN_DATABASE)
+def test_the_rule_does_not_find_its_good_snippet(tx: Connection, code: str) -> None:
+    apply(tx, RULES[code].good)
+    assert code not in {found for found, _ in lint(tx)}
+
+
+def test_a_new_database_has_nothing_to_find(tx: Connection) -> None:
+    assert lint(tx) == []
+
+
+@pytest.mark.parametrize("recipe", policy_files(), ids=lambda path: path.stem)
+def test_a_recipe_has_nothing_but_what_it_gives_reasons_for(tx: Connection, recipe: Path) -> None:
+    """The catalogue does not keep the comment that disables a rule in the file."""
+    text = recipe.read_text()
+    excused = {code for d in read(recipe.name, text).disables for code in d.codes}
+    tx.execute(text.encode())
+    assert {code for code, level in lint(tx) if level != "info"} == excused
+
+
+@pytest.mark.parametrize("login", ["rowcast_bridge", "rowcast_owner"])
+def test_it_needs_no_superuser(tx: Connection, login: str) -> None:
+    tx.execute(RULES["RCL104"].bad.encode())
+    tx.execute(f"set local role {login}")
+    assert ("RCL104", "error") in lint(tx)
+
+
+def test_it_answers_at_once(tx: Connection) -> None:
+    """Also where the server would compile such a query: that took seven seconds."""
+    for recipe in policy_files():
+        tx.execute(recipe.read_bytes())
+    tx.execute("set local statement_timeout = '2s'")
+    assert lint(tx)
+
+
+def test_it_changes_nothing(tx: Connection) -> None:
+    tx.execute("set transaction read only")
+    assert lint(tx) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "level"), [(-1, "info"), (999, "info"), (1000, "warning"), (10**6, "error")]
+)
+def test_a_missing_index_is_as_bad_as_the_table_is_large(
+    tx: Connection, rows: int, level: str
+) -> None:
+    tx.execute(AROUND["room_members"].encode())
+    tx.execute(READS_MEMBERS)
+    tx.execute("create index on room_members (room, user_id)")
+    tx.execute(
+        "update pg_catalog.pg_class set reltuples = %s where oid = 'room_members'::regclass", [rows]
+    )
+    assert lint(tx) == [("RCL302", level)]
+    tx.execute("create index on room_members (user_id)")
+    assert lint(tx) == []
+
+
+# Policies on public.a and public.b, and whether a caller's query of public.a never ends.
+READ = "create policy r on {} for select to authenticated using ({});"
+WRITE = "create policy w on {} for insert to authenticated with check ({});"
+LOOPS = [
+    (READ.format("a", "exists (select from a as o where o.n > a.n)"), "select", True),
+    (READ.format("a", "n in (select b.n from b)") + READ.format("b", "true"), "select", False),
+    (
+        READ.format("a", "n in (select b.n from b)") + READ.format("b", "n in (select n from a)"),
+        "select",
+        True,
+    ),
+    (READ.format("a", "true") + WRITE.format("a", "exists (select from a as o)"), "insert", False),
+    (
+        READ.format("a", "n = (select 1)") + WRITE.format("a", "exists (select from a as o)"),
+        "insert",
+        True,
+    ),
+    (
+        READ.format("b", "n in (select n from a)")
+        + READ.format("a", "n = 1")
+        + WRITE.format("a", "exists (select from b)"),
+        "insert",
+        False,
+    ),
+    (
+        READ.format("b", "n in (select n from a)")
+        + READ.format("a", "n = (select 1)")
+        + WRITE.format("a", "exists (select from b)"),
+        "insert",
+        True,
+    ),
+]
+
+
+def sqlstate(tx: Connection, query: bytes) -> str | None:
+    """What a caller's query is refused with; None when it is not."""
+    try:
+        with as_role(tx, "authenticated"):
+            tx.execute(query)
+    except psycopg.Error as refusal:
+        return refusal.sqlstate
+    return None
+
+
+@pytest.mark.parametrize(("policies", "command", "endless"), LOOPS)
+def test_recursion_is_found_where_postgres_finds_it(
+    tx: Connection, policies: str, command: str, endless: bool
+) -> None:
+    for table in ("a", "b"):
+        tx.execute(f"create table {table} (n integer)".encode())
+        tx.execute(f"alter table {table} enable row level security".encode())
+        tx.execute(f"grant select, insert on {table} to authenticated".encode())
+    tx.execute(policies.encode())
+    tx.execute(
+        "create policy asks on realtime_channels for select to authenticated"
+        " using (exists (select from a))"
+    )
+    query = b"select from a" if command == "select" else b"insert into a values (1)"
+    assert (sqlstate(tx, query) == "42P17") is endless
+    in_files = [f.code for f in lint_sources([read("a.sql", policies)])]
+    assert ("RCL202" in in_files) is endless
+    assert ("RCL202" in {code for code, _ in lint(tx)}) is endless
