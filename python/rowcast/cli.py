@@ -1,6 +1,7 @@
 """The command ``rowcast``: finds the sub-command, runs it, and turns errors into sentences.
 
-Exit codes: 0 done, 1 an error or a finding, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error or a finding, 2 wrong usage, 130 interrupted; `rowcast policy` also
+ends with 3 for a refusal and 4 for a difference.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import database, dev, messages, serve, token, webhooks
+from .commands import database, dev, messages, policy, serve, token, webhooks
 from .errors import RowcastError
 
 __all__ = ["main"]
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except RowcastError as error:
         print(f"rowcast: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -60,6 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rowcast {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (dev, database, serve, messages, webhooks, token):
+    for module in (dev, database, serve, messages, webhooks, token, policy):
         module.add(commands)
     return parser

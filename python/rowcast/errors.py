@@ -2,6 +2,7 @@
 
 - `RowcastError`
     - `ConfigError`: a setting is missing or wrong
+    - `UsageError`: a command was called with what it cannot work with
     - `MigrationError`: the database cannot be brought to this version
     - `EmbeddedError`: the server of `rowcast dev` cannot be run
     - `AuthError`: a token or key was refused
@@ -22,15 +23,24 @@ __all__ = [
     "MigrationError",
     "Refusal",
     "RowcastError",
+    "UsageError",
 ]
 
 
 class RowcastError(Exception):
     """Root of all errors that rowcast raises on purpose; the command prints only the message."""
 
+    exit_code = 1
+
 
 class ConfigError(RowcastError):
     """A setting is missing or wrong; the message names its environment variable."""
+
+
+class UsageError(RowcastError):
+    """A command was called with arguments or files that it cannot work with."""
+
+    exit_code = 2
 
 
 class MigrationError(RowcastError):
