@@ -84,11 +84,11 @@ $$;
 comment on function rowcast.barriers(text, text) is
 'What decides about subscribe or publish besides the policies: the role, row level security itself, and grants.';
 
--- In the order in which people read them: what restricts first. Names in an expression come out
--- qualified, because the path is pinned; a policy without an expression counts for nothing.
-create or replace function rowcast.policies_for(p_action text, p_role text)
+-- What makes up a policy, in words of the server, so that two spellings of one rule are equal.
+-- Names come out qualified, because the path is pinned.
+create or replace function rowcast.policies_of(p_table regclass)
 returns table (
-    policy text, permissive boolean, command text, roles text[], applies boolean, expression text
+    policy text, permissive boolean, command text, roles text[], using_text text, check_text text
 )
 language sql
 stable
@@ -103,26 +103,49 @@ begin atomic
             when 'd' then 'delete' else 'all'
         end,
         array(
-            select case r.id when 0 then 'public' else pg_get_userbyid(r.id)::text end
+            select case r.id when 0 then 'public' else pg_get_userbyid(r.id)::text end as role
             from unnest(p.polroles) as r (id)
+            order by role
         ),
-        p.polcmd in ('*', case p_action when 'publish' then 'a'::"char" else 'r'::"char" end)
-        and exists (
-            select from unnest(p.polroles) as r (id)
-            where r.id = 0 or pg_has_role(p_role::name, r.id, 'usage')
-        ),
-        pg_get_expr(
-            case
-                when p_action = 'publish' and p.polwithcheck is not null then p.polwithcheck
-                else p.polqual
-            end, p.polrelid
-        )
+        pg_get_expr(p.polqual, p.polrelid),
+        pg_get_expr(p.polwithcheck, p.polrelid)
     from pg_catalog.pg_policy as p
-    where p.polrelid = case p_action
-        when 'publish' then 'public.realtime_messages'::regclass
-        else 'public.realtime_channels'::regclass
-    end
-    order by p.polpermissive, p.polname;
+    where p.polrelid = p_table
+    order by p.polname;
+end;
+
+comment on function rowcast.policies_of(regclass) is
+'The policies of a table with roles in order and expressions as the server spells them; for comparing.';
+
+-- In the order in which people read them: what restricts first. A policy without an expression
+-- counts for nothing.
+create or replace function rowcast.policies_for(p_action text, p_role text)
+returns table (
+    policy text, permissive boolean, command text, roles text[], applies boolean, expression text
+)
+language sql
+stable
+security invoker
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select
+        p.policy,
+        p.permissive,
+        p.command,
+        p.roles,
+        p.command in ('all', case p_action when 'publish' then 'insert' else 'select' end)
+        and exists (
+            select from unnest(p.roles) as r (name)
+            where r.name = 'public' or pg_has_role(p_role::name, r.name::name, 'usage')
+        ),
+        case p_action when 'publish' then coalesce(p.check_text, p.using_text) else p.using_text end
+    from rowcast.policies_of(
+        case p_action
+            when 'publish' then 'public.realtime_messages'::regclass
+            else 'public.realtime_channels'::regclass
+        end
+    ) as p
+    order by p.permissive, p.policy;
 end;
 
 comment on function rowcast.policies_for(text, text) is

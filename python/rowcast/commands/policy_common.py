@@ -33,7 +33,9 @@ def add_question(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what is asked."""
     parser.add_argument("action", choices=("subscribe", "publish"))
     parser.add_argument("channel", metavar="CHANNEL")
-    parser.add_argument("event", metavar="EVENT", nargs="?", help="of a publish; message by default")
+    parser.add_argument(
+        "event", metavar="EVENT", nargs="?", help="of a publish; message by default"
+    )
     parser.add_argument("--payload", metavar="JSON", default="{}", help="or @FILE; {} by default")
     parser.add_argument(
         "--type", choices=("message", "broadcast"), default="message", help="message by default"

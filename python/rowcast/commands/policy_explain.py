@@ -29,7 +29,9 @@ def add(commands: Commands) -> None:
     """Describe the sub-command."""
     parser = command(commands, "explain", _run, "Show why somebody may or may not.", ABOUT)
     add_question(parser)
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="text by default")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="text by default"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

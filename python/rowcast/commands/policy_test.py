@@ -80,7 +80,9 @@ def _print(path: str, results: list[Result], quiet: bool) -> None:
         if not result.passed:
             print(f"  FAIL  {result.case}")
             print(f"        {result.failure}")
-            print(*(f"        | {line}".rstrip() for line in result.explained.splitlines()), sep="\n")
+            print(
+                *(f"        | {line}".rstrip() for line in result.explained.splitlines()), sep="\n"
+            )
         elif not quiet:
             print(f"  ok    {result.case}", flush=True)
 

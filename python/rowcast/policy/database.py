@@ -17,12 +17,15 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from ..command_database import CONNECT_TIMEOUT, DatabaseError
+from .changes import Policy, Table
 
-__all__ = ["Connection", "Question", "Workbench", "connect", "sentence"]
+__all__ = ["Connection", "Question", "Workbench", "connect", "explained", "sentence"]
 
 Connection = psycopg.Connection[Any]
 
-LIMIT_TIME = "select set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)"  # noqa: E501
+LIMIT_TIME = (
+    "select set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)"
+)
 IMPERSONATE = "select rowcast.impersonate(%s, %s, %s)"
 RESOLVE = "select * from rowcast.resolve(%s)"
 IS_NAME = "select rowcast.is_name(%s)"
@@ -37,6 +40,12 @@ VERDICT = "select rowcast.verdict(%s::boolean[], %s::text[])"
 PLAN = "select rowcast.plan_policy(%s, %s, %s, %s, %s)"
 ROWS = "select c.reltuples::bigint from pg_catalog.pg_class as c where c.oid = to_regclass(%s)"
 POLICY_NAMES = "select p.schemaname, p.tablename, p.policyname from pg_catalog.pg_policies as p where p.schemaname = 'public' and p.tablename in ('realtime_channels', 'realtime_messages') and p.policyname <> 'rowcast_publisher'"  # noqa: E501
+POLICIES_OF = "select * from rowcast.policies_of(%s::regclass)"
+TABLE = "select n.nspname, c.relname from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace where c.oid = to_regclass(%s)"  # noqa: E501
+ENABLED = "select c.relrowsecurity from pg_catalog.pg_class as c where c.oid = %s::regclass"
+TEMP_LAST = "select set_config('search_path', current_setting('search_path') || ', pg_temp', true)"
+HAS_RECHECK = "select to_regprocedure('rowcast.recheck()') is not null"
+RECHECK = "select rowcast.recheck()"
 LITERAL_CHANNELS = "select c.pattern from public.realtime_channels as c where rowcast.is_name(c.pattern) order by 1"  # noqa: E501
 
 # Milliseconds: as long as a bridge lets a question take, and how long it waits for a lock.
@@ -85,10 +94,13 @@ class Workbench:
         Raises:
             DatabaseError: the database refused what was asked in the block.
         """
-        with explained(self.connection):
-            with self.connection.transaction(force_rollback=True):
-                self.connection.execute(LIMIT_TIME, [TIMEOUT, LOCK_TIMEOUT])
-                yield
+        with explained(self.connection), self.connection.transaction(force_rollback=True):
+            self.limit()
+            yield
+
+    def limit(self) -> None:
+        """Let no statement of this transaction run or wait for long."""
+        self.connection.execute(LIMIT_TIME, [TIMEOUT, LOCK_TIMEOUT])
 
     def become(self, role: str) -> None:
         """See to it that this login can become `role` until the trial ends.
@@ -238,6 +250,53 @@ class Workbench:
                 sql.Identifier(row["schemaname"], row["tablename"]),
             )
             self.connection.execute(sql.SQL("drop policy {} on {}").format(policy, table))
+
+    def table(self, names: Sequence[str]) -> Table | None:
+        """Return the full name of a table that is written so; None when there is none."""
+        written = sql.Identifier(*names).as_string(self.connection)
+        rows = self._rows(TABLE, written)
+        return Table(rows[0]["nspname"], rows[0]["relname"]) if rows else None
+
+    def policies_of(self, table: Table) -> dict[str, Policy]:
+        """Return the policies that stand on a table, by name."""
+        rows = self._rows(POLICIES_OF, self._quoted(table))
+        return {
+            row["policy"]: Policy(
+                row["policy"],
+                row["permissive"],
+                row["command"],
+                tuple(row["roles"]),
+                row["using_text"],
+                row["check_text"],
+            )
+            for row in rows
+        }
+
+    def is_enabled(self, table: Table) -> bool:
+        """Say whether row level security is enabled on a table."""
+        return bool(self._value(ENABLED, self._quoted(table)))
+
+    def make_scratch(self, table: Table) -> None:
+        """Make an empty temporary table of the name and the columns of `table`.
+
+        It comes last on the path, so that what policies read is not taken for it.
+        """
+        self.connection.execute(TEMP_LAST)
+        self.connection.execute(
+            sql.SQL("create temporary table {} (like {}) on commit drop").format(
+                sql.Identifier("pg_temp", table.name), table.identifier
+            )
+        )
+
+    def recheck(self) -> bool:
+        """Have bridges ask again for the clients they have; false where that is not known."""
+        if not self._value(HAS_RECHECK):
+            return False
+        self._rows(RECHECK)
+        return True
+
+    def _quoted(self, table: Table) -> str:
+        return table.identifier.as_string(self.connection)
 
     def literal_channels(self) -> list[str]:
         """Return the channels that are names themselves."""

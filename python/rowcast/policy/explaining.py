@@ -36,6 +36,7 @@ class PolicyReport:
     ms: float | None = None
     tree: Arm | None = None
     warnings: list[str] = field(default_factory=list)
+    asked: bool = True
 
     @property
     def counts(self) -> bool:
@@ -71,9 +72,7 @@ class Explanation:
             return any(p.error.startswith("57014") for p in self.policies)
         # A missing grant is an error to Postgres and a refusal to the caller.
         seen = {"error": "deny"}.get(self.answer.outcome, self.answer.outcome)
-        return self.answer.outcome in self.verdict or (
-            bool(self.reason) and seen in self.verdict
-        )
+        return self.answer.outcome in self.verdict or (bool(self.reason) and seen in self.verdict)
 
 
 def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> Explanation:
@@ -93,7 +92,8 @@ def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> 
     ]
     lacking = ""
     for policy in policies:
-        if policy.counts and channels:
+        policy.asked = bool(channels)
+        if policy.counts and policy.asked:
             lacking = _look(workbench, question, policy, plans) or lacking
     answer = ask(workbench, question)
     counted = [policy for policy in policies if policy.counts]
@@ -104,8 +104,7 @@ def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> 
         channels,
         barriers,
         policies,
-        verdict
-        or workbench.verdict([p.permissive for p in counted], [p.said for p in counted]),
+        verdict or workbench.verdict([p.permissive for p in counted], [p.said for p in counted]),
         reason,
         answer,
         lacking,
@@ -136,9 +135,7 @@ def _look(workbench: Workbench, question: Question, policy: PolicyReport, plans:
     return lacking
 
 
-def _evaluated(
-    workbench: Workbench, question: Question, nodes: list[Arm]
-) -> list[dict[str, Any]]:
+def _evaluated(workbench: Workbench, question: Question, nodes: list[Arm]) -> list[dict[str, Any]]:
     return workbench.evaluate(question, [node.text for node in nodes]) if nodes else []
 
 

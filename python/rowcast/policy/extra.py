@@ -24,7 +24,5 @@ def load_pglast() -> Any:
         import pglast.stream
         import pglast.visitors
     except ImportError:
-        raise MissingExtraError(
-            "Reading SQL needs pglast: install 'rowcast[policy]'."
-        ) from None
+        raise MissingExtraError("Reading SQL needs pglast: install 'rowcast[policy]'.") from None
     return pglast

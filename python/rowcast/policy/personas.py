@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 
-__all__ = ["DEFAULT_FILE", "Persona", "from_claims", "read_toml", "personas_of", "read_personas"]
+__all__ = ["DEFAULT_FILE", "Persona", "from_claims", "personas_of", "read_personas", "read_toml"]
 
 DEFAULT_FILE = Path("policies/personas.toml")
 

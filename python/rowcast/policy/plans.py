@@ -33,9 +33,7 @@ def warnings(plan: Any, rows_of: Callable[[str], int]) -> list[str]:
         rows = rows_of(table)
         size = f"about {rows} rows" if rows >= 0 else "never analysed"
         named = ", ".join(sorted(columns)) or condition
-        found.append(
-            f"no index of {table} serves {named}: each check reads the table ({size})"
-        )
+        found.append(f"no index of {table} serves {named}: each check reads the table ({size})")
         found += [
             f"{HELPERS.get(call, call + '()')} is evaluated for each row of {table}: "
             "write it as (select …)"

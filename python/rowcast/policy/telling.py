@@ -98,7 +98,8 @@ def _policy(policy: PolicyReport) -> Iterator[str]:
         yield f"  - {policy.name} [{kind}] {policy.why_not}"
         return
     took = "" if policy.ms is None else f"  {policy.ms:.2f} ms"
-    yield f"  - {policy.name} [{kind}] {_said(policy.said, policy.error)}{took}"
+    said = _said(policy.said, policy.error) if policy.asked else "not asked"
+    yield f"  - {policy.name} [{kind}] {said}{took}"
     if policy.tree is None:
         yield f"      {' '.join((policy.expression or '').split())}"
     else:
