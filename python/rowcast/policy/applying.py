@@ -16,7 +16,7 @@ from psycopg import errors, sql
 from ..command_database import DatabaseError
 from ..runner import attempt
 from .asking import ask
-from .changes import Change, Policy, Table, changes, create, drop
+from .changes import Change, Policy, Table, changes, create, drop, enable
 from .database import Question, Workbench, explained, sentence
 from .files import PolicyStatement, Script
 from .personas import Persona
@@ -47,9 +47,8 @@ class Difference:
 
     def statements(self) -> list[sql.Composed]:
         """Return what makes the database the same."""
-        enable = "alter table {} enable row level security"
         return [
-            *(sql.SQL(enable).format(table.identifier) for table in self.enable),
+            *(enable(table) for table in self.enable),
             *(statement for change in self.changes for statement in change.statements),
         ]
 
@@ -172,15 +171,15 @@ def _compare(workbench: Workbench, script: Script, prune: bool) -> Difference:
         todo, unmentioned = changes(table, live, wanted, dropped, prune)
         found += todo
         kept += ((table, name) for name in unmentioned)
-    enable: list[Table] = []
+    off: list[Table] = []
     for side in script.sides:
         if side.enables:
             table = workbench.table(side.enables)
             if table is None:
                 raise DatabaseError(f"{side.where}: there is no table {'.'.join(side.enables)}.")
-            if table not in enable and not workbench.is_enabled(table):
-                enable.append(table)
-    return Difference(tuple(found), tuple(enable), tuple(kept), len(script.sides))
+            if table not in off and not workbench.is_enabled(table):
+                off.append(table)
+    return Difference(tuple(found), tuple(off), tuple(kept), len(script.sides))
 
 
 def _wanted(

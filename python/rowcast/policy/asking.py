@@ -49,6 +49,9 @@ class Answer:
     reason: str
     detail: str = ""
 
+    def __bool__(self) -> bool:
+        return self.allowed
+
     def __str__(self) -> str:
         if self.allowed:
             return "allow"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-__all__ = ["Change", "Policy", "Table", "changes", "create", "drop"]
+__all__ = ["Change", "Policy", "Table", "changes", "create", "drop", "enable"]
 
 # What belongs to rowcast, and no file of a team mentions.
 OURS = {"rowcast_publisher"}
@@ -117,6 +117,11 @@ def _between(table: Table, before: Policy, after: Policy) -> list[sql.Composed]:
 def drop(table: Table, name: str) -> sql.Composed:
     """Return the statement that drops a policy."""
     return sql.SQL("drop policy {} on {}").format(sql.Identifier(name), table.identifier)
+
+
+def enable(table: Table) -> sql.Composed:
+    """Return the statement that makes policies count."""
+    return sql.SQL("alter table {} enable row level security").format(table.identifier)
 
 
 def _roles(roles: Sequence[str]) -> sql.Composed:

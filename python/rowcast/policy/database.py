@@ -232,6 +232,11 @@ class Workbench:
         if self.connection.info.transaction_status is not TransactionStatus.INTRANS:
             raise DatabaseError(f"{what} ended its transaction: take out its COMMIT.")
 
+    def run_here(self, text: str, what: str) -> None:
+        """The same in a transaction that whoever gave the connection ends as he likes."""
+        with self.connection.transaction():
+            self.run(text, what)
+
     def add_channel(self, columns: Mapping[str, Any]) -> None:
         """Make a channel; one of this pattern that exists is changed."""
         names = sql.SQL(", ").join(map(sql.Identifier, columns))

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import RowcastError
 
-__all__ = ["MissingExtraError", "load_pglast"]
+__all__ = ["MissingExtraError", "load_pglast", "parse_expression"]
 
 
 class MissingExtraError(RowcastError):
@@ -26,3 +26,14 @@ def load_pglast() -> Any:
     except ImportError:
         raise MissingExtraError("Reading SQL needs pglast: install 'rowcast[policy]'.") from None
     return pglast
+
+
+def parse_expression(text: str) -> Any:
+    """Return the tree of an expression.
+
+    Raises:
+        MissingExtraError: pglast is not installed.
+        pglast.parser.ParseError: it is none.
+    """
+    (statement,) = load_pglast().parse_sql("select " + text)
+    return statement.stmt.targetList[0].val

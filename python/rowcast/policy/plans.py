@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .extra import load_pglast
+from .extra import load_pglast, parse_expression
 
 __all__ = ["warnings"]
 
@@ -53,7 +53,7 @@ def _parts(condition: str, alias: str) -> tuple[set[str], set[str]]:
     pglast = load_pglast()
     ast = pglast.ast
     try:
-        (statement,) = pglast.parse_sql(f"select {SUBPLAN.sub('null', condition)}")
+        tree = parse_expression(SUBPLAN.sub("null", condition))
     except pglast.parser.ParseError:
         return set(), set()
     columns: set[str] = set()
@@ -76,7 +76,7 @@ def _parts(condition: str, alias: str) -> tuple[set[str], set[str]]:
             calls.add(".".join(part.sval for part in node.funcname))
         return inside
 
-    columns_in(statement.stmt.targetList[0].val)
+    columns_in(tree)
     # Only the innermost name tells who calls: split_part(current_setting(…)) reads a setting.
     if "current_setting" in calls:
         calls = {"current_setting"} | {c for c in calls if "." in c}

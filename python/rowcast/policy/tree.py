@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .extra import load_pglast
+from .extra import load_pglast, parse_expression
 
 __all__ = ["Arm", "parse"]
 
@@ -59,9 +59,7 @@ def parse(expression: str) -> Arm:
     Raises:
         MissingExtraError: pglast is not installed.
     """
-    pglast = load_pglast()
-    (statement,) = pglast.parse_sql(f"select {expression}")
-    return _arm(pglast, statement.stmt.targetList[0].val)
+    return _arm(load_pglast(), parse_expression(expression))
 
 
 def _arm(pglast: Any, node: Any) -> Arm:
