@@ -163,7 +163,7 @@ begin atomic
     select
         array_remove(array[
             case when f.granted and not f.restricted and not f.restriction_failed then 'allow' end,
-            case when f.failed or not f.granted or f.restricted then 'deny' end,
+            case when not f.granted or f.restricted or f.restriction_failed then 'deny' end,
             case when f.failed then 'error' end
         ], null)
     from (

@@ -13,7 +13,6 @@ from typing import Any
 
 import psycopg
 from psycopg import errors, sql
-from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from ..command_database import CONNECT_TIMEOUT, DatabaseError
@@ -221,16 +220,20 @@ class Workbench:
         """Run SQL of a team, of any number of statements, in the present transaction.
 
         Raises:
-            DatabaseError: it failed, or ended the transaction; the message says where.
+            DatabaseError: it failed, or tried to end the transaction; the message says where.
         """
+        if not text.strip():
+            return
+        # EXECUTE refuses COMMIT, which would make all that was tried before it real.
+        body = sql.SQL("begin execute {}; end").format(sql.Literal(text))
+        script = sql.SQL("do {}").format(sql.Literal(body.as_string(self.connection)))
         try:
-            self.connection.execute(text.encode())
+            self.connection.execute(script)
         except psycopg.Error as problem:
-            at = problem.diag.statement_position
-            place = f", line {text.count(chr(10), 0, int(at) - 1) + 1}" if at else ""
-            raise DatabaseError(f"{what}{place}: {sentence(problem)}") from problem
-        if self.connection.info.transaction_status is not TransactionStatus.INTRANS:
-            raise DatabaseError(f"{what} ended its transaction: take out its COMMIT.")
+            at = problem.diag.internal_position
+            if at and problem.diag.internal_query == text:
+                what += f", line {text.count(chr(10), 0, int(at) - 1) + 1}"
+            raise DatabaseError(f"{what}: {sentence(problem)}") from problem
 
     def run_here(self, text: str, what: str) -> None:
         """The same in a transaction that whoever gave the connection ends as he likes."""
