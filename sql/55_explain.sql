@@ -5,7 +5,7 @@
 -- The governing channel is the first; the others are what it shadows. A lax pattern that people
 -- expect to open a name is here, below the strict one that closes it.
 create or replace function rowcast.candidates(p_name text)
-returns table (place integer, channel_id uuid, pattern text, enabled boolean, governs boolean)
+returns table (channel_id uuid, pattern text, enabled boolean, place integer, governs boolean)
 language sql
 stable
 security invoker
@@ -13,14 +13,14 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 begin atomic
     select
-        row_number() over (order by t.n)::integer,
         c.id,
         c.pattern,
         c.enabled,
+        row_number() over (order by t.n)::integer,
         row_number() over (order by t.n) = 1
     from unnest(
-        rowcast.templates(cardinality(string_to_array(p_name, ':')))
-    ) with ordinality as t (template, n)
+            rowcast.templates(cardinality(string_to_array(p_name, ':')))
+        ) with ordinality as t (template, n)
     join public.realtime_channels as c
         on c.pattern = format(t.template, variadic string_to_array(p_name, ':'))
     where position('*' in p_name) = 0
@@ -140,11 +140,11 @@ begin atomic
         ),
         case p_action when 'publish' then coalesce(p.check_text, p.using_text) else p.using_text end
     from rowcast.policies_of(
-        case p_action
-            when 'publish' then 'public.realtime_messages'::regclass
-            else 'public.realtime_channels'::regclass
-        end
-    ) as p
+            case p_action
+                when 'publish' then 'public.realtime_messages'::regclass
+                else 'public.realtime_channels'::regclass
+            end
+        ) as p
     order by p.permissive, p.policy;
 end;
 
@@ -170,7 +170,7 @@ begin atomic
         select
             coalesce(bool_or(v.permissive and v.said = 'true'), false) as granted,
             coalesce(
-                bool_or(not v.permissive and v.said is distinct from 'true' and v.said is distinct from 'error'),
+                bool_or(not v.permissive and coalesce(v.said, 'false') not in ('true', 'error')),
                 false
             ) as restricted,
             coalesce(bool_or(v.said = 'error'), false) as failed,

@@ -45,7 +45,7 @@ SUBSCRIBES = [
     ("room:alice", "alice", "allow"),
     ("room:9", "robot", "allow"),
     ("room:3", "robot", "deny: denied (no policy lets this through)"),
-    ("room:bob", "alice", "deny: policy error (22P02 invalid input syntax for type integer: .bob.)"),
+    ("room:bob", "alice", "deny: policy error (22P02 invalid input syntax .*)"),
     ("room:alice", "anon", "deny: denied (.*)"),
     ("room:off", "alice", "deny: disabled (the channel that governs the name is disabled)"),
     ("other", "alice", "deny: no channel (no channel matches the name)"),
@@ -260,9 +260,9 @@ def test_a_connection_in_a_transaction_is_left_in_it(database: pg.Database) -> N
 
 
 def test_the_imagined_message_is_the_one_that_would_be_stamped(db: Connection) -> None:
-    """Were another column stamped one day, policies that read it would be explained wrongly."""
+    """A policy may read any column, such as the audience of a room that is full."""
     db.execute("create policy all_of_it on public.realtime_messages for insert with check (true)")
-    db.execute("drop policy \"no broadcasts\" on public.realtime_messages")
+    db.execute('drop policy "no broadcasts" on public.realtime_messages')
     differs = {"id", "seq", "xid", "created_at"}
     for role, claims in (
         ("authenticated", '{"sub": "alice", "role": "authenticated"}'),

@@ -1,4 +1,4 @@
-"""`rowcast policy test`: cases pass for the right reason, fail with an explanation, leave nothing."""
+"""`rowcast policy test`: cases pass for the right reason, or fail with an explanation."""
 
 from __future__ import annotations
 
@@ -79,15 +79,13 @@ def folder(home: Path) -> Path:
 
 def case(**lines: str) -> str:
     written = "".join(
-        f'{"as" if key == "who" else key} = {value if value[0] == "{" else repr(value)}\n'
+        f"{'as' if key == 'who' else key} = {value if value[0] == '{' else repr(value)}\n"
         for key, value in lines.items()
     )
     return f"[[case]]\n{written}"
 
 
-def test_cases_pass_and_are_listed(
-    run: Run, folder: Path, team_url: str, db: Connection
-) -> None:
+def test_cases_pass_and_are_listed(run: Run, folder: Path, team_url: str, db: Connection) -> None:
     (folder / "chat.toml").write_text(HEAD + CASES)
     (folder / "personas.toml").write_text("")
     before = picture(db)
@@ -128,9 +126,7 @@ def test_a_failure_comes_with_its_explanation(
     assert out.endswith("0 passed, 1 failed\n")
 
 
-def test_what_no_policy_lets_through_is_reported(
-    run: Run, folder: Path, team_url: str
-) -> None:
+def test_what_no_policy_lets_through_is_reported(run: Run, folder: Path, team_url: str) -> None:
     """The control: without row level security a case says nothing about policies."""
     (folder / "chat.sql").write_text(
         "create policy p on realtime_channels for select using (true);"
@@ -184,8 +180,7 @@ def test_files_may_hold_setup_and_fixtures(run: Run, folder: Path, team_url: str
     )
     (folder / "chat.toml").write_text(
         'channels = ["chat:*"]\nsetup_file = "tables.sql.txt"\nfixtures_file = "rows.sql.txt"\n'
-        '[personas.bob]\nclaims = { sub = "bob" }\n'
-        + case(who="bob", can="subscribe", to="chat:2")
+        '[personas.bob]\nclaims = { sub = "bob" }\n' + case(who="bob", can="subscribe", to="chat:2")
     )
     assert run("test", "--database-url", team_url)[0] == 0
 

@@ -248,10 +248,8 @@ def test_nothing_is_left_in_the_database(run: Run, db: Connection) -> None:
 
 def access(db: Connection, *arguments: Any) -> list[tuple[Any, ...]]:
     marks = ", ".join(["%s"] * len(arguments))
-    return db.execute(
-        f"select part, subject, applies, said, detail from rowcast.explain_access({marks})".encode(),
-        arguments,
-    ).fetchall()
+    query = f"select part, subject, applies, said, detail from rowcast.explain_access({marks})"
+    return db.execute(query.encode(), arguments).fetchall()
 
 
 def test_psql_shows_channels_policies_and_both_verdicts(db: Connection) -> None:

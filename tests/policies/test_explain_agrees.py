@@ -46,7 +46,17 @@ insert into public.realtime_channels (pattern, enabled, is_public, owner_id, opt
     ('news', true, true, null, '{"n": "many"}'), ('user:**', true, false, 'bob', '{"n": null}'),
     ('*', true, true, 'carol', '{"n": 2}');
 """  # noqa: E501
-NAMES = ["chat:1", "chat:2", "chat:alice", "chat:off", "news", "user:bob:1", "user:x", "any", "a:b:c"]  # noqa: E501
+NAMES = [
+    "chat:1",
+    "chat:2",
+    "chat:alice",
+    "chat:off",
+    "news",
+    "user:bob:1",
+    "user:x",
+    "any",
+    "a:b:c",
+]
 PEOPLE = [
     ("authenticated", {"sub": "alice", "org": "acme", "level": 3}),
     ("authenticated", {"sub": "bob", "org": "other", "level": "x"}),
@@ -104,7 +114,15 @@ MESSAGES = [
     "public.moody(payload ->> 'w')",
 ]
 ROLES = ["public", "anon", "authenticated", "anon, authenticated", "rowcast_some_staff"]
-PAYLOADS = ['{}', '{"n": 2}', '{"n": "many"}', '{"n": null, "w": "x"}', '{"w": "alice"}', 'null', '[1]']  # noqa: E501, Q000
+PAYLOADS = [
+    "{}",
+    '{"n": 2}',
+    '{"n": "many"}',
+    '{"n": null, "w": "x"}',
+    '{"w": "alice"}',
+    "null",
+    "[1]",
+]
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,8 @@ def questions(chance: random.Random) -> Iterator[Question]:
 def by_sql(workbench: Workbench, q: Question) -> tuple[str, str]:
     """What `rowcast.explain_access` says: by the policies, by the database."""
     rows = workbench.connection.execute(
-        "select said from rowcast.explain_access(%s, %s, %s, %s, %s, %s, %s) where part = 'verdict'",
+        "select said from rowcast.explain_access(%s, %s, %s, %s, %s, %s, %s)"
+        " where part = 'verdict'",
         [q.action, q.channel, q.role, q.claims, q.event, q.payload, q.type],
     ).fetchall()
     return rows[0][0], rows[1][0]
@@ -174,7 +193,7 @@ def joined(arm: Arm) -> str | None:
     if not arm.operator:
         return arm.said
     if arm.operator == "NOT":
-        return {"true": "false", "false": "true"}.get(values[0] or "", None)
+        return {"true": "false", "false": "true"}.get(values[0] or "")
     decisive = "false" if arm.operator == "AND" else "true"
     if decisive in values:
         return decisive

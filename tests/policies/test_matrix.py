@@ -82,10 +82,7 @@ def test_a_snapshot_is_written_compared_and_written_again(
     assert run(*asked)[:2] == (0, "the same\n")
     before = (home / "policies" / "matrix.json").read_text()
     db.execute("update public.realtime_channels set is_public = true")
-    changed = (
-        "anon subscribe chat:1: denied -> allow\n"
-        "bob subscribe chat:1: denied -> allow\n"
-    )
+    changed = "anon subscribe chat:1: denied -> allow\nbob subscribe chat:1: denied -> allow\n"
     assert run(*asked)[:2] == (4, changed + "2 answers changed\n")
     assert (home / "policies" / "matrix.json").read_text() == before
     assert run(*asked, "--update")[:2] == (0, changed + "policies/matrix.json written\n")

@@ -18,16 +18,24 @@ Run = Callable[..., tuple[int, str, str]]
 
 # Everything that a command could leave behind, but what counters say: sequences only go up.
 CATALOGUE = (
-    "select 'class', oid::regclass::text, relacl::text, relrowsecurity, relkind::text from pg_class"
-    " where relkind <> 't' and relnamespace <> 'pg_toast'::regnamespace",
-    "select 'policy', polname, polrelid::regclass::text, polroles::text, polcmd::text,"
-    " polpermissive, polqual::text, polwithcheck::text from pg_policy",
-    "select 'function', oid::regprocedure::text, proacl::text, xmin::text from pg_proc"
-    " where pronamespace = 'rowcast'::regnamespace",
+    (
+        "select 'class', oid::regclass::text, relacl::text, relrowsecurity, relkind::text"
+        " from pg_class where relkind <> 't' and relnamespace <> 'pg_toast'::regnamespace"
+    ),
+    (
+        "select 'policy', polname, polrelid::regclass::text, polroles::text, polcmd::text,"
+        " polpermissive, polqual::text, polwithcheck::text from pg_policy"
+    ),
+    (
+        "select 'function', oid::regprocedure::text, proacl::text, xmin::text from pg_proc"
+        " where pronamespace = 'rowcast'::regnamespace"
+    ),
     "select 'member', roleid::regrole::text, member::regrole::text from pg_auth_members",
     "select 'type', oid::regtype::text from pg_type where typname not like '\\_%'",
-    "select 'database', datname::text, datacl::text from pg_database"
-    " where datname = current_database()",
+    (
+        "select 'database', datname::text, datacl::text from pg_database"
+        " where datname = current_database()"
+    ),
 )
 
 
@@ -41,7 +49,10 @@ def picture(db: Connection) -> list[tuple[Any, ...]]:
         " and c.relnamespace in ('public'::regnamespace, 'rowcast'::regnamespace) order by 1"
     ).fetchall()
     for (table,) in tables:
-        rows += db.execute(f"select '{table}', count(*), md5(string_agg(t::text, ',' order by t::text)) from {table} as t".encode())  # noqa: E501
+        rows += db.execute(
+            f"select '{table}', count(*), md5(string_agg(t::text, ',' order by t::text))"
+            f" from {table} as t".encode()
+        )
     return rows
 
 

@@ -107,7 +107,9 @@ def _apply(args: argparse.Namespace) -> int:
             return 0
         found, told = apply(workbench, script, _tell, prune=args.prune)
         _print(workbench, found)
-    if found and not told:
+    if not found and found.sides:
+        _tell("the other statements of the files were run")
+    if (found or found.sides) and not told:
         _tell("bridges ask again within a minute for the clients that are connected")
     return 0
 

@@ -43,7 +43,7 @@ POLICIES_OF = "select * from rowcast.policies_of(%s::regclass)"
 TABLE = "select n.nspname, c.relname from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace where c.oid = to_regclass(%s)"  # noqa: E501
 ENABLED = "select c.relrowsecurity from pg_catalog.pg_class as c where c.oid = %s::regclass"
 TEMP_LAST = "select set_config('search_path', current_setting('search_path') || ', pg_temp', true)"
-HAS_RECHECK = "select to_regprocedure('rowcast.recheck()') is not null"
+HAS_RECHECK = "select to_regproc('rowcast.recheck') is not null"
 RECHECK = "select rowcast.recheck()"
 LITERAL_CHANNELS = "select c.pattern from public.realtime_channels as c where rowcast.is_name(c.pattern) order by 1"  # noqa: E501
 
