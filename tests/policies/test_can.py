@@ -197,15 +197,15 @@ def test_a_login_that_may_not_become_the_caller_is_told_the_statement(
         assert code == 1
         assert 'let an administrator run: grant "authenticated" to "rowcast_outsider";' in err
         # Whoever may grant the role lends it to himself, and gives it back.
-        before = picture(db)
+        before = picture(db, "rowcast_outsider")
         db.execute("grant authenticated to rowcast_outsider with admin option")
         if database.server.version >= 16:
             db.execute("grant authenticated to rowcast_outsider with set false, inherit false")
-        lent = picture(db)
+        lent = picture(db, "rowcast_outsider")
         assert run("can", "subscribe", "room:alice", "--as", "alice")[:2] == (0, "allow\n")
-        assert picture(db) == lent
+        assert picture(db, "rowcast_outsider") == lent
         db.execute("revoke authenticated from rowcast_outsider")
-        assert picture(db) == before
+        assert picture(db, "rowcast_outsider") == before
     finally:
         with pg.cluster_lock(database.server.url()):
             db.execute("drop role rowcast_outsider")

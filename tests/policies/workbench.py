@@ -30,7 +30,6 @@ CATALOGUE = (
         "select 'function', oid::regprocedure::text, proacl::text, xmin::text from pg_proc"
         " where pronamespace = 'rowcast'::regnamespace"
     ),
-    "select 'member', roleid::regrole::text, member::regrole::text from pg_auth_members",
     "select 'type', oid::regtype::text from pg_type where typname not like '\\_%'",
     (
         "select 'database', datname::text, datacl::text from pg_database"
@@ -39,9 +38,13 @@ CATALOGUE = (
 )
 
 
-def picture(db: Connection) -> list[tuple[Any, ...]]:
-    """Return catalogue and number of rows of every table of a database."""
-    rows: list[tuple[Any, ...]] = []
+def picture(db: Connection, login: str = "rowcast_policy_team") -> list[tuple[Any, ...]]:
+    """Return catalogue and rows of a database, and which roles `login` can become."""
+    rows: list[tuple[Any, ...]] = db.execute(
+        "select roleid::regrole::text, m::text from pg_auth_members as m"
+        " where member = to_regrole(%s) order by 1, 2",
+        [login],
+    ).fetchall()
     for query in CATALOGUE:
         rows += sorted(db.execute(query.encode()).fetchall(), key=repr)
     tables = db.execute(
