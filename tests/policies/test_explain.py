@@ -220,14 +220,15 @@ def test_a_verdict_that_is_not_what_happens_is_an_error(run: Run, db: Connection
 def test_without_pglast_only_the_trees_are_missing(
     run: Run, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pglast", None)
+    for name in ("pglast", "pglast.stream"):
+        monkeypatch.setitem(sys.modules, name, None)
     code, out, _ = run("explain", "subscribe", "chat:1", *ALICE)
     assert code == 0
     assert "members listen [permissive] true" in out
     assert "install 'rowcast[policy]'" in out
     (home / "policies" / "a.sql").write_text("select 1;")
     code, _, err = run("diff")
-    assert (code, err) == (1, "rowcast: Reading SQL needs pglast: install 'rowcast[policy]'.\n")
+    assert (code, err) == (1, "rowcast: This command needs pglast: install 'rowcast[policy]'.\n")
 
 
 def test_nothing_is_left_in_the_database(run: Run, db: Connection) -> None:

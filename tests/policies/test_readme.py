@@ -23,7 +23,7 @@ Connection = psycopg.Connection[Any]
 ROOT = Path(__file__).parents[2]
 CHAPTER = (ROOT / "policies" / "README.md").read_text().partition("## Knowing before you change")[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", CHAPTER, re.M | re.S)
-FILE = re.compile(r"(?:--|#) ([\w/]+\.(?:sql|toml|py))\n")
+FILE = re.compile(r"(?:--|#) ([\w/.]+\.(?:sql|toml|py))\n")
 
 
 def files() -> dict[str, str]:
@@ -121,7 +121,7 @@ def test_a_failing_case_explains_itself_in_pytest(
     server: pg.Server, rowcast_template: Any, tmp_path: Path
 ) -> None:
     lay_out(tmp_path)
-    cases = tmp_path / "policies" / "chat.toml"
+    cases = tmp_path / "policies" / "chat.test.toml"
     cases.write_text(cases.read_text().replace('can = "subscribe"', 'cannot = "subscribe"', 1))
     done = pytest_in(tmp_path, server, "-k", "cases")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""`rowcast policy`: a list of sub-commands, each in a module of its own."""
+"""`rowcast policy …`: the sub-commands are in modules of their own."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from .common import Commands
 
 __all__ = ["add"]
 
-MODULES = (policy_can, policy_explain, policy_test, policy_matrix, policy_apply)
-
 ABOUT = """\
-What the policies say, before a change and after a refusal. Nothing is left in the database but
-what `apply` is for.
+What a team needs that writes its policies in SQL. Every sub-command has --help.
 
 example:
   rowcast policy can subscribe chat:room1 --as alice
+  rowcast policy explain subscribe chat:room1 --as alice
 """
 
 
 def add(commands: Commands) -> None:
-    """Describe the group and its sub-commands."""
-    summary = "Ask, explain, test and apply policies."
+    """Describe the command and its sub-commands."""
+    summary = "Write, check and understand policies."
     parser = commands.add_parser(
         "policy",
         help=summary,
         description=f"{summary}\n\n{ABOUT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subcommands = parser.add_subparsers(title="sub-commands", metavar="SUBCOMMAND", required=True)
-    for module in MODULES:
-        module.add(subcommands)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (policy_can, policy_explain, policy_test, policy_matrix, policy_apply):
+        module.add(subparsers)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 ABOUT = """\
-Runs the cases of TOML files, of a directory all but personas.toml; each asks under its real role,
-in a transaction that is rolled back. Without --database-url it starts a PostgreSQL for the length
+Runs the cases of TOML files, of a directory all *.test.toml; each asks under its real role, in a
+transaction that is rolled back. Without --database-url it starts a PostgreSQL for the length
 of the test (rowcast[dev]). A case that would pass without the policies, too, fails. A failure
 comes with its explanation.
 

@@ -1,4 +1,7 @@
-"""The policy workbench: what a policy says before a change, and why it said no."""
+"""The policy workbench: what `rowcast policy` does, one module per subject.
+
+pglast and sqlfluff come with the extra `policy` and are imported when a command needs them.
+"""
 
 from __future__ import annotations
 

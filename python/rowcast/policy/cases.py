@@ -71,7 +71,7 @@ class CaseFile:
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
-    """Return the case files among `paths`; of a directory all ``*.toml`` but the personas.
+    """Return the case files among `paths`; of a directory all ``*.test.toml``.
 
     Raises:
         UsageError: there is none.
@@ -79,13 +79,13 @@ def find(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(p for p in path.glob("*.toml") if p.name != "personas.toml")
+            found += sorted(path.glob("*.test.toml"))
         else:
             found.append(path)
     if not found:
         raise UsageError(
-            f"There are no cases in {', '.join(map(str, paths))}: write [[case]] tables into a "
-            ".toml file beside the policy."
+            f"There are no cases in {', '.join(map(str, paths))}: write [[case]] tables into "
+            "chat.test.toml beside chat.sql."
         )
     return found
 
@@ -116,7 +116,7 @@ def read(path: Path) -> CaseFile:
 
 
 def _policies(document: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
-    own = path.with_suffix(".sql")
+    own = path.with_name(path.name.removesuffix(".toml").removesuffix(".test") + ".sql")
     given = document.get("policies", [own.name] if own.exists() else None)
     if not isinstance(given, list):
         raise UsageError(

@@ -117,8 +117,8 @@ def _look(workbench: Workbench, question: Question, policy: PolicyReport, plans:
     lacking = ""
     try:
         policy.tree = parse(policy.expression)
-    except MissingExtraError as missing:
-        lacking = str(missing)
+    except MissingExtraError:
+        lacking = "install 'rowcast[policy]' to see the value of each AND, OR and NOT"
     nodes = list(policy.tree.nodes()) if policy.tree else []
     try:
         # Alone first: one arm that takes too long must not take the value of the whole with it.

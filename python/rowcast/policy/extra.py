@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from ..errors import RowcastError
 
-__all__ = ["MissingExtraError", "load_pglast", "parse_expression"]
+__all__ = ["MissingExtraError", "load_pglast", "need", "parse_expression"]
 
 
 class MissingExtraError(RowcastError):
-    """pglast is not installed; the message says how to install it."""
+    """A library of the extra is not installed; the message says how to install it."""
+
+
+def need(name: str) -> Any:
+    """Return a module of the extra `policy`.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        library = name.partition(".")[0]
+        raise MissingExtraError(
+            f"This command needs {library}: install 'rowcast[policy]'."
+        ) from None
 
 
 def load_pglast() -> Any:
@@ -19,13 +35,8 @@ def load_pglast() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        import pglast
-        import pglast.stream
-        import pglast.visitors
-    except ImportError:
-        raise MissingExtraError("Reading SQL needs pglast: install 'rowcast[policy]'.") from None
-    return pglast
+    need("pglast.stream")
+    return need("pglast")
 
 
 def parse_expression(text: str) -> Any:

@@ -86,13 +86,13 @@ def case(**lines: str) -> str:
 
 
 def test_cases_pass_and_are_listed(run: Run, folder: Path, team_url: str, db: Connection) -> None:
-    (folder / "chat.toml").write_text(HEAD + CASES)
+    (folder / "chat.test.toml").write_text(HEAD + CASES)
     (folder / "personas.toml").write_text("")
     before = picture(db)
     code, out, err = run("test", "--database-url", team_url)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "policies/chat.toml",
+        "policies/chat.test.toml",
         "  ok    alice can subscribe chat:1",
         "  ok    alice cannot subscribe chat:2",
         "  ok    anon cannot publish chat:1 message",
@@ -117,8 +117,8 @@ FAILING = [
 def test_a_failure_comes_with_its_explanation(
     run: Run, folder: Path, team_url: str, text: str, words: str
 ) -> None:
-    (folder / "chat.toml").write_text(HEAD + text)
-    code, out, _ = run("test", "policies/chat.toml", "--database-url", team_url)
+    (folder / "chat.test.toml").write_text(HEAD + text)
+    code, out, _ = run("test", "policies/chat.test.toml", "--database-url", team_url)
     assert code == 1
     assert f"        {words}" in out or words in out
     assert "by the database:" in out
@@ -132,7 +132,7 @@ def test_what_no_policy_lets_through_is_reported(run: Run, folder: Path, team_ur
         "create policy p on realtime_channels for select using (true);"
         "alter table realtime_channels disable row level security;"
     )
-    (folder / "chat.toml").write_text(HEAD + case(who="alice", can="subscribe", to="chat:9"))
+    (folder / "chat.test.toml").write_text(HEAD + case(who="alice", can="subscribe", to="chat:9"))
     code, out, _ = run("test", "--database-url", team_url)
     assert code == 1
     assert "passes either way: it is allowed with all policies dropped" in out
@@ -144,7 +144,7 @@ def test_policies_of_the_files_replace_those_of_the_database(
 ) -> None:
     db.execute("create policy lax on public.realtime_channels for select using (true)")
     cases = case(who="alice", cannot="subscribe", to="chat:2")
-    (folder / "chat.toml").write_text(HEAD + cases)
+    (folder / "chat.test.toml").write_text(HEAD + cases)
     assert run("test", "--database-url", team_url)[0] == 0
 
 
@@ -163,7 +163,7 @@ def test_an_empty_list_tests_what_the_database_has(
 def test_junit_counts_what_the_output_says(
     run: Run, folder: Path, home: Path, team_url: str
 ) -> None:
-    (folder / "chat.toml").write_text(HEAD + CASES + FAILING[0][0])
+    (folder / "chat.test.toml").write_text(HEAD + CASES + FAILING[0][0])
     code, out, _ = run("test", "-q", "--junit", "out.xml", "--database-url", team_url)
     assert code == 1
     assert "  ok " not in out
@@ -178,7 +178,7 @@ def test_files_may_hold_setup_and_fixtures(run: Run, folder: Path, team_url: str
     (folder / "rows.sql.txt").write_text(
         "grant select on members to authenticated; insert into members values ('2', 'bob')"
     )
-    (folder / "chat.toml").write_text(
+    (folder / "chat.test.toml").write_text(
         'channels = ["chat:*"]\nsetup_file = "tables.sql.txt"\nfixtures_file = "rows.sql.txt"\n'
         '[personas.bob]\nclaims = { sub = "bob" }\n' + case(who="bob", can="subscribe", to="chat:2")
     )
@@ -205,7 +205,7 @@ def test_files_may_hold_setup_and_fixtures(run: Run, folder: Path, team_url: str
 def test_a_file_that_is_wrong_is_refused_with_a_sentence(
     run: Run, folder: Path, text: str, words: str
 ) -> None:
-    (folder / "chat.toml").write_text(text)
+    (folder / "chat.test.toml").write_text(text)
     code, out, err = run("test", "--database-url", "postgresql://nobody@127.0.0.1:1/x")
     assert (code, out) == (2, "")
     assert words in err
@@ -230,7 +230,7 @@ def test_a_policy_file_that_fails_is_named(
 ) -> None:
     db.execute("create policy kept on public.realtime_channels for select using (false)")
     (folder / "chat.sql").write_text(policy)
-    (folder / "chat.toml").write_text(HEAD + CASES)
+    (folder / "chat.test.toml").write_text(HEAD + CASES)
     before = picture(db)
     code, _, err = run("test", "--database-url", team_url)
     assert code == 1
@@ -243,7 +243,7 @@ def test_without_a_database_one_is_made_and_thrown_away(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROWCAST_PG_BIN", str(pg.choose_binaries()))
-    (folder / "chat.toml").write_text(HEAD + CASES)
+    (folder / "chat.test.toml").write_text(HEAD + CASES)
     code, out, err = run("test")
     assert (code, err) == (0, "")
     assert out.endswith("6 passed\n")
