@@ -3,9 +3,10 @@
 -- imagined. For whoever may write policies; nobody else may execute these.
 
 -- The governing channel is the first; the others are what it shadows. A lax pattern that people
--- expect to open a name is here, below the strict one that closes it.
+-- expect to open a name is here, below the strict one that closes it. Who subscribes to a pattern
+-- itself is judged by the row of that pattern, and by no other.
 create or replace function rowcast.candidates(p_name text)
-returns table (channel_id uuid, pattern text, enabled boolean, place integer, governs boolean)
+returns table (channel_id uuid, pattern text, enabled boolean, wildcard boolean, place integer)
 language sql
 stable
 security invoker
@@ -16,19 +17,28 @@ begin atomic
         c.id,
         c.pattern,
         c.enabled,
-        row_number() over (order by t.n)::integer,
-        row_number() over (order by t.n) = 1
+        c.wildcard,
+        row_number() over (order by t.n)::integer as place
     from unnest(
             rowcast.templates(cardinality(string_to_array(p_name, ':')))
         ) with ordinality as t (template, n)
     join public.realtime_channels as c
         on c.pattern = format(t.template, variadic string_to_array(p_name, ':'))
     where position('*' in p_name) = 0
-    order by t.n;
+    union all
+    select
+        c.id,
+        c.pattern,
+        c.enabled,
+        c.wildcard,
+        1
+    from public.realtime_channels as c
+    where c.pattern = p_name and position('*' in p_name) > 0
+    order by place;
 end;
 
 comment on function rowcast.candidates(text) is
-'The channels whose patterns match a name, most specific first; the first governs, enabled or not, and shadows the others.';
+'The channels whose patterns match a name, most specific first; the first governs, enabled or not, and shadows the others. For a pattern its own row.';
 
 -- What decides before any policy is asked, or instead of it.
 create or replace function rowcast.barriers(p_action text, p_role text)

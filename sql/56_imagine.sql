@@ -1,6 +1,6 @@
 -- Rows that do not exist, and expressions evaluated on them as somebody else.
 
--- The channel row as its owner sees it.
+-- The channel row that decides, as its owner sees it.
 create or replace function rowcast.imagined_channel(p_name text)
 returns public.realtime_channels
 language sql
@@ -10,11 +10,14 @@ set search_path = pg_catalog, pg_temp
 begin atomic
     select c
     from public.realtime_channels as c
-    where c.id = rowcast.governing(p_name);
+    where c.id = (
+            select d.channel_id from rowcast.candidates(p_name) as d
+            where d.place = 1
+        );
 end;
 
 comment on function rowcast.imagined_channel(text) is
-'The channel row that governs a name, whatever the policies say.';
+'The channel row that a subscription to this name or pattern is judged by, whatever the policies say.';
 
 -- The message as messages_stamp makes it: it is inserted by the owner, whom no policy is asked for,
 -- read back, and undone. Only the sender is another one. What cannot be published at all has the

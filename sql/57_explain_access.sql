@@ -37,10 +37,14 @@ begin
     part := 'channel';
     for v_row in select c.* from rowcast.candidates(explain_access.channel) as c loop
         subject := v_row.pattern;
-        applies := v_row.governs;
+        applies := v_row.place = 1;
         said := case when v_row.enabled then 'enabled' else 'disabled' end;
-        detail := case when v_row.governs then 'governs: the most specific pattern' else 'shadowed' end;
+        detail := case when applies then 'governs: the most specific pattern' else 'shadowed' end;
         v_enabled := coalesce(v_enabled, v_row.enabled);
+        if position('*' in explain_access.channel) > 0 and not v_row.wildcard then
+            v_decided := 'deny';
+            detail := 'nobody may subscribe to the pattern itself: wildcard is false';
+        end if;
         return next;
     end loop;
 
@@ -88,7 +92,7 @@ begin
     detail := case
         when v_enabled is null then 'no channel matches the name'
         when not v_enabled then 'the channel that governs the name is disabled'
-        when v_decided is not null then 'decided by a barrier'
+        when v_decided is not null then 'decided by a barrier, or by the channel'
         when not coalesce(true = any (v_permissive), false) then 'no permissive policy applies: default deny'
         else 'one permissive policy must be true, and every restrictive one'
     end;

@@ -319,3 +319,19 @@ def test_verdicts_follow_the_rules_of_postgres(
         "select rowcast.verdict(%s::boolean[], %s::text[])", [permissive, said]
     ).fetchone()
     assert row == (outcomes,)
+
+
+def test_a_subscription_to_a_pattern_is_judged_by_its_own_row(run: Run, db: Connection) -> None:
+    db.execute('drop policy "not banned" on public.realtime_channels')
+    db.execute(
+        "create policy lax on public.realtime_channels for select using (pattern = 'chat:*')"
+    )
+    found = explained(run, "subscribe", "chat:*", *ALICE)
+    assert [c["pattern"] for c in found["channels"]] == ["chat:*"]
+    assert (found["verdict"], found["answer"]["allowed"]) == (["deny"], False)
+    db.execute("update public.realtime_channels set wildcard = true")
+    found = explained(run, "subscribe", "chat:*", *ALICE)
+    offered = db.execute("select to_regproc('rowcast.subscribable') is not null").fetchone()
+    assert offered is not None
+    assert found["verdict"] == ["allow" if offered[0] else "deny"]
+    assert explained(run, "publish", "chat:*", "said", *ALICE)["verdict"] == ["deny"]

@@ -97,9 +97,10 @@ def _of_check(workbench: Workbench, question: Question, row: dict[str, Any]) -> 
         return Answer(True, "allowed")
     if row["error"]:
         return Answer(False, "policy error", row["error"])
-    if not workbench.is_name(question.channel):
+    if not workbench.is_name(question.channel) and row["channel_id"] is None:
         return _answer("invalid channel")
-    enabled = workbench.enabled(question)
+    # A pattern is judged by its own row, which is not the one that governs a name.
+    enabled = row["enabled"] if "enabled" in row else workbench.enabled(question)
     return _answer("no channel" if enabled is None else "denied" if enabled else "disabled")
 
 

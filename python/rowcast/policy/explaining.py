@@ -77,7 +77,9 @@ class Explanation:
 
 def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> Explanation:
     """Find out; a trial must be under way, and the role must be one it can become."""
-    channels = workbench.candidates(question.channel)
+    channels = [
+        {**row, "governs": row["place"] == 1} for row in workbench.candidates(question.channel)
+    ]
     barriers = workbench.barriers(question.action, question.role)
     policies = [
         PolicyReport(
@@ -97,7 +99,7 @@ def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> 
             lacking = _look(workbench, question, policy, plans) or lacking
     answer = ask(workbench, question)
     counted = [policy for policy in policies if policy.counts]
-    verdict, reason = _decided(channels, barriers, answer)
+    verdict, reason = _decided(question.channel, channels, barriers, answer)
     return Explanation(
         question,
         "realtime_messages" if question.action == "publish" else "realtime_channels",
@@ -155,13 +157,15 @@ def _error(row: dict[str, Any]) -> str:
 
 
 def _decided(
-    channels: list[dict[str, Any]], barriers: list[dict[str, Any]], answer: Answer
+    channel: str, channels: list[dict[str, Any]], barriers: list[dict[str, Any]], answer: Answer
 ) -> tuple[list[str], str]:
     """What is decided without the policies: outcome and reason; nothing when they decide."""
     if not channels:
         return ["deny"], "no channel matches the name"
     if not channels[0]["enabled"]:
         return ["deny"], "the channel that governs the name is disabled"
+    if "*" in channel and not channels[0]["wildcard"]:
+        return ["deny"], "nobody may subscribe to the pattern itself: its wildcard is false"
     if answer.reason in UNASKED:
         return ["deny"], answer.detail
     for barrier in barriers:
