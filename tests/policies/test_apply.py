@@ -51,7 +51,8 @@ def test_what_is_missing_is_made_and_then_all_is_the_same(
     assert picture(db) == before
     code, applied, err = run("apply")
     assert (code, applied) == (0, out)
-    assert "bridges ask again within a minute" in err
+    known = only(db, "select to_regproc('rowcast.recheck') is not null")
+    assert ("bridges ask again within a minute" in err) is not known
     assert names(db) == ["listen"]
     assert run("diff")[:2] == (0, "the policies are the same\n")
 

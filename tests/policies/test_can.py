@@ -50,7 +50,7 @@ SUBSCRIBES = [
     ("room:off", "alice", "deny: disabled (the channel that governs the name is disabled)"),
     ("other", "alice", "deny: no channel (no channel matches the name)"),
     ("not a name", "alice", "deny: invalid channel (this is not a channel name)"),
-    ("room:*", "alice", "deny: invalid channel (.*)"),
+    ("a::b", "alice", "deny: invalid channel (.*)"),
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ setup = "create table members (room text, user_id text); grant select on members
 fixtures = "insert into members values ('1', 'alice')"
 
 [personas.alice]
-claims = { sub = "alice" }
+claims = { sub = "alice", since = 2026-01-01 }
 """
 CASES = """
 [[case]]
@@ -79,7 +79,7 @@ def folder(home: Path) -> Path:
 
 def case(**lines: str) -> str:
     written = "".join(
-        f"{'as' if key == 'who' else key} = {value if value[0] == '{' else repr(value)}\n"
+        f"{'as' if key == 'who' else key} = {value if value[:2] == '{ ' else repr(value)}\n"
         for key, value in lines.items()
     )
     return f"[[case]]\n{written}"
@@ -198,6 +198,8 @@ def test_files_may_hold_setup_and_fixtures(run: Run, folder: Path, team_url: str
         (HEAD + case(who="alice", can="subscribe", to="a", because="x"), "reason of a refusal"),
         (HEAD + case(who="alice", can="subscribe"), "name a channel"),
         ("channels = [1]\n" + CASES, "a channel is a pattern"),
+        ('channels = "chat:*"\n' + CASES, "channels is a list"),
+        (HEAD + case(who="alice", can="publish", to="a", payload="{"), "payload as text is JSON"),
         ('policies = ["nowhere.sql"]\n' + CASES, "there is no file"),
         ("[personas.alice]\nsub = 1\n" + CASES, "has a role and claims"),
     ],

@@ -48,13 +48,14 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..policy import matrix
     from ..policy.database import connect
-    from ..policy.personas import DEFAULT_FILE, personas_of, read_toml
+    from ..policy.personas import DEFAULT_FILE, channels_of, personas_of, read_toml
 
     path = args.personas or DEFAULT_FILE
     document = read_toml(path)
     personas = list(personas_of(document, path).values())
+    listed = [str(channel) for channel in channels_of(document, path)]
     with connect(url_of(args, "ROWCAST_CALLER_URL")) as workbench, workbench.trial():
-        channels = args.channels or document.get("channels") or workbench.literal_channels()
+        channels = args.channels or listed or workbench.literal_channels()
         if not channels:
             raise UsageError(f"Name channels, or write channels = […] into {path}.")
         payload = text_or_file(args.payload)

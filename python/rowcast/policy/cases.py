@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .database import Question
-from .personas import Persona, personas_of, read_toml
+from .personas import Persona, channels_of, personas_of, read_toml
 
 __all__ = ["Case", "CaseFile", "find", "read"]
 
@@ -109,7 +109,7 @@ def read(path: Path) -> CaseFile:
         path,
         _policies(document, path),
         _sql(document, "setup", path),
-        tuple(_channel(given, path) for given in document.get("channels", [])),
+        tuple(_channel(given, path) for given in channels_of(document, path)),
         _sql(document, "fixtures", path),
         tuple(_case(table, personas, f"{path}, case {n}") for n, table in enumerate(tables, 1)),
     )
@@ -171,14 +171,24 @@ def _case(table: Any, personas: Mapping[str, Persona], where: str) -> Case:
     if "can" in table and "because" in table:
         raise UsageError(f"{where}: because is the reason of a refusal.")
     persona = personas[table["as"]]
-    payload = table.get("payload", {})
     question = Question(
         action,
         persona.role,
         persona.text,
         table["to"],
         str(table.get("event", "message")),
-        payload if isinstance(payload, str) else json.dumps(payload, default=str),
+        _payload(table.get("payload", {}), where),
         str(table.get("type", "message")),
     )
     return Case(persona, "can" in table, question, str(table.get("because", "")))
+
+
+def _payload(given: Any, where: str) -> str:
+    """A table is the payload; a text is its JSON, for what TOML cannot say."""
+    if not isinstance(given, str):
+        return json.dumps(given, default=str)
+    try:
+        json.loads(given)
+    except json.JSONDecodeError as problem:
+        raise UsageError(f"{where}: payload as text is JSON: {problem}.") from problem
+    return given

@@ -11,7 +11,15 @@ from typing import Any
 
 from ..errors import UsageError
 
-__all__ = ["DEFAULT_FILE", "Persona", "from_claims", "personas_of", "read_personas", "read_toml"]
+__all__ = [
+    "DEFAULT_FILE",
+    "Persona",
+    "channels_of",
+    "from_claims",
+    "personas_of",
+    "read_personas",
+    "read_toml",
+]
 
 DEFAULT_FILE = Path("policies/personas.toml")
 
@@ -27,7 +35,7 @@ class Persona:
     @property
     def text(self) -> str:
         """The claims as a bridge passes them on: JSON that also names the role."""
-        return json.dumps({**self.claims, "role": self.role})
+        return json.dumps({**self.claims, "role": self.role}, default=str)
 
     def __str__(self) -> str:
         return self.name if self.name == self.role else f"{self.name} ({self.role})"
@@ -66,6 +74,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {problem.strerror}.") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageError(f"{path} is not TOML: {problem}.") from problem
+
+
+def channels_of(document: Mapping[str, Any], path: Path) -> list[Any]:
+    """Return the list `channels` of a document, empty when there is none.
+
+    Raises:
+        UsageError: it is no list.
+    """
+    channels = document.get("channels", [])
+    if not isinstance(channels, list):
+        raise UsageError(f'{path}: channels is a list, like channels = ["chat:room1"].')
+    return channels
 
 
 def personas_of(document: Mapping[str, Any], path: Path) -> dict[str, Persona]:
