@@ -213,13 +213,13 @@ def test_a_login_that_may_not_become_the_caller_is_told_the_statement(
 
 @pytest.mark.parametrize("action", ["subscribe", "publish"])
 def test_a_check_costs_less_than_a_millisecond(run: Run, action: str) -> None:
+    """By the fastest: on a machine that does other things, the median is about those."""
     arguments = ("said", "--payload", '{"n": 1}') if action == "publish" else ()
     code, out, _ = run("can", action, "room:alice", *arguments, "--as", "alice", "--repeat", "300")
     assert code == 0
-    median = re.search(r"median of 300: ([\d.]+) ms", out)
-    assert median is not None
-    # Alone it takes 0.3 ms; the rest is for a machine that does other things besides.
-    assert float(median[1]) < 2
+    figures = re.search(r"median of 300: ([\d.]+) ms, fastest ([\d.]+) ms", out)
+    assert figures is not None
+    assert float(figures[2]) < 1
 
 
 def test_a_policy_function_with_effects_leaves_none(run: Run, db: Connection) -> None:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from policies.workbench import Run, picture
+from rowcast.policy import tree
 from rows import add_channel, refused
 
 Connection = psycopg.Connection[Any]
@@ -229,6 +230,16 @@ def test_without_pglast_only_the_trees_are_missing(
     (home / "policies" / "a.sql").write_text("select 1;")
     code, _, err = run("diff")
     assert (code, err) == (1, "rowcast: This command needs pglast: install 'rowcast[policy]'.\n")
+
+
+def test_what_pglast_cannot_read_has_no_tree(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is newer than pglast may spell an expression in a new way."""
+    parse = tree.parse_expression
+    monkeypatch.setattr(tree, "parse_expression", lambda text: parse(f"{text} is newer"))
+    code, out, _ = run("explain", "subscribe", "chat:1", *ALICE)
+    assert code == 0
+    assert "members listen [permissive] true" in out
+    assert "pglast cannot read an expression" in out
 
 
 def test_nothing_is_left_in_the_database(run: Run, db: Connection) -> None:

@@ -49,6 +49,8 @@ LITERAL_CHANNELS = "select c.pattern from public.realtime_channels as c where ro
 
 # Milliseconds: as long as a bridge lets a question take, and how long it waits for a lock.
 TIMEOUT = "5000"
+# Fixtures may be many rows.
+LONG_TIMEOUT = "60000"
 LOCK_TIMEOUT = "2000"
 
 
@@ -228,7 +230,9 @@ class Workbench:
         body = sql.SQL("begin execute {}; end").format(sql.Literal(text))
         script = sql.SQL("do {}").format(sql.Literal(body.as_string(self.connection)))
         try:
+            self.connection.execute(LIMIT_TIME, [LONG_TIMEOUT, LOCK_TIMEOUT])
             self.connection.execute(script)
+            self.limit()
         except psycopg.Error as problem:
             at = problem.diag.internal_position
             if at and problem.diag.internal_query == text:

@@ -11,7 +11,7 @@ from .asking import Answer, ask
 from .database import Question, Workbench
 from .extra import MissingExtraError
 from .plans import warnings
-from .tree import Arm, parse
+from .tree import Arm, UnreadableError, parse
 
 __all__ = ["Explanation", "PolicyReport", "explain"]
 
@@ -121,6 +121,8 @@ def _look(workbench: Workbench, question: Question, policy: PolicyReport, plans:
         policy.tree = parse(policy.expression)
     except MissingExtraError:
         lacking = "install 'rowcast[policy]' to see the value of each AND, OR and NOT"
+    except UnreadableError as problem:
+        lacking = str(problem)
     nodes = list(policy.tree.nodes()) if policy.tree else []
     try:
         # Alone first: one arm that takes too long must not take the value of the whole with it.

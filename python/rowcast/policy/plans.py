@@ -13,7 +13,7 @@ __all__ = ["warnings"]
 # How plans refer to sub-plans, which is no SQL.
 SUBPLAN = re.compile(r"\((?:hashed )?(?:Sub|Init)Plan \d+\)(?:\.col\d+)?|\$\d+")
 # Inlined away, these are what is left of our helpers, and the callers wrote those.
-HELPERS = {"current_setting": "auth.user_id(), or what else reads the claims"}
+HELPERS = {"current_setting": "auth.user_id() or the like"}
 
 
 def warnings(plan: Any, rows_of: Callable[[str], int]) -> list[str]:

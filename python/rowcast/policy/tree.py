@@ -6,11 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import RowcastError
 from .extra import load_pglast, parse_expression
 
-__all__ = ["Arm", "parse"]
+__all__ = ["Arm", "UnreadableError", "parse"]
 
 COMPARISONS = {"=", "<>", "<", ">", "<=", ">=", "~~", "~"}
+
+
+class UnreadableError(RowcastError):
+    """pglast does not know the grammar of an expression."""
 
 
 @dataclass(slots=True)
@@ -58,8 +63,14 @@ def parse(expression: str) -> Arm:
 
     Raises:
         MissingExtraError: pglast is not installed.
+        UnreadableError: the server is newer than pglast, and so is the expression.
     """
-    return _arm(load_pglast(), parse_expression(expression))
+    pglast = load_pglast()
+    try:
+        tree = parse_expression(expression)
+    except pglast.parser.ParseError as problem:
+        raise UnreadableError(f"pglast cannot read an expression: {problem.args[0]}") from problem
+    return _arm(pglast, tree)
 
 
 def _arm(pglast: Any, node: Any) -> Arm:
