@@ -25,6 +25,7 @@ pytestmark = pytest.mark.acceptance
 
 COMMANDS = [
     "dev", "migrate", "serve", "token", "publish", "listen", "status", "doctor", "config", "sql",
+    "policy",
 ]  # fmt: skip
 
 

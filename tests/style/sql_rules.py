@@ -50,6 +50,7 @@ NAMED_BY_CALLERS = {
     "rowcast.delete_message",
     "rowcast.detach",
     "rowcast.presence_state",
+    "rowcast.explain_access",
     "rowcast.publish",
     "rowcast.publish_as_system",
     "rowcast.publish_many",
@@ -66,6 +67,8 @@ QUOTED_BEFORE = {
     "99_grants.sql do": "quote_ident() in the query of the loop",
     "rowcast.attach": "regclass, which prints itself quoted, and event words that are checked",
     "rowcast.detach": "regclass, which prints itself quoted",
+    "rowcast.evaluate_as": "an expression is what it is there to run, for its owner alone",
+    "rowcast.plan_policy": "the same, explained",
     "rowcast.seal": "regclass, and quote_ident() in the query of the loop",
 }
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from . import policy_lint, policy_new, policy_port
+from . import (
+    policy_apply,
+    policy_can,
+    policy_explain,
+    policy_lint,
+    policy_matrix,
+    policy_new,
+    policy_port,
+    policy_test,
+)
 from .common import Commands
 
 __all__ = ["add"]
@@ -15,6 +24,8 @@ What a team needs that writes its policies in SQL. Every sub-command has --help.
 example:
   rowcast policy new chat --template room_members
   rowcast policy lint
+  rowcast policy can subscribe chat:room1 --as alice
+  rowcast policy explain subscribe chat:room1 --as alice
 """
 
 
@@ -28,5 +39,14 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (policy_new, policy_lint, policy_port):
+    for module in (
+        policy_new,
+        policy_lint,
+        policy_can,
+        policy_explain,
+        policy_test,
+        policy_matrix,
+        policy_apply,
+        policy_port,
+    ):
         module.add(subparsers)

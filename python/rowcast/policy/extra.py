@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import RowcastError
 
-__all__ = ["MissingExtraError", "need"]
+__all__ = ["MissingExtraError", "load_pglast", "need", "parse_expression"]
 
 
 class MissingExtraError(RowcastError):
@@ -27,3 +27,24 @@ def need(name: str) -> Any:
         raise MissingExtraError(
             f"This command needs {library}: install 'rowcast[policy]'."
         ) from None
+
+
+def load_pglast() -> Any:
+    """Return the module `pglast`, with its printer.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    need("pglast.stream")
+    return need("pglast")
+
+
+def parse_expression(text: str) -> Any:
+    """Return the tree of an expression.
+
+    Raises:
+        MissingExtraError: pglast is not installed.
+        pglast.parser.ParseError: it is none.
+    """
+    (statement,) = load_pglast().parse_sql("select " + text)
+    return statement.stmt.targetList[0].val

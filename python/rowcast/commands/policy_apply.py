@@ -1,0 +1,149 @@
+"""`rowcast policy diff` and `rowcast policy apply`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .common import Commands, add_database_url, command
+from .policy_common import url_of
+
+if TYPE_CHECKING:
+    from ..policy.applying import Difference
+    from ..policy.database import Workbench
+    from ..policy.personas import Persona
+
+__all__ = ["add"]
+
+FILES = """\
+The files hold CREATE, ALTER and DROP POLICY, and beside them what can run again: functions,
+views, grants, blocks, CREATE TABLE IF NOT EXISTS. The server says what a policy means, so
+spelling does not matter. Compared are the policies of realtime_channels, of realtime_messages and
+of the tables that the files name; those that no file mentions stay, unless --prune is given.
+"""
+
+DIFF = f"""\
+Prints the fewest statements that would make the database what the files say. Nothing is changed:
+statements beside the policies are run and rolled back.
+
+{FILES}
+Exit codes: 0 the same, 4 it differs, 1 a statement failed, 2 wrong usage.
+
+example:
+  rowcast policy diff policies
+"""
+
+APPLY = f"""\
+Runs what `rowcast policy diff` prints, in one transaction that waits for locks only briefly and
+tries again; then has the bridges ask again for the clients that are connected.
+
+{FILES}
+With --dry-run nothing is changed. With --sessions it tells who would lose or gain a channel, from a
+TOML file of [[session]] tables, each with as = "persona" (or role and claims) and channels = […].
+While they are asked, the tables that change are locked.
+
+example:
+  rowcast policy apply policies --dry-run --sessions sessions.toml
+  rowcast policy apply policies
+"""
+
+
+def add(commands: Commands) -> None:
+    """Describe the sub-commands."""
+    summary = "Compare policy files with the database."
+    parser = command(commands, "diff", _diff, summary, DIFF)
+    _add_files(parser)
+    summary = "Make the policies of the database those of the files."
+    parser = command(commands, "apply", _apply, summary, APPLY)
+    _add_files(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print it, and change nothing")
+    parser.add_argument(
+        "--sessions", metavar="FILE", type=Path, help="with --dry-run: who would lose or gain"
+    )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths", metavar="PATH", nargs="*", type=Path, help="files or directories; policies"
+    )
+    parser.add_argument("--prune", action="store_true", help="drop policies that no file mentions")
+    add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from ..policy.applying import difference
+    from ..policy.database import connect
+    from ..policy.files import read
+
+    script = read(args.paths or [Path("policies")])
+    with connect(url_of(args)) as workbench:
+        found = difference(workbench, script, prune=args.prune)
+        _print(workbench, found)
+    return 4 if found else 0
+
+
+def _apply(args: argparse.Namespace) -> int:
+    from ..policy.applying import apply, rehearse
+    from ..policy.database import connect
+    from ..policy.files import read
+
+    if args.sessions and not args.dry_run:
+        raise UsageError("--sessions tells what would happen: give --dry-run, too.")
+    script = read(args.paths or [Path("policies")])
+    sessions = _sessions(args.sessions) if args.sessions else []
+    with connect(url_of(args)) as workbench:
+        if args.dry_run:
+            found, access = rehearse(workbench, script, sessions, prune=args.prune)
+            _print(workbench, found)
+            for entry in access:
+                if entry.before != entry.after:
+                    what = "gains" if entry.after else "loses"
+                    print(f"{entry.persona} {what} {entry.channel}")
+            if sessions and all(entry.before == entry.after for entry in access):
+                print(f"nobody of {len(access)} loses or gains a channel")
+            return 0
+        found, told = apply(workbench, script, _tell, prune=args.prune)
+        _print(workbench, found)
+    if not found and found.sides:
+        _tell("the other statements of the files were run")
+    if (found or found.sides) and not told:
+        _tell("bridges ask again within a minute for the clients that are connected")
+    return 0
+
+
+def _print(workbench: Workbench, found: Difference) -> None:
+    for statement in found.statements():
+        print(f"{statement.as_string(workbench.connection)};")
+    for table, policy in found.kept:
+        _tell(f'policy "{policy}" on {table} is in no file and stays; --prune drops it')
+    if not found:
+        print("the policies are the same")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _sessions(path: Path) -> list[tuple[Persona, str]]:
+    from ..policy.personas import DEFAULT_FILE, from_claims, personas_of, read_personas, read_toml
+
+    document = read_toml(path)
+    known = read_personas(DEFAULT_FILE) if DEFAULT_FILE.exists() else {}
+    known |= personas_of(document, path)
+    found: list[tuple[Persona, str]] = []
+    tables: Any = document.get("session", [])
+    for n, table in enumerate(tables if isinstance(tables, list) else [], 1):
+        name, channels = table.get("as"), table.get("channels")
+        if not isinstance(channels, list) or (name is not None and name not in known):
+            raise UsageError(
+                f'{path}, session {n}: write as = "persona" (of {", ".join(known)}) or claims, '
+                "and channels = […]."
+            )
+        persona = known[name] if name else from_claims(table.get("claims", {}), table.get("role"))
+        found += ((persona, str(channel)) for channel in channels)
+    if not found:
+        raise UsageError(f"{path} has no [[session]] tables.")
+    return found

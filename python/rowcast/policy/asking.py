@@ -1,0 +1,122 @@
+"""May somebody subscribe or publish: what the database answers, and the class of its reason.
+
+A subscribe is `rowcast.check_subscribe`, a publish is `rowcast.publish_as`, as bridges call them.
+The transaction around them is rolled back.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from .database import Question, Workbench, sentence
+
+__all__ = ["Answer", "ask", "time_of"]
+
+# Our refusals, by SQLSTATE (sql/README.md), and Postgres' for a \u0000 in JSON.
+REASONS = {
+    "RCN02": "invalid channel",
+    "RCM01": "invalid message",
+    "RCM02": "invalid message",
+    "RCM03": "invalid message",
+    "RCM05": "denied",
+    "22P05": "invalid message",
+}
+SPOKEN = {
+    "allowed": "",
+    "denied": "no policy lets this through",
+    "no channel": "no channel matches the name",
+    "disabled": "the channel that governs the name is disabled",
+    "invalid channel": "this is not a channel name",
+    "timeout": "a policy took too long: clients are told to try again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Yes or no, the class of the reason, and what the database said.
+
+    Reasons are "allowed", "denied", "no channel", "disabled", "invalid channel",
+    "invalid message", "policy error" and "timeout".
+    """
+
+    allowed: bool
+    reason: str
+    detail: str = ""
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+    def __str__(self) -> str:
+        if self.allowed:
+            return "allow"
+        return f"deny: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+    @property
+    def outcome(self) -> str:
+        """What it is in the words of `rowcast.verdict`: allow, deny or error."""
+        return "allow" if self.allowed else "error" if self.reason == "policy error" else "deny"
+
+
+def ask(workbench: Workbench, question: Question) -> Answer:
+    """Ask the database; a trial must be under way, and the role must be one it can become."""
+    try:
+        with workbench.connection.transaction(force_rollback=True):
+            if question.action == "subscribe":
+                row = workbench.check(question.role, [question.claims], [question.channel])[0]
+            else:
+                workbench.publish(question)
+                return Answer(True, "allowed")
+    except errors.QueryCanceled:
+        return _answer("timeout")
+    except psycopg.Error as problem:
+        return _refused(workbench, question, problem)
+    return _of_check(workbench, question, row)
+
+
+def time_of(workbench: Workbench, question: Question, repeat: int) -> tuple[float, float]:
+    """Return the median and the least of the milliseconds of a question, round trip included."""
+    taken = []
+    for _ in range(repeat):
+        begun = time.perf_counter()
+        if question.action == "subscribe":
+            workbench.check(question.role, [question.claims], [question.channel])
+        else:
+            workbench.publish(question)
+        taken.append((time.perf_counter() - begun) * 1000)
+    return statistics.median(taken), min(taken)
+
+
+def _of_check(workbench: Workbench, question: Question, row: dict[str, Any]) -> Answer:
+    if row["allowed"]:
+        return Answer(True, "allowed")
+    if row["error"]:
+        return Answer(False, "policy error", row["error"])
+    if not workbench.is_name(question.channel) and row["channel_id"] is None:
+        return _answer("invalid channel")
+    # A pattern is judged by its own row, which is not the one that governs a name.
+    enabled = row["enabled"] if "enabled" in row else workbench.enabled(question)
+    return _answer("no channel" if enabled is None else "denied" if enabled else "disabled")
+
+
+def _refused(workbench: Workbench, question: Question, problem: psycopg.Error) -> Answer:
+    state = problem.sqlstate or ""
+    text = str(problem.diag.message_primary or problem)
+    if state == "RCN01":
+        enabled = workbench.enabled(question)
+        return _answer("no channel" if enabled is None else "disabled")
+    if state in REASONS:
+        return Answer(False, REASONS[state], sentence(problem))
+    if problem.diag.source_function == "ExecWithCheckOptions":
+        restrictive = text.partition('"')[2].partition('"')[0] if text.count('"') > 2 else ""
+        return _answer("denied", f'the restrictive policy "{restrictive}"' if restrictive else "")
+    return Answer(False, "policy error", f"{state} {text}")
+
+
+def _answer(reason: str, detail: str = "") -> Answer:
+    return Answer(False, reason, detail or SPOKEN[reason])

@@ -1,0 +1,195 @@
+-- Rows that do not exist, and expressions evaluated on them as somebody else.
+
+-- The channel row that decides, as its owner sees it.
+create or replace function rowcast.imagined_channel(p_name text)
+returns public.realtime_channels
+language sql
+stable
+security invoker
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select c
+    from public.realtime_channels as c
+    where c.id = (
+            select d.channel_id from rowcast.candidates(p_name) as d
+            where d.place = 1
+        );
+end;
+
+comment on function rowcast.imagined_channel(text) is
+'The channel row that a subscription to this name or pattern is judged by, whatever the policies say.';
+
+-- The message as messages_stamp makes it: it is inserted by the owner, whom no policy is asked for,
+-- read back, and undone. Only the sender is another one. What cannot be published at all has the
+-- columns that are known without the trigger.
+create or replace function rowcast.imagined_message(
+    p_role text, p_claims text, p_channel text, p_type text, p_event text, p_payload jsonb
+)
+returns public.realtime_messages
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_row public.realtime_messages;
+begin
+    begin
+        insert into public.realtime_messages (type, channel_name, event_name, payload)
+        values (p_type, p_channel, p_event, p_payload)
+        returning * into v_row;
+        raise exception 'undone' using errcode = 'RCX01', hint = 'This is never seen: it undoes the trial.';
+    exception
+        when sqlstate 'RCX01' then
+            null;
+        when others then
+            v_row.type := p_type;
+            v_row.channel_id := rowcast.governing(p_channel);
+            v_row.channel_name := p_channel;
+            v_row.event_name := p_event;
+            v_row.payload := p_payload;
+            v_row.created_at := clock_timestamp();
+    end;
+    v_row.sender_type := case when p_role = any (rowcast.caller_roles()) then 'user' else 'system' end;
+    v_row.sender_id := case when v_row.sender_type = 'user' then p_claims::jsonb ->> 'sub' end;
+    return v_row;
+end;
+$$;
+
+comment on function rowcast.imagined_message(text, text, text, text, text, jsonb) is
+'The row that a publish by this caller would make, as policies would see it; nothing stays inserted.';
+
+-- Each expression is a subtransaction that is always rolled back: whatever a policy function does
+-- is undone, its settings and its role included, and an error hides only its own answer. A cancel
+-- is not caught: statement_timeout runs out once per statement, so the next expression would have
+-- no limit at all. Subscribing is asked read-only, as bridges do.
+--
+-- The row is an argument under the name of its table, which is how the expressions call it.
+create or replace function rowcast.evaluate_as(
+    p_role text,
+    p_claims text,
+    p_channel text,
+    p_row anyelement,
+    p_expressions text[],
+    p_read_only boolean
+)
+returns table (n integer, said text, state text, error text, ms double precision)
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_table constant name := (select t.typname from pg_catalog.pg_type as t where t.oid = pg_typeof(p_row));
+    v_begun timestamptz;
+begin
+    for i in 1..cardinality(p_expressions) loop
+        n := i;
+        said := null;
+        state := null;
+        error := null;
+        begin
+            if p_read_only then
+                perform set_config('transaction_read_only', 'on', true);
+            end if;
+            perform rowcast.impersonate(p_role, p_claims, p_channel);
+            v_begun := clock_timestamp();
+            execute format('select (%s)::text from unnest($1) as %I', p_expressions[i], v_table)
+            into said using array[p_row];
+            ms := extract(epoch from clock_timestamp() - v_begun) * 1000;
+            raise exception 'undone' using errcode = 'RCX01', hint = 'This is never seen: it undoes the trial.';
+        exception
+            when sqlstate 'RCX01' then
+                null;
+            when others then
+                get stacked diagnostics state = returned_sqlstate, error = message_text;
+                said := 'error';
+                ms := extract(epoch from clock_timestamp() - v_begun) * 1000;
+        end;
+        return next;
+    end loop;
+end;
+$$;
+
+comment on function rowcast.evaluate_as(text, text, text, anyelement, text[], boolean) is
+'What each expression says of a row, evaluated as a caller; said is its text, or error with SQLSTATE and message. Undoes whatever it does.';
+
+-- The same for the question that is being asked: of a channel row, or of a message.
+create or replace function rowcast.evaluate_policy(
+    p_action text,
+    p_role text,
+    p_claims text,
+    p_channel text,
+    p_type text,
+    p_event text,
+    p_payload jsonb,
+    p_expressions text[]
+)
+returns table (n integer, said text, state text, error text, ms double precision)
+language sql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select e.*
+    from rowcast.evaluate_as(
+            p_role, p_claims, p_channel, rowcast.imagined_channel(p_channel), p_expressions, true
+        ) as e
+    where p_action = 'subscribe'
+    union all
+    select e.*
+    from rowcast.evaluate_as(
+            p_role,
+            p_claims,
+            p_channel,
+            rowcast.imagined_message(p_role, p_claims, p_channel, p_type, p_event, p_payload),
+            p_expressions,
+            false
+        ) as e
+    where p_action = 'publish';
+end;
+
+comment on function rowcast.evaluate_policy(text, text, text, text, text, text, jsonb, text[]) is
+'What each expression of a policy would say to this caller, subscribing or publishing; nothing stays written.';
+
+-- How an expression would be executed, with sequential scans made so dear that one that is left
+-- has no index to take its place, however small the table is today.
+create or replace function rowcast.plan_policy(
+    p_action text, p_role text, p_claims text, p_channel text, p_expression text
+)
+returns json
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_plan json;
+begin
+    begin
+        perform set_config('transaction_read_only', 'on', true);
+        perform set_config('enable_seqscan', 'off', true);
+        perform rowcast.impersonate(p_role, p_claims, p_channel);
+        if p_action = 'publish' then
+            execute format(
+                'explain (verbose, format json) select (%s) from unnest(null::public.realtime_messages[]) as realtime_messages',
+                p_expression
+            ) into v_plan;
+        else
+            execute format(
+                'explain (verbose, format json) select (%s) from unnest(null::public.realtime_channels[]) as realtime_channels',
+                p_expression
+            ) into v_plan;
+        end if;
+        raise exception 'undone' using errcode = 'RCX01', hint = 'This is never seen: it undoes the trial.';
+    exception
+        when sqlstate 'RCX01' then
+            return v_plan;
+        when others then
+            return null; -- evaluate_policy has said why
+    end;
+end;
+$$;
+
+comment on function rowcast.plan_policy(text, text, text, text, text) is
+'The plan of a policy''s expression for a caller, where sequential scans are a last resort; NULL when it cannot be planned.';
