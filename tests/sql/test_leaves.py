@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import pg
-from feeding import Cursor, ask, drain, insert_raw
+from feeding import Cursor, ask, drain, insert_raw, replay
 from rows import add_channel, only, publish
 from scenes import eventually
 
@@ -384,3 +384,54 @@ def test_broadcasts_expire_by_the_ticks_and_are_remembered(db: Connection) -> No
     lost = db.execute("select channel_name, xid::text from rowcast.expired_broadcast").fetchall()
     assert lost == [("room:1", xid)]
     assert only(db, "select count(*) from rowcast.expired") == 0
+
+
+def replayed(db: Connection, since: Cursor) -> list[str]:
+    [answer] = replay(db, [("room:1", since)], ask(db))
+    return answer.events
+
+
+def test_a_leaf_that_somebody_dropped_by_hand_stops_nothing_and_is_made_again(
+    db: Connection,
+) -> None:
+    before = ask(db)
+    publish(db, "room:1", "lost")
+    name = leaf_of(db, "lost")
+    db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
+    publish(db, "room:1", "kept")
+    assert drain(db, before).events == ["kept"]
+    assert replayed(db, before) == ["kept"]
+    only(db, "select rowcast.upkeep()")
+    assert leaf_of(db, "kept") == name
+    publish(db, "room:1", "after")
+    assert drain(db, before).events == ["kept", "after"]
+    assert replayed(db, before) == ["kept", "after"]
+
+
+def test_an_old_leaf_that_somebody_detached_is_theirs_from_then_on(db: Connection) -> None:
+    name = long_ago(db)
+    close(db)
+    db.execute(f"alter table rowcast.messages_durable detach partition rowcast.{name}")  # type: ignore[arg-type]
+    only(db, "select rowcast.upkeep()")
+    assert name not in [found for found, _, _ in leaves(db)]
+    assert only(db, f"select count(*) from rowcast.{name}") == 1
+
+
+def test_columns_that_a_team_adds_are_in_new_leaves_and_move_with_their_rows(
+    db: Connection,
+) -> None:
+    db.execute(
+        "alter table public.realtime_messages add column gone text,"
+        " add column said text generated always as (payload ->> 'said') stored,"
+        " add column mood text default 'calm' check (mood <> '')"
+    )
+    db.execute("alter table public.realtime_messages drop column gone")
+    for name, _, _ in leaves(db):
+        db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
+    publish(db, "room:1", "fallen", payload='{"said": "hi"}')
+    assert leaf_of(db, "fallen") == "messages_default"
+    assert only(db, "select rowcast.make_leaves()") > 0
+    assert leaf_of(db, "fallen") != "messages_default"
+    assert db.execute("select said, mood from public.realtime_messages").fetchall() == [
+        ("hi", "calm")
+    ]
