@@ -321,7 +321,7 @@ def test_upkeep_is_one_callers_at_a_time(database: pg.Database, db: Connection) 
     with database.connect(database.bridge_url, autocommit=False) as first:
         done = only(first, "select rowcast.upkeep()")
         assert done["dropped"] == 1
-        assert done.keys() == {"made", "closed", "compiled", "dropped", "broadcasts"}
+        assert done.keys() == {"made", "closed", "compiled", "dropped", "broadcasts", "again"}
         assert only(db, "select rowcast.upkeep()") is None
     assert only(db, "select rowcast.upkeep()")["dropped"] == 0
 
