@@ -90,7 +90,8 @@ comment on function rowcast.make_leaf(timestamptz, timestamptz) is
 
 -- Leaves up to a week ahead, at least one after the present one, without gaps. What somebody
 -- detached or dropped by hand is ours no longer; dropped before its time was over, it is made
--- again, because the default leaf never expires.
+-- again, because the default leaf never expires. What lies ahead is empty, and is made anew
+-- where a shorter retention wants it narrower.
 create or replace function rowcast.make_leaves()
 returns integer
 language plpgsql
@@ -115,6 +116,14 @@ begin
             perform rowcast.make_leaf(v_lost.from_at, v_lost.to_at);
             v_made := v_made + 1;
         end if;
+    end loop;
+    for v_lost in
+        delete from rowcast.leaf as l
+        where l.from_at > clock_timestamp() + interval '5 minutes' and l.to_at - l.from_at > v_width
+        returning l.*
+    loop
+        execute format('drop table rowcast.%I', v_lost.name);
+        v_from := least(v_from, v_lost.from_at);
     end loop;
     -- Aligned to the width since an epoch, so that names and bounds are predictable. After a
     -- long pause one leaf takes the whole gap: in the default leaf its rows would never expire.

@@ -129,6 +129,21 @@ def test_another_retention_changes_the_width_of_new_leaves(
     assert len(found) <= 16
 
 
+def test_a_shorter_retention_counts_from_the_end_of_the_present_leaf(db: Connection) -> None:
+    """Leaves that were made ahead for a longer one would keep everything for days."""
+    before = ask(db)
+    publish(db, "room:1", "here")
+    present, *_ = leaves(db)
+    db.execute("update rowcast.settings set retention = '6 hours'")
+    only(db, "select rowcast.upkeep()")
+    found = leaves(db)
+    assert found[0] == present
+    assert {high - low for _, low, high in found[1:]} <= {timedelta(hours=6)}
+    assert [row[2] for row in found[:-1]] == [row[1] for row in found[1:]]
+    assert len(found) <= 16
+    assert drain(db, before).events == ["here"]
+
+
 def test_four_hundred_leaves_do_not_slow_an_empty_drain(db: Connection) -> None:
     hour = timedelta(hours=1)
     first, last = leaves(db)[0][1], leaves(db)[-1][2]
