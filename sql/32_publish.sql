@@ -23,7 +23,9 @@ declare
     v_message text;
     v_id uuid;
 begin
-    if publish.missing_ok and (rowcast.resolve(publish.channel)).channel_enabled is not true then
+    if publish.missing_ok and rowcast.is_name(publish.channel)
+        and (rowcast.resolve(publish.channel)).channel_enabled is not true
+    then
         return null;
     end if;
     if pg_trigger_depth() = 0 then
@@ -101,7 +103,7 @@ declare
     v_outer constant text := coalesce(current_setting('rowcast.message_id', true), '');
     v_id uuid;
 begin
-    if publish_as_system.missing_ok
+    if publish_as_system.missing_ok and rowcast.is_name(publish_as_system.channel)
         and (rowcast.resolve(publish_as_system.channel)).channel_enabled is not true
     then
         return null;

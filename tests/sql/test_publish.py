@@ -89,6 +89,16 @@ def test_a_missing_channel_is_an_error_unless_it_may_be_missing(
     assert publish(tx, "room:1", missing_ok=True) is not None
 
 
+@pytest.mark.parametrize("function", ["publish", "publish_as_system"])
+def test_a_channel_may_be_missing_but_not_misspelt(
+    tx: Connection, room: UUID, function: str
+) -> None:
+    call = f"select rowcast.{function}(%s, 'said', missing_ok => true)"
+    for name in ("room:a b", "hall:", None):
+        with refused(tx, "RCN02", f'"{name or "<NULL>"}"'):
+            tx.execute(call, [name])
+
+
 def test_many_are_published_in_their_order(tx: Connection, room: UUID) -> None:
     batch = [
         {"channel": "room:1", "event": f"e{n}", "payload": {"n": n}, "type": t}
