@@ -147,7 +147,8 @@ comment on function rowcast.make_leaves() is 'Creates the leaves of the next wee
 
 -- Two steps over two calls: first an xid that is newer than every writer that can still hold a
 -- row for the range, then, when all older transactions have ended, the leaf is closed.
--- Pruning by time instead loses the transaction that stayed open longer than the margin.
+-- Pruning by time instead loses the transaction that stayed open longer than the margin. A closed
+-- leaf whose range is not past was closed by a clock that has been set back.
 create or replace function rowcast.close_leaves()
 returns integer
 language plpgsql
@@ -161,6 +162,8 @@ begin
     update rowcast.leaf set closed_xid = closing_xid
     where closed_xid is null and closing_xid < pg_snapshot_xmin(pg_current_snapshot());
     get diagnostics v_closed = row_count;
+    update rowcast.leaf set closing_xid = null, closed_xid = null
+    where closing_xid is not null and to_at >= clock_timestamp() - interval '90 seconds';
     update rowcast.leaf set closing_xid = pg_current_xact_id()
     where closing_xid is null and to_at < clock_timestamp() - interval '90 seconds';
     return v_closed;

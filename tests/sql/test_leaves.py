@@ -194,6 +194,25 @@ def test_a_leaf_stays_open_for_the_transaction_that_wrote_to_it(
     assert drain(db, found.cursor).events == []
 
 
+def test_a_leaf_that_a_clock_ahead_of_its_time_has_closed_is_open_again(
+    database: pg.Database, db: Connection
+) -> None:
+    """The clock was set back, and what is written now belongs into it."""
+    present, *_ = [name for name, _, _ in leaves(db)]
+    db.execute("update rowcast.leaf set closed_xid = pg_current_xact_id(), closing_xid = '3'")
+    before = ask(db)
+    publish(db, "room:1", "written again")
+    assert leaf_of(db, "written again") == present
+    assert drain(db, before).events == ["written again"]
+    with database.connect(autocommit=False) as slow:
+        publish(slow, "room:1", "slow")
+        only(db, "select rowcast.upkeep()")
+        before = ask(db)
+        pretend_past(db, present, timedelta(minutes=5))
+        slow.commit()
+    assert drain(db, before).events == ["slow"]
+
+
 def test_after_a_crash_leaves_are_named_by_time_as_well(db: Connection) -> None:
     publish(db, "room:1", "said")
     name = leaf_of(db, "said")
