@@ -44,37 +44,24 @@ async def works(bridge: Daemon, database: pg.Database) -> None:
 
 
 @needs_pgbouncer
-async def test_everything_works_through_a_transaction_pooler_when_listen_goes_around_it(
-    own_server: pg.OwnServer, opened: pg.Database, scratch: Path
+@pytest.mark.parametrize("way", ["LISTEN goes around it", "the bridge polls"])
+async def test_everything_works_through_a_transaction_pooler(
+    own_server: pg.OwnServer, opened: pg.Database, scratch: Path, way: str
 ) -> None:
+    polls = way == "the bridge polls"
+    settings = {"doorbell": "poll"} if polls else {"listen_url": opened.bridge_url}
     with (
         start_pgbouncer(own_server, scratch, "transaction") as pooler,
         daemon(
             opened,
             database_url=through(pooler, opened, "rowcast_bridge"),
             caller_url=through(pooler, opened, "rowcast_caller"),
-            listen_url=opened.bridge_url,
+            **settings,
         ) as bridge,
     ):
         await works(bridge, opened)
-        pg.eventually(lambda: bridge.metric("rowcast_sleeps_total") > 0, what="it sleeps")
-        assert "_lost" not in bridge.log
-
-
-@needs_pgbouncer
-async def test_where_there_is_only_a_transaction_pooler_the_bridge_polls(
-    own_server: pg.OwnServer, opened: pg.Database, scratch: Path
-) -> None:
-    with (
-        start_pgbouncer(own_server, scratch, "transaction") as pooler,
-        daemon(
-            opened,
-            database_url=through(pooler, opened, "rowcast_bridge"),
-            caller_url=through(pooler, opened, "rowcast_caller"),
-            doorbell="poll",
-        ) as bridge,
-    ):
-        await works(bridge, opened)
+        if not polls:
+            pg.eventually(lambda: bridge.metric("rowcast_sleeps_total") > 0, what="it sleeps")
         assert "_lost" not in bridge.log
 
 
