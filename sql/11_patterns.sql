@@ -104,8 +104,8 @@ declare
     v_template text;
     v_id uuid;
 begin
-    -- A name that looks like a pattern is none, although it equals one.
-    if position('*' in p_name) > 0 then
+    -- What is no name has no channel, although a pattern would fit, or be it.
+    if rowcast.is_name(p_name) is not true then
         return null;
     end if;
     foreach v_template in array rowcast.templates(cardinality(v_segments)) loop

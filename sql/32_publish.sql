@@ -2,7 +2,8 @@
 -- publish_as_system() is for trusted code, and only for roles granted rowcast_publisher.
 
 -- Inside a trigger a refusal rolls back the user's own statement, so it must say which two ways
--- there are. The exception block is a subtransaction, therefore only there.
+-- there are. The exception block is a subtransaction, therefore only there. And the trigger may
+-- be one of realtime_messages, whose own publisher still waits for its id.
 create or replace function rowcast.publish(
     channel text,
     event text,
@@ -18,16 +19,23 @@ security invoker
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_outer text;
     v_message text;
+    v_id uuid;
 begin
-    if publish.missing_ok and (rowcast.resolve(publish.channel)).channel_enabled is not true then
+    if publish.missing_ok and rowcast.is_name(publish.channel)
+        and (rowcast.resolve(publish.channel)).channel_enabled is not true
+    then
         return null;
     end if;
-    perform set_config('rowcast.message_id', 'wanted', true);
     if pg_trigger_depth() = 0 then
+        perform set_config('rowcast.message_id', 'wanted', true);
         insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
         values (publish.type, publish.channel, publish.event, publish.payload, publish.id);
+        return nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
     else
+        v_outer := coalesce(current_setting('rowcast.message_id', true), '');
+        perform set_config('rowcast.message_id', 'wanted', true);
         begin
             insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
             values (publish.type, publish.channel, publish.event, publish.payload, publish.id);
@@ -37,8 +45,10 @@ begin
             using errcode = '42501',
             hint = 'This trigger publishes as the end user, whom the policies of realtime_messages refuse. Let trusted code publish with rowcast.publish_as_system() in a SECURITY DEFINER function of a role granted rowcast_publisher, or use rowcast.attach().';
         end;
+        v_id := nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+        perform set_config('rowcast.message_id', v_outer, true);
+        return v_id;
     end if;
-    return nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
 end;
 $$;
 
@@ -89,8 +99,11 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_outer constant text := coalesce(current_setting('rowcast.message_id', true), '');
+    v_id uuid;
 begin
-    if publish_as_system.missing_ok
+    if publish_as_system.missing_ok and rowcast.is_name(publish_as_system.channel)
         and (rowcast.resolve(publish_as_system.channel)).channel_enabled is not true
     then
         return null;
@@ -101,7 +114,11 @@ begin
         publish_as_system.type, publish_as_system.channel, publish_as_system.event,
         publish_as_system.payload, publish_as_system.id
     );
-    return nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+    v_id := nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+    if pg_trigger_depth() > 0 then
+        perform set_config('rowcast.message_id', v_outer, true);
+    end if;
+    return v_id;
 end;
 $$;
 

@@ -37,7 +37,7 @@ begin
         v_channel := v_channel || v_before || v_value;
     end loop;
     v_channel := v_channel || regexp_replace(tg_argv[0], '^.*\{[^{}]+\}', '');
-    if tg_argv[3]::boolean and (rowcast.resolve(v_channel)).channel_enabled is not true then
+    if tg_argv[3]::boolean and rowcast.is_name(v_channel) and (rowcast.resolve(v_channel)).channel_enabled is not true then
         return null;
     end if;
     insert into public.realtime_messages (type, channel_name, event_name, payload)

@@ -51,6 +51,7 @@ comment on function rowcast.leaf_width() is 'The width of new leaves under the p
 
 -- Made standalone, filled with what fell into the default leaf, then attached: attaching then
 -- locks only briefly, and moved rows keep their xid because no trigger is on the table yet.
+-- Columns are named, because a team may have added some that Postgres computes.
 create or replace function rowcast.make_leaf(p_from timestamptz, p_to timestamptz)
 returns text
 language plpgsql
@@ -61,14 +62,18 @@ set timezone = 'UTC'
 as $$
 declare
     v_name constant text := 'messages_' || to_char(p_from, 'YYYYMMDD_HH24MI');
+    v_columns text;
 begin
-    execute format('create table rowcast.%I (like rowcast.messages_durable including defaults including constraints)', v_name);
+    execute format('create table rowcast.%I (like rowcast.messages_durable including defaults including generated including constraints)', v_name);
     perform rowcast.seal(format('rowcast.%I', v_name)::regclass);
     if p_from < clock_timestamp() + interval '2 minutes' then
         lock table rowcast.messages_default in share row exclusive mode;
+        select string_agg(quote_ident(a.attname), ', ' order by a.attnum) into v_columns
+        from pg_catalog.pg_attribute as a
+        where a.attrelid = 'rowcast.messages_default'::regclass and a.attnum > 0 and not a.attisdropped and a.attgenerated = '';
         execute format(
             'with moved as (delete from rowcast.messages_default where created_at >= %L and created_at < %L returning *)'
-            ' insert into rowcast.%I select * from moved', p_from, p_to, v_name
+            ' insert into rowcast.%I (%s) select %s from moved', p_from, p_to, v_name, v_columns, v_columns
         );
     end if;
     execute format(
@@ -83,7 +88,10 @@ $$;
 comment on function rowcast.make_leaf(timestamptz, timestamptz) is
 'Creates and attaches one durable leaf, moving rows of its range out of the default leaf.';
 
--- Leaves up to a week ahead, at least one after the present one, without gaps.
+-- Leaves up to a week ahead, at least one after the present one, without gaps. What somebody
+-- detached or dropped by hand is ours no longer; dropped before its time was over, it is made
+-- again, because the default leaf never expires. What lies ahead is empty, and is made anew
+-- where a shorter retention wants it narrower.
 create or replace function rowcast.make_leaves()
 returns integer
 language plpgsql
@@ -97,7 +105,26 @@ declare
     v_start constant timestamptz := date_bin(v_width, now(), timestamptz '2000-01-01');
     v_from timestamptz := (select max(l.to_at) from rowcast.leaf as l);
     v_made integer := 0;
+    v_lost rowcast.leaf;
 begin
+    for v_lost in
+        delete from rowcast.leaf as l
+        where not exists (select from pg_catalog.pg_inherits as i where i.inhrelid = to_regclass(format('rowcast.%I', l.name)))
+        returning l.*
+    loop
+        if v_lost.to_at > now() and to_regclass(format('rowcast.%I', v_lost.name)) is null then
+            perform rowcast.make_leaf(v_lost.from_at, v_lost.to_at);
+            v_made := v_made + 1;
+        end if;
+    end loop;
+    for v_lost in
+        delete from rowcast.leaf as l
+        where l.from_at > clock_timestamp() + interval '5 minutes' and l.to_at - l.from_at > v_width
+        returning l.*
+    loop
+        execute format('drop table rowcast.%I', v_lost.name);
+        v_from := least(v_from, v_lost.from_at);
+    end loop;
     -- Aligned to the width since an epoch, so that names and bounds are predictable. After a
     -- long pause one leaf takes the whole gap: in the default leaf its rows would never expire.
     if v_from is null then
@@ -120,7 +147,8 @@ comment on function rowcast.make_leaves() is 'Creates the leaves of the next wee
 
 -- Two steps over two calls: first an xid that is newer than every writer that can still hold a
 -- row for the range, then, when all older transactions have ended, the leaf is closed.
--- Pruning by time instead loses the transaction that stayed open longer than the margin.
+-- Pruning by time instead loses the transaction that stayed open longer than the margin. A closed
+-- leaf whose range is not past was closed by a clock that has been set back.
 create or replace function rowcast.close_leaves()
 returns integer
 language plpgsql
@@ -134,6 +162,8 @@ begin
     update rowcast.leaf set closed_xid = closing_xid
     where closed_xid is null and closing_xid < pg_snapshot_xmin(pg_current_snapshot());
     get diagnostics v_closed = row_count;
+    update rowcast.leaf set closing_xid = null, closed_xid = null
+    where closing_xid is not null and to_at >= clock_timestamp() - interval '90 seconds';
     update rowcast.leaf set closing_xid = pg_current_xact_id()
     where closing_xid is null and to_at < clock_timestamp() - interval '90 seconds';
     return v_closed;

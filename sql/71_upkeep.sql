@@ -47,6 +47,7 @@ comment on function rowcast.drop_leaves() is
 'Drops durable leaves past retention and remembers what each channel lost; returns how many.';
 
 -- Broadcasts have no index on time, but xids grow with it: `tick` says which xid was newest when.
+-- At most 50,000 in one transaction; there are more when it deleted so many.
 create or replace function rowcast.expire_broadcasts()
 returns integer
 language plpgsql
@@ -89,6 +90,7 @@ comment on function rowcast.expire_broadcasts() is
 'Deletes broadcasts past their retention and remembers what each channel lost; returns how many.';
 
 -- Everything that must happen now and then. One caller at a time; the others return at once.
+-- `again` asks for the next call without delay.
 create or replace function rowcast.upkeep()
 returns jsonb
 language plpgsql
@@ -99,6 +101,7 @@ set lock_timeout = '50ms'
 as $$
 declare
     v_made integer;
+    v_broadcasts integer;
     v_forget constant interval := (select s.cursor_retention + interval '1 day' from rowcast.settings as s);
 begin
     if not pg_try_advisory_xact_lock(1919903587, 3) then
@@ -115,12 +118,14 @@ begin
     where k.created_at < now() - (select s.publish_key_retention from rowcast.settings as s);
     delete from rowcast.expired as e where e.expired_at < now() - v_forget;
     delete from rowcast.expired_broadcast as e where e.expired_at < now() - v_forget;
+    v_broadcasts := rowcast.expire_broadcasts();
     return jsonb_build_object(
         'made', v_made,
         'closed', rowcast.close_leaves(),
         'compiled', rowcast.fresh_compile(),
         'dropped', rowcast.drop_leaves(),
-        'broadcasts', rowcast.expire_broadcasts(),
+        'broadcasts', v_broadcasts,
+        'again', v_broadcasts >= 50000,
         'deliveries', rowcast.webhook_upkeep()
     );
 end;

@@ -260,7 +260,7 @@ class Access:
         assert isinstance(error, asyncpg.PostgresError)
         state = error.sqlstate or ""
         if state in MISTAKES:
-            return Refusal(MISTAKES[state], str(error))
+            return Refusal(MISTAKES[state], sentence(error))
         by_policy = getattr(error, "server_source_function", None) == "ExecWithCheckOptions"
         if state not in DENIALS and not by_policy:
             # A policy that fails: for us to read, not for the client.
@@ -281,3 +281,9 @@ def unavailable(error: Exception) -> Refusal:
     if isinstance(error, asyncpg.QueryCanceledError):
         return Refusal("unavailable", "A policy took too long: try again.")
     return Refusal("unavailable")
+
+
+def sentence(error: asyncpg.PostgresError) -> str:
+    """What Postgres said and what to do about it, in one line."""
+    said = str(error.args[0]).rstrip(".")
+    return f"{said[:1].upper()}{said[1:]}." + (f" {error.hint}" if error.hint else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import signal
 import socket
 import time
@@ -153,13 +154,15 @@ class _Bridge:
 
     async def upkeep(self) -> None:
         while True:
+            again = False
             try:
                 done = await self.database.upkeep()
                 if done:
                     observe("upkeep", done=done)
+                    again = json.loads(done).get("again", False)
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 observe("upkeep_failed", error=error)
-            await asyncio.sleep(self.settings.upkeep_interval)
+            await asyncio.sleep(0 if again else self.settings.upkeep_interval)
 
     async def drain(self) -> None:
         """Send everybody away, and wait until they are gone or the time is up."""

@@ -79,6 +79,16 @@ PATIENT = "60000"
 # The feed waits for these: a connection that does not answer must not hold it up.
 DOORBELL_TIMEOUT = 2.0
 
+# What a login or a database may have set otherwise, and what would make a dead peer go unnoticed.
+SESSION = {
+    "default_transaction_isolation": "read committed",
+    "row_security": "on",
+    "idle_in_transaction_session_timeout": "60000",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
+
 # One portion of a large drain or replay.
 PAGE_ROWS = 1000
 # A drain beyond these is read by portal instead of at once.
@@ -99,6 +109,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._pooled = bool(settings.listen_url) or settings.doorbell == "poll"
         self._bridge: Pool | None = None
         self._caller: Pool | None = None
 
@@ -117,25 +128,22 @@ class Database:
                     pool.terminate()
 
     async def _pool(self, url: str) -> Pool:
+        options = self._options(pooled=self._pooled, statement_timeout=self._settings.query_timeout)
         return await asyncpg.create_pool(
-            url, min_size=0, max_size=self._settings.pool_size, **self._options()
+            url, min_size=0, max_size=self._settings.pool_size, **options
         )
 
-    def _options(self) -> dict[str, Any]:
-        timeout_ms = int(self._settings.query_timeout * 1000)
+    def _options(self, *, pooled: bool, statement_timeout: float) -> dict[str, Any]:
         return {
             "timeout": 5,
             # The server gives up first, so that the answer says why.
-            "command_timeout": self._settings.query_timeout + 5,
-            # Behind a pooler a prepared statement may be on another connection.
-            "statement_cache_size": 0 if self._settings.listen_url else 100,
+            "command_timeout": statement_timeout + 5,
+            # Behind a pooler a prepared statement may be on another connection, and what is set
+            # is somebody else's, too: many refuse a connection that asks for it.
+            "statement_cache_size": 0 if pooled else 100,
             "server_settings": {
                 "application_name": "rowcast",
-                "statement_timeout": str(timeout_ms),
-                "idle_in_transaction_session_timeout": "60000",
-                "tcp_keepalives_idle": "5",
-                "tcp_keepalives_interval": "2",
-                "tcp_keepalives_count": "3",
+                **({} if pooled else {"statement_timeout": f"{statement_timeout}s", **SESSION}),
             },
         }
 
@@ -143,16 +151,23 @@ class Database:
         """Open a connection of its own, for the feed or for LISTEN.
 
         Raises:
-            UnfitError: this is a standby.
+            UnfitError: this is a standby, or read-only, or a pooler that must be named as one.
         """
-        url = self._settings.listen_url if listening else ""
-        options = self._options()
+        direct = self._settings.listen_url if listening else ""
         # A large catch-up may take long, and nobody waits for an answer to it.
-        options["server_settings"]["statement_timeout"] = "60000"
-        options["command_timeout"] = 65
-        return await asyncpg.connect(
-            url or self._settings.database_url, target_session_attrs="read-write", **options
-        )
+        options = self._options(pooled=self._pooled and not direct, statement_timeout=60)
+        try:
+            return await asyncpg.connect(
+                direct or self._settings.database_url, target_session_attrs="read-write", **options
+            )
+        except asyncpg.TargetServerAttributeNotMatched:
+            raise UnfitError(
+                "This server takes no writes: give the URL of the primary, or reset"
+                " default_transaction_read_only."
+            ) from None
+        except asyncpg.ProtocolViolationError as error:
+            variable = "ROWCAST_LISTEN_URL" if direct else "ROWCAST_DATABASE_URL"
+            raise _is_pooler(variable, error) from None
 
     async def identity(self, connection: Connection) -> asyncpg.Record:
         """What a bridge must know of the database before it reads.
@@ -196,7 +211,10 @@ class Database:
             (self._bridge, "ROWCAST_DATABASE_URL"),
             (self._caller, "ROWCAST_CALLER_URL"),
         ):
-            row = await pool.fetchrow(LOGIN)
+            try:
+                row = await pool.fetchrow(LOGIN)
+            except asyncpg.ProtocolViolationError as error:
+                raise _is_pooler(name, error) from None
             assert row is not None
             faults = row["faults"] + (
                 row["caller_faults"] if pool is self._caller else row["bridge_faults"]
@@ -460,3 +478,10 @@ class Database:
             yield connection
         finally:
             connection.terminate()
+
+
+def _is_pooler(variable: str, error: Exception) -> UnfitError:
+    return UnfitError(
+        f"{variable} leads to a pooler ({error}): set ROWCAST_LISTEN_URL to the server itself, or"
+        " ROWCAST_DOORBELL=poll."
+    )

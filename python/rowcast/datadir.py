@@ -29,7 +29,14 @@ from .errors import EmbeddedError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["SUPERUSER", "DataDirectory", "Postmaster", "default_data_dir", "server_environment"]
+__all__ = [
+    "SUPERUSER",
+    "DataDirectory",
+    "Postmaster",
+    "alive",
+    "default_data_dir",
+    "server_environment",
+]
 
 SUPERUSER = "postgres"
 # How long a start waits for a server that is just going down, and for one that shows no sign
@@ -236,7 +243,7 @@ class DataDirectory:
 
     def _pid_reused(self) -> bool:
         noted = self._noted()
-        return noted is not None and _alive(noted.pid)
+        return noted is not None and alive(noted.pid)
 
     def _write_password(self, password: str) -> None:
         draft = self.password_file.with_suffix(".new")
@@ -256,7 +263,8 @@ def _taken(root: Path, running: Postmaster | None) -> str:
     )
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Say whether there is a process of this number, whoever it belongs to."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -268,7 +276,7 @@ def _alive(pid: int) -> bool:
 
 def _serves(pid: int, pgdata: Path) -> bool:
     """Say whether `pid` is a server of `pgdata`: pids are used again, so being alive is not it."""
-    if not _alive(pid):
+    if not alive(pid):
         return False
     if Path("/proc/self/cwd").exists():
         try:

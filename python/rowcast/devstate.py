@@ -26,6 +26,7 @@ from typing import Any
 
 from . import tokens
 from .config import Settings
+from .datadir import alive
 from .errors import RowcastError
 
 __all__ = ["Keys", "Notes", "Running", "announced", "current", "login_password"]
@@ -155,7 +156,7 @@ def current(env: Mapping[str, str] = os.environ) -> Running | None:
     except (OSError, RuntimeError):
         return None
     for entry in entries:
-        if not _alive(int(entry.name)):
+        if not alive(int(entry.name)):
             entry.unlink(missing_ok=True)  # of one that was killed
             continue
         try:
@@ -207,13 +208,3 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     with os.fdopen(descriptor, "w") as file:
         json.dump(content, file)
     draft.replace(path)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

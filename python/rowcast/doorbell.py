@@ -61,6 +61,8 @@ class Doorbell:
 
     async def run(self) -> None:
         """Keep LISTEN alive for ever; returns only when cancelled."""
+        if self._settings.doorbell == "poll":
+            await asyncio.Event().wait()
         backoff = 0.1
         while True:
             try:

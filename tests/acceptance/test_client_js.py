@@ -3,6 +3,7 @@ real bridge, in Node and in Chromium."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -158,6 +159,25 @@ def test_a_refused_subscription_and_a_bad_token_are_told(
     assert "refused forbidden nothing:here" in lines
     assert "ready forbidden" in lines
     assert lines.count("connect invalid_token") == 2
+
+
+def test_the_page_of_the_bridge_shows_what_the_readme_inserts(
+    node: Node, bridge: Daemon, module_database: pg.Database
+) -> None:
+    """And nothing of what is rolled back."""
+    readme = (WEB.parents[2] / "README.md").read_text()
+    insert = next(sql for sql in blocks(readme, "sql") if "Hello from psql" in sql)
+    url = f"{bridge.url}/#key={token(None, 'anon')}"
+    with node.started("visit.js", url, ROWCAST_CHROMIUM=chromium()) as visit:
+        assert visit.stdout is not None
+        assert visit.stdout.readline() == "SENT\n"
+        with module_database.connect(autocommit=False) as connection:
+            connection.execute(insert.replace("Hello from psql", "never").encode())
+            connection.rollback()
+            connection.execute(insert.encode())
+        assert visit.stdout.readline() == "HEARD\n"
+        assert json.loads(visit.stdout.readline()) == ["from the page", "Hello from psql"]
+        assert visit.wait(30) == 0
 
 
 def test_what_the_clients_document_runs_as_written(node: Node, bridge: Daemon) -> None:

@@ -533,3 +533,18 @@ async def test_a_statement_timeout_of_the_role_breaks_one_request_only(
         assert answer["op"] == "ok"
         answer = await wire.until(lambda f: f.get("ref") == slow, 30)
         assert answer["code"] == "unavailable"
+
+
+async def test_broadcasts_expire_as_fast_as_they_come(opened: pg.Database) -> None:
+    """However many there are: what one call leaves, the next one takes at once."""
+    with opened.connect() as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute(
+            """insert into public.realtime_messages (seq, id, type, channel_name, event_name)
+               select n, gen_random_uuid(), 'broadcast', 'room:1', 'e'
+               from generate_series(1, 120000) n"""
+        )
+        connection.execute("insert into rowcast.tick (at) values (now() - interval '6 minutes')")
+        with daemon(opened, upkeep_interval=3600):
+            left = "select count(*) from rowcast.messages_broadcast"
+            pg.eventually(lambda: connection.execute(left).fetchone() == (0,), timeout=60)

@@ -593,6 +593,7 @@ async def test_a_payload_over_the_limit_is_refused_and_the_connection_stays(
         for payload in ("x" * 262_200, "x" * 1_200_000):
             refused = await wire.ask(op="publish", channel=room, event="e", payload=payload)
             assert refused["code"] == "payload_too_large"
+            assert "\n" not in refused["message"]
         await wire.ws.send_str(
             '{"op":"publish","ref":"bomb","channel":"ROOM","event":"e",'
             '"payload":[1e131000,1e131000,1e131000]}'.replace("ROOM", room)

@@ -6,20 +6,14 @@ Roles belong to the cluster, so each test has one. `ROWCAST_TEST_PG` chooses its
 from __future__ import annotations
 
 import re
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
 import pg
-from rowcast import binaries
+from poolers import needs_pgbouncer, start_pgbouncer
 from rowcast.errors import MigrationError
 from rowcast.migrate import migrate, roles_script
 
@@ -54,35 +48,6 @@ def advice(url: str) -> str:
     found = re.search(r"Let an administrator run: (.*;)", str(refused.value))
     assert found is not None, refused.value
     return found[1]
-
-
-@contextmanager
-def start_pgbouncer(own: pg.OwnServer, home: Path, mode: str) -> Iterator[str]:
-    """Run pgbouncer in `home` before the server; yield the URL that leads through it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (home / "users.txt").write_text('"postgres" ""\n')
-    (home / "pgbouncer.ini").write_text(
-        f"[databases]\n* = host=127.0.0.1 port={own.running.port}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        f"auth_type = trust\nauth_file = {home}/users.txt\npool_mode = {mode}\n"
-    )
-    command = [str(shutil.which("pgbouncer")), str(home / "pgbouncer.ini")]
-    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-
-    def answers() -> bool:
-        try:
-            psycopg.connect(url).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **binaries.dropped()) as pooler:
-        try:
-            pg.eventually(answers)
-            yield url
-        finally:
-            pooler.terminate()
 
 
 def test_the_roles_are_what_they_should_be_and_the_daemon_inherits_nothing(
@@ -331,7 +296,7 @@ def test_a_standby_is_refused(own_server: pg.OwnServer) -> None:
         migrate(own_server.url())
 
 
-@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="pgbouncer is not installed")
+@needs_pgbouncer
 @pytest.mark.parametrize("mode", ["transaction", "session"])
 def test_a_pooler_is_refused_when_it_takes_the_session_away(
     own_server: pg.OwnServer, mode: str

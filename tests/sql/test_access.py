@@ -99,6 +99,17 @@ def test_denied_unknown_and_disabled_are_answered_alike(db: Connection, caller: 
     assert {(row.allowed, row.error) for row in found} == {(False, None)}
 
 
+@pytest.mark.parametrize("name", ["room:", "room:a b", "room:\u202e", "room:\u0001", "room::x"])
+def test_what_is_no_name_has_no_channel_although_a_pattern_would_fit(
+    db: Connection, caller: Connection, name: str
+) -> None:
+    add_channel(db, "room:*")
+    add_channel(db, "room:**")
+    policy(db, "true")
+    fine, wrong = check(caller, (ALICE, "room:1"), (ALICE, name))
+    assert (fine.allowed, wrong.allowed, wrong.channel_id) == (True, False, None)
+
+
 def test_a_disabled_channel_shadows_the_lax_one(db: Connection, caller: Connection) -> None:
     add_channel(db, "chat:*")
     add_channel(db, "chat:secret", enabled=False)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import pg
-from feeding import Cursor, ask, drain, insert_raw
+from feeding import Cursor, ask, drain, insert_raw, replay
 from rows import add_channel, only, publish
 from scenes import eventually
 
@@ -129,6 +129,21 @@ def test_another_retention_changes_the_width_of_new_leaves(
     assert len(found) <= 16
 
 
+def test_a_shorter_retention_counts_from_the_end_of_the_present_leaf(db: Connection) -> None:
+    """Leaves that were made ahead for a longer one would keep everything for days."""
+    before = ask(db)
+    publish(db, "room:1", "here")
+    present, *_ = leaves(db)
+    db.execute("update rowcast.settings set retention = '6 hours'")
+    only(db, "select rowcast.upkeep()")
+    found = leaves(db)
+    assert found[0] == present
+    assert {high - low for _, low, high in found[1:]} <= {timedelta(hours=6)}
+    assert [row[2] for row in found[:-1]] == [row[1] for row in found[1:]]
+    assert len(found) <= 16
+    assert drain(db, before).events == ["here"]
+
+
 def test_four_hundred_leaves_do_not_slow_an_empty_drain(db: Connection) -> None:
     hour = timedelta(hours=1)
     first, last = leaves(db)[0][1], leaves(db)[-1][2]
@@ -177,6 +192,25 @@ def test_a_leaf_stays_open_for_the_transaction_that_wrote_to_it(
     assert found.events == ["late"]
     eventually(lambda: name not in needed(db, ask(db)), what="a new cursor needs it no more")
     assert drain(db, found.cursor).events == []
+
+
+def test_a_leaf_that_a_clock_ahead_of_its_time_has_closed_is_open_again(
+    database: pg.Database, db: Connection
+) -> None:
+    """The clock was set back, and what is written now belongs into it."""
+    present, *_ = [name for name, _, _ in leaves(db)]
+    db.execute("update rowcast.leaf set closed_xid = pg_current_xact_id(), closing_xid = '3'")
+    before = ask(db)
+    publish(db, "room:1", "written again")
+    assert leaf_of(db, "written again") == present
+    assert drain(db, before).events == ["written again"]
+    with database.connect(autocommit=False) as slow:
+        publish(slow, "room:1", "slow")
+        only(db, "select rowcast.upkeep()")
+        before = ask(db)
+        pretend_past(db, present, timedelta(minutes=5))
+        slow.commit()
+    assert drain(db, before).events == ["slow"]
 
 
 def test_after_a_crash_leaves_are_named_by_time_as_well(db: Connection) -> None:
@@ -321,7 +355,8 @@ def test_upkeep_is_one_callers_at_a_time(database: pg.Database, db: Connection) 
     with database.connect(database.bridge_url, autocommit=False) as first:
         done = only(first, "select rowcast.upkeep()")
         assert done["dropped"] == 1
-        assert done.keys() == {"made", "closed", "compiled", "dropped", "broadcasts", "deliveries"}
+        parts = {"made", "closed", "compiled", "dropped", "broadcasts", "again", "deliveries"}
+        assert done.keys() == parts
         assert only(db, "select rowcast.upkeep()") is None
     assert only(db, "select rowcast.upkeep()")["dropped"] == 0
 
@@ -384,3 +419,54 @@ def test_broadcasts_expire_by_the_ticks_and_are_remembered(db: Connection) -> No
     lost = db.execute("select channel_name, xid::text from rowcast.expired_broadcast").fetchall()
     assert lost == [("room:1", xid)]
     assert only(db, "select count(*) from rowcast.expired") == 0
+
+
+def replayed(db: Connection, since: Cursor) -> list[str]:
+    [answer] = replay(db, [("room:1", since)], ask(db))
+    return answer.events
+
+
+def test_a_leaf_that_somebody_dropped_by_hand_stops_nothing_and_is_made_again(
+    db: Connection,
+) -> None:
+    before = ask(db)
+    publish(db, "room:1", "lost")
+    name = leaf_of(db, "lost")
+    db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
+    publish(db, "room:1", "kept")
+    assert drain(db, before).events == ["kept"]
+    assert replayed(db, before) == ["kept"]
+    only(db, "select rowcast.upkeep()")
+    assert leaf_of(db, "kept") == name
+    publish(db, "room:1", "after")
+    assert drain(db, before).events == ["kept", "after"]
+    assert replayed(db, before) == ["kept", "after"]
+
+
+def test_an_old_leaf_that_somebody_detached_is_theirs_from_then_on(db: Connection) -> None:
+    name = long_ago(db)
+    close(db)
+    db.execute(f"alter table rowcast.messages_durable detach partition rowcast.{name}")  # type: ignore[arg-type]
+    only(db, "select rowcast.upkeep()")
+    assert name not in [found for found, _, _ in leaves(db)]
+    assert only(db, f"select count(*) from rowcast.{name}") == 1
+
+
+def test_columns_that_a_team_adds_are_in_new_leaves_and_move_with_their_rows(
+    db: Connection,
+) -> None:
+    db.execute(
+        "alter table public.realtime_messages add column gone text,"
+        " add column said text generated always as (payload ->> 'said') stored,"
+        " add column mood text default 'calm' check (mood <> '')"
+    )
+    db.execute("alter table public.realtime_messages drop column gone")
+    for name, _, _ in leaves(db):
+        db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
+    publish(db, "room:1", "fallen", payload='{"said": "hi"}')
+    assert leaf_of(db, "fallen") == "messages_default"
+    assert only(db, "select rowcast.make_leaves()") > 0
+    assert leaf_of(db, "fallen") != "messages_default"
+    assert db.execute("select said, mood from public.realtime_messages").fetchall() == [
+        ("hi", "calm")
+    ]

@@ -89,6 +89,16 @@ def test_a_missing_channel_is_an_error_unless_it_may_be_missing(
     assert publish(tx, "room:1", missing_ok=True) is not None
 
 
+@pytest.mark.parametrize("function", ["publish", "publish_as_system"])
+def test_a_channel_may_be_missing_but_not_misspelt(
+    tx: Connection, room: UUID, function: str
+) -> None:
+    call = f"select rowcast.{function}(%s, 'said', missing_ok => true)"
+    for name in ("room:a b", "hall:", None):
+        with refused(tx, "RCN02", f'"{name or "<NULL>"}"'):
+            tx.execute(call, [name])
+
+
 def test_many_are_published_in_their_order(tx: Connection, room: UUID) -> None:
     batch = [
         {"channel": "room:1", "event": f"e{n}", "payload": {"n": n}, "type": t}
@@ -186,6 +196,26 @@ def test_a_concurrent_repeat_waits_and_answers_what_became_of_the_first(
         (first.commit if commits else first.rollback)()
         assert (repeat.result(timeout=15) == one) is commits
         assert [m.id for m in messages(watcher, "room:1")] == [repeat.result()]
+
+
+def test_publish_answers_its_own_id_although_a_trigger_publishes_more(db: Connection) -> None:
+    add_channel(db, "room:*")
+    add_channel(db, "audit")
+    db.execute(
+        "create function public.copied() returns trigger language plpgsql as $$ begin"
+        " if new.channel_name <> 'audit' then perform rowcast.publish('audit', 'copy');"
+        " perform rowcast.publish_as_system('audit', 'copy'); end if;"
+        " return new; end $$"
+    )
+    for when in ("before", "after"):
+        db.execute(
+            f"create trigger a_{when} {when} insert on public.realtime_messages"  # type: ignore[arg-type]
+            " for each row execute function public.copied()"
+        )
+    as_system = "select rowcast.publish_as_system('room:1', 'said')"
+    answered = [publish(db, "room:1"), only(db, as_system)]
+    assert answered == [message.id for message in messages(db, "room:1")]
+    assert len(messages(db, "audit")) == 8
 
 
 def test_a_policy_that_refuses_inside_a_trigger_names_both_ways(tx: Connection, room: UUID) -> None:

@@ -65,6 +65,7 @@ QUOTED_BEFORE = {
     "90_auth_schema.sql do": "types, from a literal array",
     "91_realtime_schema.sql do": "quote_ident() in the query of the loop",
     "99_grants.sql do": "quote_ident() in the query of the loop",
+    "rowcast.make_leaf": "quote_ident() of the columns",
     "rowcast.attach": "regclass, which prints itself quoted, and event words that are checked",
     "rowcast.detach": "regclass, which prints itself quoted",
     "rowcast.evaluate_as": "an expression is what it is there to run, for its owner alone",
