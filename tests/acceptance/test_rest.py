@@ -170,6 +170,7 @@ def test_what_is_wrong_with_a_body_is_said(
         ("offset=-1", "$.offset"),
         ("since=yesterday", "$.since"),
         ("since=2024-01-15T10:30:00", "$.since"),
+        ("since=null", "since cannot be null"),
         ("since=0001-01-01T00:00:00%2B05:00", "out of range"),
         ("channelId=550e840", "$.channelId"),
         ("channelId=zzzzzzzz", "$.channelId"),

@@ -203,6 +203,10 @@ def _query(request: web.Request, kind: type[Query]) -> Query:
         for name in ("since", "until"):
             if moment := getattr(query, name, None):
                 moment.astimezone(UTC)  # the first and last hours of the calendar have none
+        for part in msgspec.structs.fields(kind):
+            # The word null would be read as if the parameter were not there.
+            if part.encode_name in given and getattr(query, part.name) is None:
+                raise ValueError(f"{part.encode_name} cannot be null")
     except (msgspec.ValidationError, OverflowError, ValueError) as error:
         raise Refusal("invalid_request", f"Query: {error}.") from None
     return query
