@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
 from rowcast.policy.lint.source import read
@@ -77,6 +78,17 @@ def test_it_needs_no_superuser(tx: Connection, login: str) -> None:
     tx.execute(RULES["RCL104"].bad.encode())
     tx.execute(f"set local role {login}")
     assert ("RCL104", "error") in lint(tx)
+
+
+@pytest.mark.parametrize("table", [CHANNELS, MESSAGES])
+def test_the_linter_knows_the_columns_of_the_two_tables(tx: Connection, table: str) -> None:
+    columns = tx.execute(
+        "select attname::text, replace(typname, '_text', 'text[]')"
+        " from pg_catalog.pg_attribute as a join pg_catalog.pg_type as t on t.oid = a.atttypid"
+        " where attrelid = %s::regclass and attnum > 0 and not attisdropped",
+        [table],
+    ).fetchall()
+    assert Files(()).columns(table) == dict(columns)
 
 
 def test_it_answers_at_once(tx: Connection) -> None:
