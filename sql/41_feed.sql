@@ -118,6 +118,9 @@ begin
         fetch v_found into kind, seq, id, type, channel_id, channel_name, event_name, payload,
             sender_type, sender_id, created_at;
         exit when not found;
+        if seq < 0 then
+            seq := seq + 9223372036854775807; -- a signal, see leaves_query()
+        end if;
         v_rows := v_rows + 1;
         v_bytes := v_bytes + octet_length(payload);
         if v_rows > p_rows or v_bytes > p_bytes then

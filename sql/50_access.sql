@@ -20,14 +20,17 @@ declare
         when session_user = 'rowcast_caller' then nullif(current_setting('rowcast.asked', true), '')
     end;
     v_id uuid;
+    v_open boolean;
     v_answer boolean;
 begin
     if substr(v_asked, 3) = p_name then
         return left(v_asked, 1) = 't';
     end if;
-    v_id := (rowcast.resolve(p_name)).channel_id;
+    select s.channel_id, s.channel_open into v_id, v_open from rowcast.subscribable(p_name) as s;
     perform set_config('rowcast.channel_name', p_name, true);
-    v_answer := exists (select from public.realtime_channels as c where c.id = v_id and c.enabled);
+    v_answer := v_open is true and exists (
+        select from public.realtime_channels as c where c.id = v_id and c.enabled
+    );
     perform set_config('rowcast.channel_name', v_before, true);
     if v_asked is not null then
         perform set_config('rowcast.asked', case when v_answer then 't:' else 'f:' end || p_name, true);
@@ -50,12 +53,14 @@ comment on function rowcast.may_subscribe(text) is
 create or replace function rowcast.check_subscribe(
     p_role text, p_claims text[], p_channels text[]
 )
-returns table (pair integer, allowed boolean, channel_id uuid, error text)
+returns table (pair integer, allowed boolean, channel_id uuid, enabled boolean, error text)
 language plpgsql
 volatile
 security invoker
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_open boolean;
 begin
     perform set_config('transaction_read_only', 'on', true);
     for i in 1..cardinality(p_channels) loop
@@ -63,11 +68,14 @@ begin
         allowed := false;
         error := null;
         channel_id := null;
+        enabled := null;
         perform set_config('role', session_user, true);
         begin
             perform rowcast.impersonate(p_role, p_claims[i], p_channels[i]);
-            channel_id := (rowcast.resolve(p_channels[i])).channel_id;
-            allowed := channel_id is not null and exists (
+            select s.channel_id, s.channel_enabled, s.channel_open
+            into channel_id, enabled, v_open
+            from rowcast.subscribable(p_channels[i]) as s;
+            allowed := v_open is true and exists (
                 select from public.realtime_channels as c
                 where c.id = check_subscribe.channel_id and c.enabled
             );
@@ -81,7 +89,7 @@ end;
 $$;
 
 comment on function rowcast.check_subscribe(text, text[], text[]) is
-'For each (claims, channel): may a caller of this role subscribe; the governing channel; what a failing policy said.';
+'For each (claims, channel or pattern): may a caller of this role subscribe; the row that decides and whether it is enabled, NULL when there is none; what a failing policy said.';
 
 -- Publishes for many clients of one role in one transaction, each under its own claims. No
 -- exception blocks: they would be subtransactions. On any error the bridge repeats one by one.
@@ -141,9 +149,14 @@ volatile
 security invoker
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_row uuid;
 begin
     perform set_config('transaction_read_only', 'on', true);
     perform rowcast.impersonate(p_role, p_claims, p_channel);
+    if position('*' in p_channel) > 0 then
+        v_row := (select s.channel_id from rowcast.subscribable(p_channel) as s);
+    end if;
     return query
     select h.seq, h.id, h.type, h.channel_name, h.event_name, h.payload::text,
         h.sender_type, h.sender_id, h.created_at
@@ -162,6 +175,14 @@ begin
                 where p_floor > 0 and m.channel_name = p_channel and m.type = 'message' and m.seq <= p_floor
                 order by m.xid desc, m.seq desc limit p_limit
             )
+            union all
+            (
+                -- A pattern: all that its row governed, by the index on the row.
+                select m.* from public.realtime_messages as m
+                where m.channel_id = v_row and m.type = 'message'
+                and (m.seq <= p_floor or pg_visible_in_snapshot(m.xid, p_until::pg_snapshot))
+                order by m.seq desc limit p_limit
+            )
         ) as b
         order by b.seq > p_floor desc, b.xid desc, b.seq desc limit p_limit
     ) as h
@@ -171,4 +192,4 @@ end;
 $$;
 
 comment on function rowcast.history_as(text, text, text, integer, text, bigint) is
-'The newest durable messages of a channel that a caller may read, oldest first, visible in p_until or from before a restore (seq up to p_floor).';
+'The newest durable messages of a channel or pattern that a caller may read, oldest first, visible in p_until or from before a restore (seq up to p_floor).';

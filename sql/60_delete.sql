@@ -21,6 +21,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_channel text;
+    v_channel_id uuid;
 begin
     if substr(delete_message.id::text, 15, 1) is distinct from '7' then
         return false;
@@ -29,12 +30,15 @@ begin
     where m.id = delete_message.id
     and m.created_at >= rowcast.message_time(delete_message.id) - interval '2 milliseconds'
     and m.created_at < rowcast.message_time(delete_message.id) + interval '2 milliseconds'
-    returning m.channel_name into v_channel;
+    returning m.channel_name, m.channel_id into v_channel, v_channel_id;
     if v_channel is null then
         return false;
     end if;
     insert into rowcast.signal (kind, body)
-    values ('deleted', jsonb_build_object('channel', v_channel, 'id', delete_message.id));
+    values (
+        'deleted',
+        jsonb_build_object('channel', v_channel, 'channel_id', v_channel_id, 'id', delete_message.id)
+    );
     return true;
 end;
 $$;

@@ -22,7 +22,9 @@ grant execute on function
 rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb),
 rowcast.publish_as_system(text, text, jsonb, text, uuid, boolean),
 rowcast.attach(regclass, text, text[], text[], text, boolean), rowcast.detach(regclass, text),
-rowcast.publish_row(), rowcast.resolve(text), rowcast.audience(text), rowcast.presence_state(text)
+rowcast.publish_row(), rowcast.resolve(text), rowcast.audience(text), rowcast.presence_state(text),
+rowcast.recheck(text, text), rowcast.kick(text, boolean), rowcast.recheck_rows(),
+rowcast.recheck_on_change(regclass, text, text, text[]), rowcast.recheck_detach(regclass)
 to rowcast_publisher;
 grant insert (
     type, channel_name, event_name, payload, publish_key
@@ -122,7 +124,7 @@ begin
         execute format('grant select (id, pattern, description, enabled, is_public, owner_id, wildcard, options, created_at, updated_at) on public.realtime_channels to %s', v_role);
         execute format('grant select on public.realtime_messages to %s', v_role);
         execute format('grant insert (type, channel_name, event_name, payload, publish_key) on public.realtime_messages to %s', v_role);
-        execute format('grant execute on function rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb), rowcast.may_subscribe(text), rowcast.resolve(text) to %s', v_role);
+        execute format('grant execute on function rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb), rowcast.may_subscribe(text), rowcast.resolve(text), rowcast.subscribable(text) to %s', v_role);
         execute format('grant execute on function rowcast.history(uuid, text, text, text, timestamptz, timestamptz, integer, integer, xid8, bigint, bigint), rowcast.channel_by_id(text), rowcast.channel_json(uuid, text, text, text[], boolean, boolean, text, boolean, timestamptz, timestamptz, boolean, boolean), rowcast.iso_time(timestamptz) to %s', v_role);
     end loop;
 end;

@@ -27,7 +27,7 @@ from .message import Message
 from .observe import observe
 from .session import Subscription
 
-__all__ = ["Access"]
+__all__ = ["Access", "Verdict"]
 
 CHECKS = 100
 PUBLISHES = 50
@@ -35,6 +35,26 @@ REPLAYS = 25
 STALE_TRIES = 20
 
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the policies say of a subscription.
+
+    Args:
+        allowed: whether there may be one.
+        channel_id: the row that decided, if there is one.
+        code: why one that was allowed before has to end.
+    """
+
+    allowed: bool
+    channel_id: str | None = None
+    code: str = "revoked"
+
+    def __bool__(self) -> bool:
+        # A refusal that counts as true would open what it refuses.
+        return self.allowed
+
 
 # Mistakes in a message, by SQLSTATE: ours of sql/30_stamp.sql, and Postgres' for JSON and text.
 MISTAKES = {
@@ -86,13 +106,42 @@ class Access:
         self._publishes = Batcher(self._run_publishes, size=PUBLISHES, workers=workers)
         self._replays = Batcher(self._run_replays, size=REPLAYS, workers=workers)
 
-    async def may_subscribe(self, caller: Caller, channel: str) -> bool:
-        """Whether the policies let the caller see the channel row that governs the name.
+    async def may_subscribe(self, caller: Caller, channel: str) -> Verdict:
+        """Whether the policies let the caller see the channel row that governs the name, or the
+        one of this pattern.
 
         Raises:
             Refusal: "unavailable".
         """
         return await self._patiently(self._checks.submit(caller.role, (caller.claims, channel)))
+
+    async def recheck(
+        self, role: str, pairs: Sequence[tuple[str, str]], *, brief: bool = False
+    ) -> list[Verdict | None]:
+        """Ask again about (claims, channel) pairs, in one query.
+
+        Args:
+            role: of all of them.
+            pairs: different ones.
+            brief: give up after a short time.
+
+        Returns:
+            A verdict for each; None for all when the query took too long or was broken by one.
+
+        Raises:
+            Refusal: "unavailable", nobody can be asked now.
+        """
+        try:
+            return list(await self._ask(role, pairs, brief=brief))
+        except asyncpg.QueryCanceledError:
+            return [None] * len(pairs)
+        except UNAVAILABLE as error:
+            raise unavailable(error) from error
+        except asyncpg.PostgresError as error:
+            if len(pairs) > 1:
+                return [None] * len(pairs)
+            observe("policy_error", channel=pairs[0][1], error=error)
+            return [Verdict(False, code="unavailable")]
 
     async def publish(
         self,
@@ -182,10 +231,9 @@ class Access:
 
     async def _run_checks(
         self, role: str, items: Sequence[tuple[str, str]], *, brief: bool = False
-    ) -> Sequence[bool | Exception]:
-        claims, channels = [c for c, _ in items], [n for _, n in items]
+    ) -> Sequence[Verdict | Exception]:
         try:
-            rows = await self._database.check_subscribe(role, claims, channels, brief=brief)
+            return await self._ask(role, items, brief=brief)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
             if len(items) > 1 and not isinstance(error, OSError):
                 # One of them broke it for all: a policy that takes too long is not caught by
@@ -194,12 +242,18 @@ class Access:
                 return [answer for answers in await asyncio.gather(*alone) for answer in answers]
             if isinstance(error, UNAVAILABLE):
                 return [unavailable(error)] * len(items)
-            observe("policy_error", channel=channels[0], error=error)
-            return [False] * len(items)
+            observe("policy_error", channel=items[0][1], error=error)
+            return [Verdict(False)] * len(items)
+
+    async def _ask(
+        self, role: str, pairs: Sequence[tuple[str, str]], *, brief: bool
+    ) -> list[Verdict]:
+        claims, channels = [c for c, _ in pairs], [n for _, n in pairs]
+        rows = await self._database.check_subscribe(role, claims, channels, brief=brief)
         for row in rows:
             if row["error"]:
                 observe("policy_error", channel=channels[row["pair"] - 1], error=row["error"])
-        return [row["allowed"] for row in rows]
+        return [_verdict(row) for row in rows]
 
     async def _run_publishes(
         self,
@@ -266,6 +320,18 @@ class Access:
             # A policy that fails: for us to read, not for the client.
             observe("policy_error", channel=channel, error=error, sqlstate=state)
         return Refusal("forbidden")
+
+
+def _verdict(row: asyncpg.Record) -> Verdict:
+    channel_id = str(row["channel_id"]) if row["channel_id"] else None
+    if row["allowed"]:
+        return Verdict(True, channel_id)
+    if row["error"]:
+        # A policy failed: that says nothing about the caller, and shows him nothing either.
+        return Verdict(False, channel_id, "unavailable")
+    if channel_id is None:
+        return Verdict(False, None, "deleted")
+    return Verdict(False, channel_id, "revoked" if row["enabled"] else "disabled")
 
 
 def rolled_back(error: Exception) -> bool:

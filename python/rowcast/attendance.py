@@ -14,6 +14,7 @@ from .audience import Audience
 from .config import Settings
 from .errors import Refusal
 from .observe import metrics
+from .pattern import is_pattern
 from .presence import Presence
 from .session import Session, State, Subscription
 from .tracking import Tracking, key_of
@@ -90,6 +91,8 @@ class Attendance:
         subscription = session.subscriptions.get(channel)
         if subscription is None or subscription.state is not State.LIVE:
             raise Refusal("not_subscribed", "Subscribe first, and wait for the answer.")
+        if is_pattern(channel):
+            raise Refusal("invalid_channel", "Nobody is present in a pattern: track in a channel.")
         if len(state) > self._settings.max_state:
             raise Refusal(
                 "payload_too_large", f"A state may have {self._settings.max_state} bytes."

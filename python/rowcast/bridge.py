@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import gc
 import json
+import random
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,11 +31,14 @@ from .http.handlers import Handlers
 from .http.rest import Rest
 from .http.sockets import Sockets
 from .hub import Hub
+from .identity import Identities
+from .listening import BACKLOG, listen, url_of
 from .message import Message
 from .node import Node
 from .observe import configure, observe
 from .outbox import Outbox
 from .presence import Presence
+from .recheck import Rechecks
 from .service import Service
 from .tracking import Tracking
 from .wire.events import Status
@@ -48,7 +51,11 @@ BURST = 256
 # After a portion of a large transaction clients get up to 50 ms to take it.
 LARGE = 500
 PATIENCE = 10
-BACKLOG = 4096
+# Clients sent away per second, if that takes at most this share of the drain; in steps of seconds.
+LEAVE_RATE = 500
+LEAVE_SHARE = 0.8
+LEAVE_STEP = 0.01
+LONGEST_PAUSE = 30.0
 # A full collection at 10,000 connections stops the loop for a third of a second; what lives
 # long is moved out of its sight each time the number of clients has doubled.
 FREEZE_FROM = 1000
@@ -74,12 +81,17 @@ class _Bridge:
             present=self.presence.apply,
             moved=self.hub.moved,
             status=self.status,
+            returned=self.returned,
         )
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
         access = Access(self.database, settings, self.hub, self.feed)
         verifier = Verifier(settings)
-        service = Service(settings, self.hub, self.feed, access, attendance, verifier)
+        self.rechecks = Rechecks(settings, self.hub, self.feed, access)
+        identities = Identities(settings, self.hub, self.feed, verifier)
+        service = Service(
+            settings, self.hub, self.feed, access, attendance, identities, self.rechecks
+        )
         self.sockets = Sockets(settings, self.hub, service)
         handlers = Handlers(RestDatabase(self.database, settings), access, self.feed)
         self.rest = Rest(settings, self.feed, verifier, handlers)
@@ -89,17 +101,24 @@ class _Bridge:
         self, messages: list[Message], signals: list[tuple[str, dict[str, Any]]]
     ) -> None:
         self.outbox.heard(messages, signals)
+        # First who may be concerned by what was committed with the messages, or before them. A
+        # message that is deleted by now is none of these.
+        for kind, body in signals:
+            if kind == "deleted":
+                self.hub.deleted(body["channel"], body["id"], body.get("channel_id"))
+            else:
+                self.rechecks.signal(kind, body)
         for _ in self.hub.deliver(messages):
             await asyncio.sleep(0)
         if len(messages) >= LARGE:
             # More is coming: let the sockets take this first, but let nobody hold up the rest.
             for _ in range(PATIENCE):
-                if not self.hub.congested():
+                if not self.hub.congested() and not self.rechecks.congested():
                     break
                 await asyncio.sleep(0.005)
-        for kind, body in signals:
-            if kind == "deleted":
-                self.hub.deleted(body["channel"], body["id"])
+
+    def returned(self) -> None:
+        self.rechecks.everything()
 
     def status(self, status: str) -> None:
         if status == "ok" and self.feed.position is not None:
@@ -165,20 +184,35 @@ class _Bridge:
             await asyncio.sleep(0 if again else self.settings.upkeep_interval)
 
     async def drain(self) -> None:
-        """Send everybody away, and wait until they are gone or the time is up."""
+        """Send everybody away, and wait until they are gone or the time is up.
+
+        All at once they would come back all at once: the closes are spread, and what does not
+        fit into the time is left to the clients, which are told how long to wait.
+        """
         finishing = asyncio.create_task(self.outbox.finish())
         self.sockets.draining = True
-        observe("draining", sessions=len(self.hub.sessions))
-        self.status("draining")
-        for closed, session in enumerate(list(self.hub.sessions), 1):
+        sessions = list(self.hub.sessions)
+        observe("draining", sessions=len(sessions))
+        needed = len(sessions) / LEAVE_RATE
+        spread = min(needed, self.settings.drain_timeout * LEAVE_SHARE)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for told, session in enumerate(sessions, 1):
+            pause = random.uniform(0.1, 0.5 + min(needed - spread, LONGEST_PAUSE))
+            session.tell(Status("draining", round(pause, 3)))
+            if told % BURST == 0:
+                await asyncio.sleep(0)
+        for closed, session in enumerate(sessions):
+            wait = began + spread * closed / len(sessions) - loop.time()
+            if wait > LEAVE_STEP:
+                await asyncio.sleep(wait)
             session.close("draining")
-            if closed % BURST == 0:
-                await asyncio.sleep(0.01)
-        if self.hub.sessions:
+        if self.sockets.open:
             gone = asyncio.Event()
-            self.hub.emptied = gone.set
+            self.sockets.emptied = gone.set
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(gone.wait(), self.settings.drain_timeout)
+                async with asyncio.timeout(began + self.settings.drain_timeout - loop.time()):
+                    await gone.wait()
         await finishing
 
 
@@ -207,12 +241,12 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
     )
     tasks: list[asyncio.Task[Any]] = []
     try:
-        listening = _listen(settings)
+        listening = listen(settings)
         await bridge.database.open()
         await runner.setup()
-        await web.SockSite(runner, listening, backlog=BACKLOG).start()
-        host, port = listening.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        site = web.SockSite(runner, listening, backlog=BACKLOG)
+        await site.start()
+        url = url_of(listening)
         stopping = asyncio.create_task(stop.wait())
         checking = asyncio.create_task(bridge.check())
         tasks += [stopping, checking]
@@ -224,6 +258,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
                 for work in (
                     bridge.feed.run,
                     bridge.doorbell.run,
+                    bridge.rechecks.run,
                     bridge.upkeep,
                     bridge.outbox.run,
                     bridge.give_cursors,
@@ -247,6 +282,8 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
             for task in running:
                 if task.done():
                     task.result()  # none of them ends by itself: raise what ended it
+        if settings.reuse_port == "yes":
+            await site.stop()  # the next clients are for the others on this port
         await bridge.drain()
     finally:
         await _cancel(tasks)
@@ -268,18 +305,3 @@ async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
             task.cancel()
         await asyncio.wait(running, timeout=0.2)
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _listen(settings: Settings) -> socket.socket:
-    try:
-        family, *_, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}):"
-            " stop what uses it, or set ROWCAST_PORT."
-        ) from error
-    listening.setblocking(False)
-    return listening

@@ -54,6 +54,10 @@ class Settings:
 
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(8080, "Port to listen on; 0 chooses a free one.", least=0, most=65535)
+    reuse_port: Literal["no", "yes"] = setting(
+        "no", "Whether other bridges may listen on the same port, too."
+    )
+    workers: int = setting(1, "Processes that `rowcast serve` runs on the port.", least=1, most=256)
     allowed_origins: tuple[str, ...] = setting(
         ("*",), "Origins, comma separated, whose pages may connect and use REST; * allows all."
     )
@@ -80,6 +84,9 @@ class Settings:
     )
     pool_size: int = setting(4, "Connections of each login beside LISTEN and feed.", least=1)
     query_timeout: float = setting(5.0, "Seconds that one question may take.", least=0.1)
+    recheck_interval: float = setting(
+        60.0, "Seconds after which policies are asked again at the latest.", least=0.1
+    )
 
     heartbeat: float = setting(25.0, "Seconds between pings to a client.", least=1)
     auth_timeout: float = setting(10.0, "Seconds a client has to present a token.", least=0.1)

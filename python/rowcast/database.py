@@ -266,7 +266,7 @@ class Database:
     async def check_subscribe(
         self, role: str, claims: Sequence[str], channels: Sequence[str], *, brief: bool = False
     ) -> list[asyncpg.Record]:
-        """Ask the policies whether each caller may subscribe to each channel.
+        """Ask the policies whether each caller may subscribe to each channel or pattern.
 
         Args:
             role: of all of them.

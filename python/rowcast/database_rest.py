@@ -35,6 +35,10 @@ MESSAGES_AS = (
 )
 STATISTICS = "select rowcast.admin_statistics($1, $2, $3, $4)"
 CHANNEL_STATISTICS = "select rowcast.channel_statistics($1, $2)"
+PRESENCE = "select rowcast.admin_presence($1, $2)"
+CHANNEL_PRESENCE = "select rowcast.channel_presence($1)"
+AUDIENCE = "select rowcast.admin_audience($1, $2)"
+CHANNEL_AUDIENCE = "select rowcast.channel_audience($1)"
 PUBLISH = "select rowcast.admin_publish($1, $2, $3, $4, $5, $6)"
 DELETE_MESSAGE = "select rowcast.admin_delete_message($1, $2)"
 PERMISSIONS = "select rowcast.admin_permissions($1)"
@@ -144,6 +148,18 @@ class RestDatabase:
     async def channel_statistics(self, name: str, since: datetime | None) -> str | None:
         """Statistics of a name to which the caller may subscribe."""
         return await self._text(CHANNEL_STATISTICS, name, since)
+
+    async def presence(self, caller: Caller, admin: bool, name: str) -> str | None:
+        """Who is present, for an administrator or for a caller who may subscribe."""
+        if admin:
+            return await self._text(PRESENCE, caller.claims, name)
+        return await self._text(CHANNEL_PRESENCE, name)
+
+    async def audience(self, caller: Caller, admin: bool, name: str) -> str | None:
+        """How many listen, for an administrator or for a caller who may subscribe."""
+        if admin:
+            return await self._text(AUDIENCE, caller.claims, name)
+        return await self._text(CHANNEL_AUDIENCE, name)
 
     async def publish(
         self, caller: Caller, messages: Sequence[tuple[str, str, str, str, UUID | None]]

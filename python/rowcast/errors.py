@@ -105,10 +105,12 @@ CLOSE: dict[str, tuple[int, str]] = {
     "slow": (3001, "too slow: connect again and resume"),
     "full": (3002, "too many clients here: connect again later"),
     "internal": (3003, "something went wrong here: connect again"),
+    "recalled": (3004, "the token is to be replaced: connect again with a new one"),
     "invalid_token": (3500, "the token is not valid"),
     "token_expired": (3501, "the token has expired"),
     "unauthorized": (3502, "no token came in time"),
     "abuse": (3503, "too many invalid frames"),
+    "kicked": (3504, "the session was ended"),
 }
 
 

@@ -41,6 +41,7 @@ class Feed:
         present: takes rows of presence.
         moved: told the new position when all portions up to it were delivered.
         status: told "degraded" and "ok".
+        returned: called when it reads again after a loss, before anything is delivered.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Feed:
         present: Callable[[list[asyncpg.Record]], None],
         moved: Callable[[Position], None],
         status: Callable[[str], None],
+        returned: Callable[[], None],
     ) -> None:
         self._database = database
         self._doorbell = doorbell
@@ -61,6 +63,7 @@ class Feed:
         self._present = present
         self._moved = moved
         self._status = status
+        self._returned = returned
         self._recent: deque[tuple[float, set[str]]] = deque()
         self._cut_off = False
         self._skew = timedelta(seconds=5)
@@ -106,6 +109,8 @@ class Feed:
         self.floor = facts["seq_floor"]
         self._doorbell.enabled = self._settings.doorbell == "notify" and facts["doorbell"]
         before = self.position
+        if before is not None:
+            self._returned()
         await self._drain(connection)
         assert self.position is not None
         self.up.set()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from .caller import Caller
 from .cursor import CursorKey, Position
 from .message import Message
 from .observe import metrics
-from .session import Session, Subscription
+from .pattern import is_pattern, matches
+from .session import Session, State, Subscription
 from .wire.base import Wire
 from .wire.events import Cursor, Deleted, Event
 
@@ -34,10 +36,20 @@ class Hub:
         self.position: Position | None = None
         self.generation = 0
         self.delivering = False
-        self.emptied: Callable[[], None] = lambda: None
         self.left: Callable[[Session, Subscription], None] = lambda _session, _subscription: None
         self._channels: dict[str, dict[Session, Subscription]] = {}
+        self._subjects: dict[str, set[Session]] = {}
+        # Of subscribed patterns: the channel row whose messages they hear, or not known yet.
+        self._rows: dict[str, str] = {}
+        self._open: set[str] = set()
+        self._former: dict[str, set[str]] = {}  # rows they heard before
+        self._joined: dict[Session, list[bytes]] = {}
         self._starting: list[Subscription] = []
+
+    @property
+    def horizon(self) -> int:
+        """The first generation of which nothing has been read yet."""
+        return self.generation + self.delivering
 
     def add(self, session: Session) -> None:
         """A client connected."""
@@ -48,14 +60,53 @@ class Hub:
         """A client is gone, with all its subscriptions."""
         for channel in list(session.subscriptions):
             self.leave(session, channel)
+        self._unlist(session)
         self.sessions.discard(session)
         metrics.connections.set(len(self.sessions))
-        if not self.sessions:
-            self.emptied()
+
+    def identify(self, session: Session, caller: Caller) -> None:
+        """The session speaks for this caller from now on."""
+        self._unlist(session)
+        session.caller = caller
+        if caller.subject is not None and session in self.sessions:
+            self._subjects.setdefault(caller.subject, set()).add(session)
+
+    def _unlist(self, session: Session) -> None:
+        subject = session.caller.subject if session.caller else None
+        if subject is not None and subject in self._subjects:
+            self._subjects[subject].discard(session)
+            if not self._subjects[subject]:
+                del self._subjects[subject]
+
+    def sessions_of(self, subject: str) -> list[Session]:
+        """All sessions of a user."""
+        return list(self._subjects.get(subject, ()))
+
+    def concerned(
+        self, subject: str | None, channel: str | None
+    ) -> list[tuple[Session, Subscription]]:
+        """Subscriptions of a user, or all users', to a name or to what a pattern matches."""
+        if subject is not None:
+            return [
+                (session, subscription)
+                for session in self._subjects.get(subject, ())
+                for name, subscription in session.subscriptions.items()
+                if channel is None or matches(channel, name) or matches(name, channel)
+            ]
+        if channel is not None and not is_pattern(channel):
+            return list(self._channels.get(channel, {}).items())
+        return [
+            member
+            for name, members in self._channels.items()
+            if channel is None or matches(channel, name)
+            for member in members.items()
+        ]
 
     def join(self, session: Session, subscription: Subscription) -> None:
         """From now on the session gets what comes on this channel, held back while pending."""
         self.start(subscription)
+        if is_pattern(subscription.channel) and subscription.channel not in self._channels:
+            self._open.add(subscription.channel)
         self._channels.setdefault(subscription.channel, {})[session] = subscription
         session.subscriptions[subscription.channel] = subscription
         metrics.subscriptions.inc()
@@ -76,10 +127,17 @@ class Hub:
         subscription = session.subscriptions.pop(channel, None)
         if subscription is None:
             return False
+        subscription.state = State.ENDED
+        # What this delivery has for it already was due before it ended.
+        if parts := self._joined.pop(session, None):
+            session.write(b"".join(parts))
         members = self._channels[channel]
         del members[session]
         if not members:
             del self._channels[channel]
+            if is_pattern(channel):
+                self.resolve(channel, None)
+                self._former.pop(channel, None)
         metrics.subscriptions.dec()
         self.left(session, subscription)
         return True
@@ -88,14 +146,42 @@ class Hub:
         """Who is subscribed to a channel."""
         return list(self._channels.get(channel, {}).items())
 
+    def reopen(self, pattern: str) -> None:
+        """It is not known any more which row a subscribed pattern hears."""
+        former = {row for row, name in self._rows.items() if name == pattern}
+        self._former[pattern] = self._former.get(pattern, set()) | former
+        self.resolve(pattern, None)
+        if pattern in self._channels:
+            self._open.add(pattern)
+
+    def resolve(self, pattern: str, channel_id: str | None) -> None:
+        """A subscribed pattern hears the messages of this channel row, or none any more."""
+        self._open.discard(pattern)
+        self._rows = {row: name for row, name in self._rows.items() if name != pattern}
+        if channel_id is not None:
+            self._rows[channel_id] = pattern
+
+    def _patterns(self, message: Message) -> Iterator[str]:
+        """Subscribed patterns that hear a message; those of unknown row that may, to hold it."""
+        known = self._rows.get(message.channel_id or "")
+        if known is not None:
+            yield known
+        for pattern in self._open:
+            if matches(pattern, message.channel):
+                yield pattern
+
     def deliver(self, messages: list[Message]) -> Iterator[None]:
         """Fan out messages of one portion, in their order; yields between bursts of writes."""
         self.delivering = True
         by_channel: dict[str, list[Message]] = {}
+        patterns = bool(self._rows or self._open)
         for message in messages:
             if message.channel in self._channels:
                 by_channel.setdefault(message.channel, []).append(message)
-        joined: dict[Session, list[bytes]] = {}
+            if patterns:
+                for pattern in self._patterns(message):
+                    by_channel.setdefault(pattern, []).append(message)
+        joined = self._joined
         alone = len(by_channel) == 1
         writes = 0
         for channel, group in by_channel.items():
@@ -105,11 +191,15 @@ class Hub:
             for session, subscription in list(self._channels.get(channel, {}).items()):
                 if session.wire is not wire:  # most clients share one, and a look-up shows
                     wire = session.wire
-                    shared = self._encode(wire, group, encoded)
+                    shared = self._encode(wire, channel, group, encoded)
                 if subscription.holding:
+                    if subscription.state is State.ENDED:
+                        continue  # since this delivery began
                     session.hold(subscription, self.generation, group, shared)
                     continue
-                data = shared if subscription.own else self._without_own(session, group, shared)
+                data = (
+                    shared if subscription.own else self._fit(session, subscription, group, shared)
+                )
                 if not data:
                     continue
                 session.dirty = True
@@ -121,16 +211,17 @@ class Hub:
                 else:
                     joined.setdefault(session, []).append(data)
             metrics.deliveries.inc(len(group) * len(self._channels.get(channel, ())))
-        for session, parts in joined.items():
+        while joined:
+            session, parts = joined.popitem()
             session.write(b"".join(parts))
             writes += 1
             if writes % BURST == 0:
                 yield
 
     @staticmethod
-    def _encode(wire: Wire, group: list[Message], encoded: dict[str, bytes]) -> bytes:
+    def _encode(wire: Wire, channel: str, group: list[Message], encoded: dict[str, bytes]) -> bytes:
         if wire.format not in encoded:
-            encoded[wire.format] = wire.encode_messages(group[0].channel, group)
+            encoded[wire.format] = wire.encode_messages(channel, group)
             metrics.encodings.labels(wire.format).inc(len(group))
         return encoded[wire.format]
 
@@ -147,33 +238,65 @@ class Hub:
             subscription.start = position
         self._starting.clear()
 
-    @staticmethod
-    def _without_own(session: Session, group: list[Message], shared: bytes) -> bytes:
-        others = [message for message in group if message.id not in session.own_ids]
-        if len(others) == len(group):
+    def _fit(
+        self, session: Session, subscription: Subscription, group: list[Message], shared: bytes
+    ) -> bytes:
+        """A group without what this subscription must not or does not want to hear."""
+        pattern = subscription.channel if is_pattern(subscription.channel) else None
+        heard = [
+            message
+            for message in group
+            if (subscription.own or message.id not in session.own_ids)
+            and (pattern is None or self._hears(pattern, message))
+        ]
+        if len(heard) == len(group):
             return shared
-        return session.wire.encode_messages(group[0].channel, others) if others else b""
+        return session.wire.encode_messages(subscription.channel, heard) if heard else b""
 
-    def release(self, session: Session, subscription: Subscription) -> bool:
-        """Write what was held back, now that nothing stands against it; whether there was any."""
-        if subscription.holding or not subscription.held:
+    def _hears(self, pattern: str, message: Message) -> bool:
+        """Whether a message that was held for a pattern is of its row, or of the one before."""
+        row = message.channel_id or ""
+        return self._rows.get(row) == pattern or row in self._former.get(pattern, ())
+
+    def release(
+        self, session: Session, subscription: Subscription, before: int | None = None
+    ) -> bool:
+        """Write what was held back, now that nothing stands against it; whether there was any.
+
+        With a generation, although it is in doubt again: what was read before that one.
+        """
+        if not subscription.held or subscription.unready:
+            return False
+        if subscription.doubted and (before is None or subscription.channel in self._open):
             return False
         if session.subscriptions.get(subscription.channel) is not subscription:
             return False  # unsubscribed or revoked meanwhile
-        held, subscription.held = subscription.held, []
-        subscription.held_bytes = 0
+        held = subscription.held
+        if before is not None:
+            held = [entry for entry in held if entry[0] < before]
+        subscription.forget(self.horizon + 1 if before is None else before)
         data = b"".join(
-            shared if subscription.own else self._without_own(session, group, shared)
-            for _, group, shared in held
+            self._fit(session, subscription, group, shared) for _, group, shared in held
         )
         if data:
             session.dirty = True
             session.write(data)
         return bool(data)
 
-    def deleted(self, channel: str, message_id: str) -> None:
-        """Tell the subscribers of a channel that a message is gone."""
-        self.tell(self._channels.get(channel, ()), Deleted(channel, message_id))
+    def deleted(self, channel: str, message_id: str, channel_id: str | None = None) -> None:
+        """Tell the subscribers of a channel, and of its pattern, that a message is gone."""
+        for name in (channel, self._rows.get(channel_id or "")):
+            if name in self._channels:
+                self.tell(self._channels[name], Deleted(name, message_id))
+
+    @staticmethod
+    def hearing(session: Session, channel: str) -> list[Subscription]:
+        """The subscriptions through which a session hears a name."""
+        return [
+            subscription
+            for name, subscription in session.subscriptions.items()
+            if name == channel or (is_pattern(name) and matches(name, channel))
+        ]
 
     def broadcast(self, event: Event) -> None:
         """Tell every client."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = ["EVENTS", "configure", "exposition", "metrics", "observe"]
 
@@ -19,6 +21,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "started": (logging.INFO, "The bridge listens for clients."),
     "draining": (logging.INFO, "SIGTERM came; clients are sent away."),
     "stopped": (logging.INFO, "All clients are gone."),
+    "worker_lost": (logging.WARNING, "A worker ended and is started again after a pause."),
     "feed_up": (
         logging.INFO,
         "The feed reads; `rebooted` when Postgres had crashed since.",
@@ -39,6 +42,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "keys_unavailable": (logging.WARNING, "The JWKS could not be fetched; known keys stay."),
     "policy_error": (logging.WARNING, "A policy raised an error and thereby denied."),
     "refused": (logging.DEBUG, "A request was refused."),
+    "closed": (logging.DEBUG, "A subscription lost its access and was ended with this code."),
     "session_opened": (logging.DEBUG, "A client connected."),
     "session_closed": (logging.DEBUG, "A client left, or was closed with this code."),
     "slow_client": (logging.INFO, "A client did not read and was closed."),
@@ -55,10 +59,16 @@ class Metrics:
             "rowcast_events_total", "Events by name.", ["event"], registry=self.registry
         )
         self.connections = Gauge(
-            "rowcast_connections", "Clients connected.", registry=self.registry
+            "rowcast_connections",
+            "Clients connected.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.subscriptions = Gauge(
-            "rowcast_subscriptions", "Subscriptions of all clients.", registry=self.registry
+            "rowcast_subscriptions",
+            "Subscriptions of all clients.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.messages = Counter(
             "rowcast_messages_total", "Messages read from the feed.", registry=self.registry
@@ -83,12 +93,33 @@ class Metrics:
         self.refusals = Counter(
             "rowcast_refusals_total", "Requests refused.", ["code"], registry=self.registry
         )
+        self.closed = Counter(
+            "rowcast_closed_total",
+            "Subscriptions that lost their access.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.rechecks = Counter(
+            "rowcast_rechecks_total",
+            "Questions whether a subscription is still allowed.",
+            registry=self.registry,
+        )
         self.drains = Counter("rowcast_drains_total", "Reads of the feed.", registry=self.registry)
         self.sleeps = Counter(
             "rowcast_sleeps_total", "Times the bridge fell asleep.", registry=self.registry
         )
-        self.feed_up = Gauge("rowcast_feed_up", "1 while the feed reads.", registry=self.registry)
-        self.listen_up = Gauge("rowcast_listen_up", "1 while LISTEN works.", registry=self.registry)
+        self.feed_up = Gauge(
+            "rowcast_feed_up",
+            "1 while the feed reads, of all workers.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
+        self.listen_up = Gauge(
+            "rowcast_listen_up",
+            "1 while LISTEN works, of all workers.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
         self.webhooks = Counter(
             "rowcast_webhooks_total", "Webhook requests.", ["outcome"], registry=self.registry
         )
@@ -153,5 +184,9 @@ def configure(form: Literal["text", "json"]) -> None:
 
 
 def exposition() -> bytes:
-    """All instruments in Prometheus' text format."""
-    return generate_latest(metrics.registry)
+    """All instruments in Prometheus' text format; of all workers where there are several."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(metrics.registry)
+    together = CollectorRegistry()
+    MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+    return generate_latest(together)

@@ -198,8 +198,9 @@ class Presence:
         for told, (session, subscription) in enumerate(hearing, 1):
             if session.subscriptions.get(channel) is not subscription:
                 continue
-            if session.congested or (session, channel) in self._behind:
-                # It would be closed for what it can do without: later it gets the whole list.
+            if session.congested or subscription.doubted or (session, channel) in self._behind:
+                # It would be closed for what it can do without, or may not see it any more: later
+                # it gets the whole list.
                 self._behind.add((session, channel))
             else:
                 if session.wire.format not in encoded:
@@ -215,7 +216,7 @@ class Presence:
             subscription = session.subscriptions.get(channel)
             if session.closed or subscription is None or subscription.state is not State.LIVE:
                 self._behind.discard((session, channel))
-            elif not session.congested:
+            elif not session.congested and not subscription.doubted:
                 self._behind.discard((session, channel))
                 joins = [change("join", key, state) for key, state in self.members(channel)]
                 session.tell(Present(channel, joins, full=True))

@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from .access import Access
+from .access import Access, Verdict
 from .attendance import Attendance
-from .auth import Verifier
 from .caller import Caller
 from .config import Settings
 from .cursor import Position
-from .errors import AuthError, Refusal
+from .errors import Refusal
 from .feed import Feed
 from .hub import Hub
+from .identity import Identities
 from .message import Message
 from .observe import metrics, observe
+from .recheck import Question, Rechecks
 from .session import Session, State, Subscription
 from .wire.events import (
     Authenticated,
-    Closed,
     Done,
     Published,
     Refused,
-    Status,
     Subscribed,
     Welcome,
 )
 from .wire.operations import Auth, Op, Ping, Publish, Subscribe, Track, Unsubscribe, Untrack
 
 __all__ = ["Service"]
-
-# A warning before the end of a token, in seconds.
-EXPIRY_WARNING = 60.0
-# The event loop's timers do not reach for years.
-TIMER_MAX = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,8 @@ class Service:
         feed: where the bridge stands.
         access: asks the policies.
         attendance: counts and shows who is here.
-        verifier: checks tokens.
+        identities: takes tokens.
+        rechecks: told what has to be asked again.
     """
 
     def __init__(
@@ -71,16 +65,17 @@ class Service:
         feed: Feed,
         access: Access,
         attendance: Attendance,
-        verifier: Verifier,
+        identities: Identities,
+        rechecks: Rechecks,
     ) -> None:
         self._settings = settings
         self._hub = hub
         self._feed = feed
         self._access = access
         self._attendance = attendance
-        self._verifier = verifier
+        self._identities = identities
+        self._rechecks = rechecks
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: dict[Session, list[asyncio.TimerHandle]] = {}
 
     async def open(self, session: Session, token: str) -> bool:
         """Greet a client.
@@ -95,7 +90,7 @@ class Service:
         self._hub.add(session)
         session.tell(self._welcome(session))
         if not token:
-            self._timer(session, self._settings.auth_timeout, self._unauthorized)
+            self._identities.expect(session)
             return True
         try:
             await self._authenticate(session, token)
@@ -111,7 +106,7 @@ class Service:
     def gone(self, session: Session, *, goodbye: bool = False) -> None:
         """The client's connection has ended; it may come back, unless it said goodbye."""
         session.closed, session.goodbye = True, goodbye
-        self._cancel_timers(session)
+        self._identities.forget(session)
         self._hub.remove(session)
 
     async def handle(self, session: Session, data: bytes, *, binary: bool = False) -> None:
@@ -167,74 +162,12 @@ class Service:
             case _:
                 raise Refusal("unsupported")
 
-    # Identity
-
     async def _authenticate(self, session: Session, token: str) -> Caller:
-        if not self._feed.roles:
-            raise Refusal("unavailable", "The database has not been reached yet: try again.")
-        try:
-            caller = await self._verifier.verify(token, self._feed.roles)
-        except AuthError as error:
-            raise Refusal(error.code, str(error)) from None
-        before = session.caller
-        if before is not None and before.subject != caller.subject and before.subject is not None:
-            raise Refusal("invalid_token", "A new token must keep the sub: connect again instead.")
-        session.caller = caller
-        self._cancel_timers(session)
-        left = caller.expires + self._settings.jwt_leeway - time.time()
-        self._timer(session, left - EXPIRY_WARNING, self._expiring)
-        self._timer(session, left, self._expired)
+        caller, changed = await self._identities.authenticate(session, token)
         self._attendance.rename(session)
-        if before is not None and before.claims != caller.claims:
-            for subscription in list(session.subscriptions.values()):
-                self._spawn(
-                    session,
-                    None,
-                    subscription.channel,
-                    self._recheck(session, caller, subscription),
-                )
+        if changed:
+            self._rechecks.renewed(session)  # the new token may allow less
         return caller
-
-    async def _recheck(self, session: Session, caller: Caller, subscription: Subscription) -> None:
-        """A new token may allow less."""
-        if not await self._access.may_subscribe(caller, subscription.channel) and (
-            session.subscriptions.get(subscription.channel) is subscription
-        ):
-            self._hub.leave(session, subscription.channel)
-            session.tell(Closed(subscription.channel, "revoked"))
-
-    def _timer(self, session: Session, delay: float, call: Any) -> None:
-        handle = asyncio.get_running_loop().call_later(
-            min(max(delay, 0.0), TIMER_MAX), call, session
-        )
-        self._timers.setdefault(session, []).append(handle)
-
-    def _cancel_timers(self, session: Session) -> None:
-        for handle in self._timers.pop(session, ()):
-            handle.cancel()
-
-    def _left(self, session: Session) -> float:
-        return (
-            session.caller.expires + self._settings.jwt_leeway - time.time()
-            if session.caller
-            else 0
-        )
-
-    def _unauthorized(self, session: Session) -> None:
-        session.close("unauthorized")
-
-    def _expiring(self, session: Session) -> None:
-        if self._left(session) > EXPIRY_WARNING + 1:
-            self._timer(session, self._left(session) - EXPIRY_WARNING, self._expiring)
-        else:
-            session.tell(Status("token_expiring"))
-
-    def _expired(self, session: Session) -> None:
-        if self._left(session) > 1:
-            self._timer(session, self._left(session), self._expired)
-        else:
-            session.tell(Refused.because(None, Refusal("token_expired")))
-            session.close("token_expired")
 
     # Requests that ask the database
 
@@ -256,8 +189,8 @@ class Service:
             session.pending -= 1
 
     async def _publish(self, session: Session, caller: Caller, op: Publish) -> None:
-        subscription = session.subscriptions.get(op.channel)
-        if subscription:
+        hearing = self._hub.hearing(session, op.channel)
+        for subscription in hearing:
             subscription.publishing += 1
         try:
             try:
@@ -272,12 +205,12 @@ class Service:
             session.own_ids.append(str(message_id))
             session.tell(Published(op.ref, str(message_id)))
         finally:
-            if subscription:
+            for subscription in hearing:
                 subscription.publishing -= 1
                 self._hub.release(session, subscription)
 
     def _subscribe(self, session: Session, op: Subscribe) -> None:
-        caller = session.authenticated()
+        session.authenticated()
         names = op.names()
         if not names:
             raise Refusal(
@@ -313,13 +246,12 @@ class Service:
             else:
                 self._hub.start(subscription)
             self._spawn(
-                session, op.ref, name, self._join(session, caller, subscription, op, before is None)
+                session, op.ref, name, self._join(session, subscription, op, before is None)
             )
 
     async def _join(
         self,
         session: Session,
-        caller: Caller,
         subscription: Subscription,
         op: Subscribe,
         fresh: bool,
@@ -331,12 +263,14 @@ class Service:
                 # What was held of a delivery that was under way lies before the start, and
                 # history has it, too. Who was live already must not miss it.
                 subscription.forget(subscription.joined)
-            if not await self._access.may_subscribe(caller, channel):
-                raise Refusal("forbidden")
+            asked, verdict = await self._judge(session, subscription)
             opening, _ = await asyncio.gather(
-                self._opening(session, caller, subscription, op, start),
+                self._opening(session, subscription, op, start),
                 self._attendance.enter(session, subscription),
             )
+            if subscription.doubts != asked.doubts:
+                # What was read for the opening may be more than is still allowed.
+                asked, verdict = await self._judge(session, subscription)
         except BaseException:
             if session.subscriptions.get(channel) is subscription:
                 self._hub.leave(session, channel)
@@ -355,7 +289,7 @@ class Service:
         answer = Subscribed(
             op.ref,
             channel,
-            key.sign(at, caller.cursor_subject) if current else UNSET,
+            key.sign(at, session.authenticated().cursor_subject) if current else UNSET,
             opening.recovered,
             opening.ephemeral,
             opening.reason,
@@ -364,8 +298,18 @@ class Service:
         session.write(opening.frames + session.wire.encode(answer))
         subscription.state = State.LIVE
         subscription.resuming = False
-        if self._hub.release(session, subscription):
+        if self._rechecks.allowed(session, subscription, asked, verdict):
             self._hub.cursor(session, key)
+
+    async def _judge(
+        self, session: Session, subscription: Subscription
+    ) -> tuple[Question, Verdict]:
+        """Ask the policies with the claims of this moment; raises Refusal "forbidden"."""
+        asked = self._rechecks.question(subscription)
+        verdict = await self._access.may_subscribe(session.authenticated(), subscription.channel)
+        if not verdict.allowed:
+            raise Refusal("forbidden")
+        return asked, verdict
 
     async def _settled(self, subscription: Subscription) -> Position:
         """Wait until what was being delivered when the session joined is behind it."""
@@ -380,11 +324,11 @@ class Service:
     async def _opening(
         self,
         session: Session,
-        caller: Caller,
         subscription: Subscription,
         op: Subscribe,
         start: Position,
     ) -> _Opening:
+        caller = session.authenticated()
         if op.after is not None and self._feed.key is not None:
             position = self._feed.key.read(op.after, caller.cursor_subject)
             if position is not None:

@@ -45,6 +45,7 @@ class State(Enum):
 
     PENDING = "pending"  # the policies are being asked, or a replay is being read
     LIVE = "live"
+    ENDED = "ended"  # whoever still has it in his hands must write nothing more for it
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +64,9 @@ class Subscription:
     # Our own publishes under way: with own=False, what comes now may be one of them.
     publishing: int = 0
     counted: bool = False  # as audience: the policies have allowed it
+    doubts: int = 0  # how often it was doubted that it is still allowed
+    doubted: bool = False  # and not answered yet
+    checked: float = 0.0  # when the policies last allowed it
 
     def forget(self, generation: int) -> None:
         """Drop what was held before this generation: a replay covers it."""
@@ -72,7 +76,14 @@ class Subscription:
     @property
     def holding(self) -> bool:
         """Whether live messages must wait."""
-        return self.state is State.PENDING or (self.publishing > 0 and not self.own)
+        return (
+            self.state is not State.LIVE or self.doubted or (self.publishing > 0 and not self.own)
+        )
+
+    @property
+    def unready(self) -> bool:
+        """Whether they must wait for something else than the policies' answer to a doubt."""
+        return self.state is not State.LIVE or (self.publishing > 0 and not self.own)
 
 
 class Session:

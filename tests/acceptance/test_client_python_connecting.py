@@ -80,6 +80,20 @@ async def test_these_close_codes_mean_connect_again(peer: Peer, code: int) -> No
     await realtime.close()
 
 
+async def test_a_drained_client_comes_back_when_the_server_has_asked_it_to(
+    start: Start, peer: Peer
+) -> None:
+    realtime, _, conversation, _ = await start()
+    again = await told(realtime, "reconnecting")
+    await conversation.say({"op": "status", "status": "draining", "retryAfter": 0.123})
+    await conversation.socket.close(code=3000)
+    assert (await soon(again.get()))["delay"] == 0.123
+    conversation = await peer.next()
+    await conversation.welcome()
+    conversation.cut()
+    assert (await soon(again.get()))["delay"] != 0.123  # it was said of that one connection
+
+
 async def test_a_final_close_code_ends_everything_with_an_error(start: Start) -> None:
     realtime, channel, conversation, _ = await start()
     errors = await told(realtime, "error")

@@ -148,15 +148,18 @@ async def test_a_message_over_which_the_server_closes_is_not_sent_for_ever(
     assert await soon(small) == "m1"
 
 
-async def test_a_channel_closed_as_lagging_is_resumed_from_that_moment(start: Start) -> None:
+@pytest.mark.parametrize("code", ["lagging", "unavailable"])
+async def test_a_channel_closed_for_now_is_resumed_from_that_moment(
+    start: Start, code: str
+) -> None:
     _, channel, conversation, heard = await start()
     closed = await told(channel, "closed")
     await conversation.messages("a", ["m1"])
-    await conversation.say({"op": "closed", "channel": "a", "code": "lagging"})
+    await conversation.say({"op": "closed", "channel": "a", "code": code})
     await conversation.say({"op": "cursor", "cursor": "c1"})
     request = await conversation.hear("subscribe")
     assert request["after"] == "c0"
     await conversation.messages("a", ["m1", "m2"], replay=True)
     await conversation.ok(request, channel="a", cursor="c2", recovered=True)
     assert await ids(heard, 2) == ["m1", "m2"]
-    assert await soon(closed.get()) == {"channel": "a", "code": "lagging", "final": False}
+    assert await soon(closed.get()) == {"channel": "a", "code": code, "final": False}

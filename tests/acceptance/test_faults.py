@@ -215,17 +215,21 @@ async def test_what_is_committed_just_before_a_crash_arrives_after_it_once(
 
 
 async def test_sigterm_lets_everybody_go_and_ends_with_zero(opened: pg.Database) -> None:
-    with daemon(opened, slow_grace=2) as bridge:
-        async with connect(bridge.url) as wire, connect(bridge.url, autoclose=False) as stays:
-            await wire.subscribe("room:1")
+    with daemon(opened) as bridge:
+        async with contextlib.AsyncExitStack() as stack:
+            # Closes are spread over time, so with so many there is time to ask.
+            wires = [await stack.enter_async_context(connect(bridge.url)) for _ in range(300)]
+            first = wires.pop()
+            await first.subscribe("room:1")
+            leaving = asyncio.gather(*(wire.closed(30) for wire in wires))
             bridge.signal(signal.SIGTERM)
-            assert (await wire.until(lambda f: f["op"] == "status"))["status"] == "draining"
-            # This one does not answer the close, so there is time to ask.
-            await stays.until(lambda f: f["op"] == "status")
-            status, body = bridge.get("/readyz")
+            told = await first.until(lambda f: f["op"] == "status")
+            assert told["status"] == "draining"
+            assert 0 < told["retryAfter"] < 1
+            status, body = await asyncio.to_thread(bridge.get, "/readyz")
             assert status == 503
             assert "going away" in body
-            assert await wire.closed() == CLOSE["draining"][0] == 3000
+            assert set(await leaving) == {CLOSE["draining"][0]} == {3000}
             assert await asyncio.to_thread(bridge.wait) == 0
         assert "Traceback" not in bridge.log
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterator
@@ -395,6 +396,29 @@ def test_callers_get_the_statistics_of_what_they_can_hear(bridge: Daemon, room: 
         assert_problem(ask(bridge, "GET", f"/messages/stats{query}", key=ALICE), 403, "forbidden")
     both = f"/messages/stats?channelName={room}&channelId=550e8400"
     assert_problem(ask(bridge, "GET", both), 400, "invalid_request", "not both")
+
+
+async def test_who_is_there_and_how_many_is_told_to_who_may_hear(bridge: Daemon, room: str) -> None:
+    async with connect(bridge.url, ALICE) as wire:
+        await wire.subscribe(room)
+        assert (await wire.ask(op="track", channel=room, state={"at": 1}))["op"] == "ok"
+        for key in (ALICE, ADMIN):
+            audience = await asyncio.to_thread(
+                ask, bridge, "GET", f"/audience?channelName={room}", key=key
+            )
+            assert audience.json == {"channel": room, "wsAudienceCount": 1}
+            present = await asyncio.to_thread(
+                ask, bridge, "GET", f"/presence?channelName={room}", key=key
+            )
+            (member,) = present.json["presence"]
+            assert member.pop("joinedAt").endswith("Z")
+            assert member == {
+                "key": "alice", "presence": {"at": 1}, "anonymous": False, "sessions": 1,
+            }  # fmt: skip
+    for path in ("/audience", "/presence"):
+        denied = ask(bridge, "GET", f"{path}?channelName=hidden:1", key=ALICE)
+        assert_problem(denied, 403, "forbidden")
+        assert_problem(ask(bridge, "GET", path, key=ALICE), 400, "invalid_request", "channelName")
 
 
 def test_a_policy_that_fails_says_nothing_of_itself(bridge: Daemon) -> None:

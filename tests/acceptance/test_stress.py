@@ -373,9 +373,12 @@ async def storm(server: pg.OwnServer, database: pg.Database, bridges: list[Daemo
                     task.result()
             await asyncio.sleep(0.1)
     finally:
-        for task in listening:
-            task.cancel()
-        await asyncio.gather(*listening, return_exceptions=True)
+        # Until all have ended: before Python 3.12 `asyncio.wait_for` swallows a cancellation that
+        # comes in the same moment as what it waits for.
+        while running := [task for task in listening if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=1)
 
     total = sum(map(len, expected.values()))
     print(

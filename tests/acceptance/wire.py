@@ -106,6 +106,13 @@ class Wire:
         assert len(got) == count, got
         return got
 
+    async def messages_some(self, count: int, within: float = TIMEOUT) -> int:
+        """Take messages until there were so many, or more; returns how many there were."""
+        got = 0
+        while got < count:
+            got += len((await self.until(lambda f: f["op"] == "messages", within))["messages"])
+        return got
+
     async def quiet(self) -> list[Frame]:
         """All frames that were written before a ping of ours was answered."""
         ref = await self.send(op="ping")

@@ -284,7 +284,11 @@ def test_a_deleted_message_is_a_signal_and_no_message(db: Connection, bridge: Co
     assert only(db, "select rowcast.delete_message(%s)", [message]) is True
     found = drain(bridge, cursor)
     assert [row.kind for row in found.rows] == ["deleted"]
-    assert json.loads(found.rows[0].payload) == {"channel": "room:1", "id": str(message)}
+    assert json.loads(found.rows[0].payload) == {
+        "channel": "room:1",
+        "channel_id": str(only(db, "select id from realtime_channels")),
+        "id": str(message),
+    }
     assert drain(bridge, found.cursor).rows == []
     assert only(db, "select rowcast.delete_message(%s)", [message]) is False
     assert only(db, "select rowcast.delete_message(%s)", [uuid4()]) is False

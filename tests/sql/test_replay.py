@@ -252,3 +252,84 @@ def test_one_call_mixes_every_state(db: Connection, bridge: Connection) -> None:
         ("complete", []),
         ("durable", ["said"]),
     ]
+
+
+def test_a_pattern_replays_what_its_row_governed(db: Connection, bridge: Connection) -> None:
+    db.execute("update realtime_channels set wildcard = true")
+    add_channel(db, "room:secret")
+    publish(db, "room:1", "before")
+    since = ask(bridge)
+    publish(db, "room:1", "first")
+    publish(db, "room:secret", "of another row")
+    publish(db, "room:2", "second", type="broadcast")
+    until = ask(bridge)
+    publish(db, "room:1", "after")
+    pairs = [("room:*", since), ("room:1", since), ("room:*", since), ("hall:*", since)]
+    whole, one_name, again, unknown = replay(bridge, pairs, until)
+    assert whole.state == "complete"
+    assert [(row.channel_name, row.event_name) for row in whole.rows] == [
+        ("room:1", "first"),
+        ("room:2", "second"),
+    ]
+    assert one_name.events == ["first"]
+    assert again.events == whole.events
+    assert unknown.rows == []
+
+
+def test_a_pattern_has_lost_what_any_of_its_names_has(db: Connection, bridge: Connection) -> None:
+    add_channel(db, "hall:*")
+    since = ask(bridge)
+    publish(db, "room:1", type="broadcast")
+    publish(db, "hall:1")
+    db.execute(
+        "insert into rowcast.expired_broadcast (channel_name, xid)"
+        " values ('room:9', pg_current_xact_id())"
+    )
+    db.execute(
+        "insert into rowcast.expired (channel_name, xid) values ('hall:9', pg_current_xact_id())"
+    )
+    until = ask(bridge)
+    states = [a.state for a in replay(bridge, [("room:*", since), ("hall:*", since)], until)]
+    assert states == ["durable", "expired"]
+
+
+def test_replay_of_a_pattern_reads_an_index_and_not_the_leaf(
+    db: Connection, bridge: Connection
+) -> None:
+    """Neither a quiet row among many new messages nor a busy one reads all there is."""
+    add_channel(db, "hall:*")
+    db.execute(
+        "insert into realtime_messages (channel_name, event_name)"
+        " select 'room:' || n % 50, 'old' from generate_series(1, 20000) n"
+    )
+    publish(db, "hall:1", "old")
+    since = ask(bridge)
+    publish(db, "room:1", "new")
+    publish(db, "hall:1", "new")
+    until = ask(bridge)
+    leaf = only(
+        db,
+        "select tableoid::regclass::text from realtime_messages"
+        " where type = 'message' order by seq desc limit 1",
+    )
+    db.execute(f"analyze {leaf}".encode())
+    for channel in ("room:*", "hall:*"):
+        row = only(db, "select id from realtime_channels where pattern = %s", [channel])
+        query = only(db, "select rowcast.replay_query(%s, true)", [[leaf.removeprefix("rowcast.")]])
+        values = {
+            "$1": "null::text",
+            "$2": f"'{since.xmin}'::xid8",
+            "$3": "0",
+            "$4": f"'{until.snapshot}'::pg_snapshot",
+            "$5": f"'{since.snapshot}'::pg_snapshot",
+            "$6": "null::timestamptz",
+            "$7": f"'{row}'::uuid",
+        }
+        for name, value in values.items():
+            query = query.replace(name, value)
+        with db.transaction():
+            db.execute("set local enable_seqscan = off")
+            [plan] = only(db, f"explain (analyze, buffers, format json) {query}".encode())
+        assert plan["Plan"]["Actual Rows"] == 1
+        assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 100
+        assert one(bridge, since, until, channel).events == ["new"]

@@ -70,7 +70,7 @@ class Incoming:
         join, code = self._joins.find(frame.get("channel")), str(frame.get("code"))
         if join is None or join.phase is not Phase.JOINED:
             return
-        final = code not in ("lagging", "expired")
+        final = code not in ("lagging", "expired", "unavailable")
         if final:
             text = f"The server closed channel {join.name}: {code}."
             self._joins.leave(join, RealtimeError(code, text, channel=join.name))

@@ -30,6 +30,7 @@ TOKEN_CODES = {"invalid_token", "token_expired"}
 OPEN_TIMEOUT = 10.0
 STABLE = 5.0
 CLOSE_TIMEOUT = 1.0
+LONGEST_PAUSE = 300.0
 LARGEST_FRAME = 64 * 1024 * 1024
 logger = logging.getLogger("rowcast.client")
 
@@ -72,6 +73,7 @@ class Realtime:
         self._opened: asyncio.Future[None] | None = None
         self._ever_open = False
         self._trouble: RealtimeError | None = None
+        self._pause: float | None = None  # that the server asks for before the next attempt
 
     @property
     def connected(self) -> bool:
@@ -186,6 +188,8 @@ class Realtime:
                 return
             delay = min(self._delays[1], self._delays[0] * 2.0**failures)
             delay *= random.uniform(0.25, 1)
+            if self._pause is not None:
+                delay, self._pause = self._pause, None
             failures += 1
             self._trouble = error
             told = {"attempt": failures, "delay": delay, "reason": str(error)}
@@ -258,6 +262,9 @@ class Realtime:
                 self._tell("status", {"status": frame.get("status")})
                 if frame.get("status") == "token_expiring":
                     self._identity.refresh()
+                after = frame.get("retryAfter")
+                if frame.get("status") == "draining" and isinstance(after, int | float):
+                    self._pause = min(max(float(after), 0.0), LONGEST_PAUSE)
             case "error":
                 self._report(refusal(frame))
             # A newer server may say more than this client knows.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from ..config import Settings
 from .common import Commands, command, port
@@ -22,7 +26,7 @@ example:
   export ROWCAST_DATABASE_URL=postgresql://rowcast_bridge:...@db/app
   export ROWCAST_CALLER_URL=postgresql://rowcast_caller:...@db/app
   export ROWCAST_JWT_SECRET=...
-  rowcast serve --port 8080
+  rowcast serve --port 8080 --workers 4
 """
 
 CONFIG = """\
@@ -40,29 +44,53 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--port", type=port, help="port to listen on instead of ROWCAST_PORT; 0 takes a free one"
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes on the port instead of ROWCAST_WORKERS"
+    )
+    parser.add_argument(
+        "--end-with-stdin", action="store_true", help="end as with SIGTERM when the input closes"
+    )
     parser = command(commands, "config", _config, "Print the effective settings.", CONFIG)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _serve(args: argparse.Namespace) -> int:
-    given = {"host": args.host, "port": args.port}
+    given = {"host": args.host, "port": args.port, "workers": args.workers}
     settings = dataclasses.replace(
         Settings.from_env(os.environ), **{k: v for k, v in given.items() if v is not None}
     ).for_serve()
 
-    def ready(url: str) -> None:
+    def ready(url: str, workers: list[int] | None = None) -> None:
         if settings.log_format == "json" or not sys.stdout.isatty():
-            event = {"event": "ready", "url": url, "pid": os.getpid()}
+            event: dict[str, Any] = {"event": "ready", "url": url, "pid": os.getpid()}
+            if workers is not None:
+                event["workers"] = workers
             print(json.dumps(event, separators=(",", ":")), flush=True)
         else:
             print(f"rowcast listens on {url} (Ctrl-C stops it)", flush=True)
 
-    import asyncio
-
-    from ..bridge import serve
-
-    asyncio.run(serve(settings, ready=ready))
+    asyncio.run(_run(settings, ready, args.end_with_stdin))
     return 0
+
+
+async def _run(settings: Settings, ready: Callable[..., None], end_with_stdin: bool) -> None:
+    if end_with_stdin:
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            if not os.read(sys.stdin.fileno(), 4096):
+                loop.remove_reader(sys.stdin.fileno())
+                signal.raise_signal(signal.SIGTERM)
+
+        loop.add_reader(sys.stdin.fileno(), ended)
+    if settings.workers > 1:
+        from ..workers import supervise
+
+        await supervise(settings, ready=ready)
+    else:
+        from ..bridge import serve
+
+        await serve(settings, ready=ready)
 
 
 def _config(args: argparse.Namespace) -> int:

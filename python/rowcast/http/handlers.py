@@ -21,6 +21,7 @@ from ..errors import Refusal
 from ..feed import Feed
 from .routes import (
     ChannelChanges,
+    ChannelNameQuery,
     ChannelQuery,
     ChannelsQuery,
     ConfigChanges,
@@ -157,9 +158,24 @@ class Handlers:
             raise Refusal(
                 "forbidden", "Name the channel whose statistics you want: ?channelName=chat:room1."
             )
-        if not await self._access.may_subscribe(asked.caller, query.channel_name):
-            raise Refusal("forbidden")
+        await self._may_hear(asked, query.channel_name)
         return _found(await self._database.channel_statistics(query.channel_name, query.since))
+
+    async def get_presence(self, asked: Asked) -> Answer:
+        """Return who is there; callers must be able to hear the channel."""
+        query: ChannelNameQuery = asked.query
+        await self._may_hear(asked, query.channel_name)
+        return _found(await self._database.presence(asked.caller, asked.admin, query.channel_name))
+
+    async def get_audience(self, asked: Asked) -> Answer:
+        """Return how many listen; callers must be able to hear the channel."""
+        query: ChannelNameQuery = asked.query
+        await self._may_hear(asked, query.channel_name)
+        return _found(await self._database.audience(asked.caller, asked.admin, query.channel_name))
+
+    async def _may_hear(self, asked: Asked, channel: str) -> None:
+        if not asked.admin and not await self._access.may_subscribe(asked.caller, channel):
+            raise Refusal("forbidden")
 
     async def get_permissions(self, asked: Asked) -> Answer:
         """Return the policies."""

@@ -83,6 +83,19 @@ ANSWERS: dict[str, Any] = {
         whDeliveryRate={"type": "number", "minimum": 0, "maximum": 1},
         topEvents=_array(_object(eventName={"type": "string"}, count=COUNT)),
     ),
+    "Presence": _object(
+        channel={"type": "string"},
+        presence=_array(
+            _object(
+                key={"type": "string"},
+                presence={},
+                anonymous={"type": "boolean"},
+                sessions=COUNT,
+                joinedAt=TIME,
+            )
+        ),
+    ),
+    "Audience": _object(channel={"type": "string"}, wsAudienceCount=COUNT),
     "Policy": _object(
         policyName={"type": "string"},
         tableName={"type": "string"},

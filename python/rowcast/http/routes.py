@@ -15,6 +15,7 @@ __all__ = [
     "BASE",
     "ROUTES",
     "ChannelChanges",
+    "ChannelNameQuery",
     "ChannelQuery",
     "ChannelsQuery",
     "ConfigChanges",
@@ -80,6 +81,12 @@ class MessagesQuery(StatisticsQuery, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     offset: Offset = 0
     cursor: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+
+
+class ChannelNameQuery(Query, frozen=True, kw_only=True):
+    """Of which name."""
+
+    channel_name: Name
 
 
 class EndpointsQuery(Query, frozen=True, kw_only=True):
@@ -226,6 +233,16 @@ ROUTES = (
         "Statistics: of anything for administrators, for others of a channelName to which they"
         " may subscribe.",
         "Statistics", query=StatisticsQuery, refusals=("not_found",),
+    ),
+    Route(
+        "GET", "/presence", "get_presence",
+        "Who is present in a channel, for administrators and for whoever may subscribe to it.",
+        "Presence", query=ChannelNameQuery,
+    ),
+    Route(
+        "GET", "/audience", "get_audience",
+        "How many sessions are subscribed to a channel at this moment, on all bridges.",
+        "Audience", query=ChannelNameQuery,
     ),
     Route(
         "GET", "/permissions", "get_permissions", "The policies that decide.", "Permissions",

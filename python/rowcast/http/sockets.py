@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 
 from aiohttp import WSMsgType, web
 
@@ -88,6 +89,8 @@ class Sockets:
         self._hub = hub
         self._service = service
         self.draining = False
+        self.open = 0  # also those whose clients have not answered the close yet
+        self.emptied: Callable[[], None] = lambda: None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one client until it is gone."""
@@ -102,6 +105,7 @@ class Sockets:
             decode_text=False,
         )
         await response.prepare(request)
+        self.open += 1
         pipe = _Pipe(request, response, self._settings.slow_grace)
         session = Session(pipe, self._settings, NATIVE)
         observe("session_opened", session=session.id, peer=request.remote)
@@ -112,6 +116,9 @@ class Sockets:
         finally:
             self._service.gone(session, goodbye=response.close_code in GOODBYE)
             await pipe.closed()
+            self.open -= 1
+            if not self.open:
+                self.emptied()
             observe("session_closed", session=session.id, code=response.close_code)
         return response
 

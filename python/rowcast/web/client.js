@@ -30,6 +30,8 @@ const DEFAULTS = { timeout: 30_000, connectTimeout: 20_000, minDelay: 500, maxDe
 const RESERVED = new Set(['message', 'presence', '*', 'error', 'closed', 'deleted', 'resync', 'subscribed']);
 /** Refusals that speak of the moment, not of the caller: the same request may succeed later. */
 const RETRYABLE = new Set(['unavailable', 'rate_limited', 'internal', 'token_expired']);
+/** Codes of a closed channel after which the client subscribes again by itself. */
+const PASSING = new Set(['lagging', 'expired', 'unavailable']);
 const TOKEN_CODES = new Set(['invalid_token', 'token_expired']);
 
 const now = () => performance.now();
@@ -505,6 +507,7 @@ class Realtime {
   #refreshing = null;
   #waits = new Set();
   #retryTimer;
+  #pause;
   #ticker;
   #ticking = 0;
   #connecting = [];
@@ -781,7 +784,7 @@ class Realtime {
     const state = this.#channels.get(channel);
     // While a join is under way its answer decides; this speaks of the subscription before it.
     if (state?.phase !== 'joined') return;
-    if (code === 'lagging' || code === 'expired') {
+    if (PASSING.has(code)) {
       state.phase = 'waiting';
       state.after = this.#cursor;
       state.listeners.emit('closed', { channel, code, final: false });
@@ -860,6 +863,8 @@ class Realtime {
   #status(frame) {
     this.#listeners.emit('status', { status: frame.status });
     if (frame.status === 'token_expiring') this.#refreshOnce();
+    // Thousands are sent away with this one; the server has dealt out when each shall come back.
+    if (frame.status === 'draining') this.#pause = pause(frame.retryAfter, undefined);
   }
 
   // ---- publishing -------------------------------------------------------------------------------
@@ -1096,7 +1101,8 @@ class Realtime {
 
   #retry(error) {
     const { minDelay, maxDelay } = this.#options;
-    const delay = Math.min(maxDelay, minDelay * 2 ** this.#failures) * (0.25 + 0.75 * Math.random());
+    const delay = this.#pause ?? Math.min(maxDelay, minDelay * 2 ** this.#failures) * (0.25 + 0.75 * Math.random());
+    this.#pause = undefined;
     this.#failures += 1;
     this.#trouble = error;
     this.#state = 'waiting';

@@ -148,6 +148,7 @@ class Present(Event, tag="presence", frozen=True):
 
 
 class Status(Event, tag="status", frozen=True):
-    """How the bridge is; the same bytes for all clients of a wire."""
+    """How the bridge is; without a time to return, the same bytes for all clients of a wire."""
 
     status: str
+    retry_after: float | UnsetType = msgspec.field(default=UNSET, name="retryAfter")

@@ -249,19 +249,36 @@ test('a message over which the server closes is not sent for ever', async (t) =>
   assert.equal((await soon(small)).data.id, 'm1');
 });
 
-test('a channel closed as lagging is resumed from the cursor of that moment', async (t) => {
+for (const code of ['lagging', 'unavailable']) {
+  test(`a channel closed as ${code} is resumed from the cursor of that moment`, async (t) => {
+    const server = await startPeer(t);
+    const { peer, channels, heard } = await server.joined(['a']);
+    const events = new Queue();
+    channels[0].on('closed', (event) => events.push(event));
+    peer.messages('a', ['m1']);
+    await heard[0].next();
+    peer.say({ op: 'closed', channel: 'a', code });
+    peer.say({ op: 'cursor', cursor: 'c1' }); // says nothing of a channel that is not joined
+    assert.deepEqual(await events.next(), { channel: 'a', code, final: false });
+    const request = await peer.hear('subscribe');
+    assert.equal(request.after, 'c0');
+    peer.messages('a', ['m1', 'm2'], { replay: true });
+    peer.ok(request, { channel: 'a', cursor: 'c2', recovered: true });
+    assert.equal(await heard[0].next(), 'm2');
+  });
+}
+
+test('a drained client comes back when the server has asked it to', async (t) => {
   const server = await startPeer(t);
-  const { peer, channels, heard } = await server.joined(['a']);
-  const events = new Queue();
-  channels[0].on('closed', (event) => events.push(event));
-  peer.messages('a', ['m1']);
-  await heard[0].next();
-  peer.say({ op: 'closed', channel: 'a', code: 'lagging' });
-  peer.say({ op: 'cursor', cursor: 'c1' }); // says nothing of a channel that is not joined
-  assert.deepEqual(await events.next(), { channel: 'a', code: 'lagging', final: false });
-  const request = await peer.hear('subscribe');
-  assert.equal(request.after, 'c0');
-  peer.messages('a', ['m1', 'm2'], { replay: true });
-  peer.ok(request, { channel: 'a', cursor: 'c2', recovered: true });
-  assert.equal(await heard[0].next(), 'm2');
+  const { peer, client } = await server.joined(['a']);
+  const told = new Queue();
+  client.realtime.on('reconnecting', ({ delay }) => told.push(delay));
+  peer.say({ op: 'status', status: 'draining', retryAfter: 0.123 });
+  peer.socket.close(3000);
+  assert.equal(await told.next(), 123);
+  const next = await server.next();
+  await next.welcome();
+  assert.equal((await next.hear('subscribe')).after, 'c0');
+  next.socket.terminate();
+  assert.notEqual(await told.next(), 123); // it was said of that one connection
 });

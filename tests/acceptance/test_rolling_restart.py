@@ -1,0 +1,119 @@
+"""Three bridges are replaced one after the other under load, and nobody misses anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import resource
+import signal
+import time
+
+import psycopg
+import pytest
+
+import pg
+from acceptance.daemon import Daemon, open_channels, token
+from acceptance.herd import Herd
+from rowcast.client import Message
+from rowcast.client import connect as client
+
+pytestmark = pytest.mark.acceptance
+
+CLIENTS = 2000
+REAL = 20
+ROOMS = 20
+BRIDGES = 3
+
+
+@pytest.fixture
+def room_for_sockets() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(20_000, hard), hard))
+
+
+async def publish(url: str, stop: asyncio.Event) -> dict[str, list[int]]:
+    """Publish numbers to all rooms, durable and ephemeral, in every third transaction two."""
+    said: dict[str, list[int]] = {f"room:{room}": [] for room in range(ROOMS)}
+    number = 0
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        while not stop.is_set():
+            async with connection.transaction():
+                for _ in range(1 + (number % 3 == 0)):
+                    number += 1
+                    room = random.choice(list(said))
+                    await connection.execute(
+                        "select rowcast.publish(%s, 'e', to_jsonb(%s), %s)",
+                        [room, number, "broadcast" if number % 4 == 0 else "message"],
+                    )
+                    said[room].append(number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.03)
+    return said
+
+
+async def test_a_rolling_restart_loses_and_doubles_nothing(
+    database: pg.Database, room_for_sockets: None
+) -> None:
+    open_channels(database, "room:*")
+    bridges = [Daemon(database, reuse_port="yes") for _ in range(BRIDGES)]
+    async with contextlib.AsyncExitStack() as stack:
+        for bridge in bridges:
+            stack.callback(bridge.remove)
+        for bridge in bridges:
+            bridge.environment["PORT"] = bridges[0].environment["PORT"]
+            await asyncio.to_thread(bridge.start)
+        url = bridges[0].url
+        port = int(url.rsplit(":", 1)[1])
+        members = [(token(f"user{n}"), f"room:{n % ROOMS}") for n in range(CLIENTS)]
+        herd = await stack.enter_async_context(Herd(port, members))
+        heard: dict[int, list[int]] = {n: [] for n in range(REAL)}
+        connected = [0] * REAL
+        for n in range(REAL):
+            realtime = await stack.enter_async_context(client(url, token=token(f"real{n}")))
+
+            def count(_told: object, n: int = n) -> None:
+                connected[n] += 1
+
+            realtime.on("connect", count)
+            channel = realtime.channel(f"room:{n % ROOMS}")
+
+            def hear(message: Message, n: int = n) -> None:
+                heard[n].append(message.payload)
+                herd.progress.set()
+
+            channel.on("*", hear)
+            await channel.subscribe()
+
+        stop = asyncio.Event()
+        publishing = asyncio.create_task(publish(database.url, stop))
+        for bridge in bridges:
+            old, began = bridge.process, time.monotonic()
+            assert old is not None
+            bridge.launch()  # the next one, on the same port, before this one goes
+            await asyncio.to_thread(bridge.wait_ready)
+            old.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(old.wait, 30) == 0
+            assert old.stdout is not None
+            old.stdout.close()
+            assert time.monotonic() - began < 30
+            await herd.connected(60)
+        stop.set()
+        said = await publishing
+
+        async with asyncio.timeout(60):
+            while any(len(s.got) < len(said[s.channel]) for s in herd.sheep) or any(
+                len(heard[n]) < len(said[f"room:{n % ROOMS}"]) for n in range(REAL)
+            ):
+                herd.progress.clear()
+                await herd.progress.wait()
+        await herd.connected(30)
+        for sheep in herd.sheep:
+            assert sorted(sheep.got) == said[sheep.channel]
+            assert not sheep.doubled
+            assert not sheep.unrecovered
+        for n in range(REAL):
+            assert sorted(heard[n]) == said[f"room:{n % ROOMS}"]
+        # It was a test: most clients were sent away at least once.
+        assert sum(sheep.connections > 1 for sheep in herd.sheep) > CLIENTS / 2
+        assert sum(map(len, said.values())) > 100

@@ -1,0 +1,181 @@
+"""Several processes on one port: dealt out, started again, ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import pg
+from acceptance.daemon import Daemon, daemon, open_channels, token
+from acceptance.wire import ClosedError, connect
+from rowcast.client import Message
+from rowcast.client import connect as client
+
+pytestmark = pytest.mark.acceptance
+
+
+@pytest.fixture
+def opened(database: pg.Database) -> pg.Database:
+    open_channels(database, "room:*")
+    return database
+
+
+@pytest.fixture
+def bridge(opened: pg.Database) -> Iterator[Daemon]:
+    with daemon(opened, workers=2) as running:
+        yield running
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def say(database: pg.Database, payload: str) -> None:
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        connection.execute("select rowcast.publish('room:1', 'e', to_jsonb(%s::text))", [payload])
+
+
+async def test_clients_are_dealt_out_and_each_hears_everything_once(
+    bridge: Daemon, opened: pg.Database
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(connect(bridge.url)) for _ in range(40)]
+        for wire in wires:
+            await wire.subscribe("room:1")
+        say(opened, "to all")
+        for wire in wires:
+            assert [m["payload"] for m in await wire.messages(1)] == ["to all"]
+        shares = [open_files(pid) for pid in children(bridge.pid)]
+        assert len(shares) == 2
+        assert min(shares) > 15, "each has some of the clients"
+        # Whichever worker answers tells the sums.
+        for _ in range(5):
+            assert bridge.metric("rowcast_connections") == 40
+            assert bridge.metric("rowcast_subscriptions") == 40
+
+
+async def test_a_worker_that_dies_is_started_again_and_its_clients_miss_nothing(
+    bridge: Daemon, opened: pg.Database
+) -> None:
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            realtime = await stack.enter_async_context(
+                client(bridge.url, token=token(), min_delay=0.05)
+            )
+            await realtime.channel("room:1").on("message", heard.put_nowait).subscribe()
+        for round_ in range(2):
+            for victim in children(bridge.pid):
+                os.kill(victim, signal.SIGKILL)
+                say(opened, f"{round_} {victim}")
+                got = [await asyncio.wait_for(heard.get(), 20) for _ in range(8)]
+                assert {m.payload for m in got} == {f"{round_} {victim}"}
+                pg.eventually(
+                    lambda gone=victim: len(set(children(bridge.pid)) - {gone}) == 2,
+                    timeout=30,
+                    what="another worker",
+                )
+        assert heard.empty()
+        assert bridge.log.count("event=worker_lost") == 4
+        pg.eventually(lambda: bridge.metric("rowcast_connections") == 8)
+
+
+async def test_sigterm_ends_them_all_with_zero(bridge: Daemon) -> None:
+    workers = children(bridge.pid)
+    async with connect(bridge.url) as one, connect(bridge.url) as two:
+        bridge.signal(signal.SIGTERM)
+        assert await one.closed() == 3000
+        assert await two.closed() == 3000
+        assert await asyncio.to_thread(bridge.wait) == 0
+    assert not [pid for pid in workers if alive(pid)]
+    assert "Traceback" not in bridge.log
+
+
+async def test_when_the_parent_is_killed_its_workers_end_too(bridge: Daemon) -> None:
+    workers = children(bridge.pid)
+    async with connect(bridge.url) as wire:
+        os.kill(bridge.pid, signal.SIGKILL)
+        assert await wire.closed() == 3000
+    pg.eventually(lambda: not [pid for pid in workers if alive(pid)], what="they end")
+
+
+def test_what_keeps_a_worker_from_starting_ends_them_all(database: pg.Database) -> None:
+    bridge = Daemon(database, workers=2, caller_url=database.bridge_url)
+    try:
+        bridge.launch()
+        assert bridge.wait() == 1
+        assert "ROWCAST_CALLER_URL" in bridge.log
+        assert "before all could serve" in bridge.log
+    finally:
+        bridge.remove()
+
+
+def test_a_port_that_somebody_else_uses_is_refused_in_words(
+    opened: pg.Database,
+) -> None:
+    with daemon(opened) as alone:
+        bridge = Daemon(opened, workers=2, port=alone.environment["PORT"])
+        try:
+            bridge.launch()
+            assert bridge.wait() == 1
+            assert "set ROWCAST_PORT" in bridge.log
+        finally:
+            bridge.remove()
+
+
+async def test_bridges_that_share_a_port_can_be_replaced_one_by_one(opened: pg.Database) -> None:
+    with daemon(opened, reuse_port="yes") as old:
+        async with connect(old.url) as wire:
+            await wire.subscribe("room:1")
+            with daemon(opened, reuse_port="yes", port=old.environment["PORT"]) as new:
+                assert new.url == old.url
+                old.signal(signal.SIGTERM)
+                status = await wire.until(lambda f: f["op"] == "status")
+                assert status["status"] == "draining"
+                assert 0 < status["retryAfter"] <= 0.5
+                with contextlib.suppress(ClosedError):
+                    await wire.closed()
+                assert await asyncio.to_thread(old.wait) == 0
+                for _ in range(10):
+                    async with connect(new.url) as again:
+                        await again.subscribe("room:1")
+
+
+def test_the_ready_line_names_the_workers(opened: pg.Database) -> None:
+    bridge = Daemon(opened, workers=2)
+    try:
+        bridge.launch()
+        assert bridge.process is not None
+        assert bridge.process.stdout is not None
+        said = json.loads(bridge.process.stdout.readline())
+        assert said["event"] == "ready"
+        assert said["pid"] == bridge.pid
+        assert sorted(said["workers"]) == sorted(children(bridge.pid))
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", said["url"])
+        assert bridge.terminate() == 0
+    finally:
+        bridge.remove()

@@ -1,0 +1,141 @@
+"""Doubts, patterns and who is concerned, in the fan-out: without a socket or a database."""
+
+from __future__ import annotations
+
+from bridge.test_hub import Scene, message
+from rowcast.caller import Caller
+from rowcast.message import Message
+from rowcast.session import Session, State, Subscription
+
+
+def stamped(payload: str, channel: str, row: str) -> Message:
+    return Message(1, "id-" + payload, "message", channel, row, "e", payload, "user", "u", "t")
+
+
+def subscription_of(session: Session, channel: str = "room") -> Subscription:
+    return session.subscriptions[channel]
+
+
+def test_in_doubt_messages_are_held_and_no_cursor_covers_them() -> None:
+    scene = Scene()
+    session, pipe = scene.client("room")
+    other, its = scene.client("room")
+    subscription = subscription_of(session)
+    subscription.doubted = True
+    scene.drained(message("1"))
+    assert not pipe.payloads()
+    assert its.payloads() == [1]
+    assert other.dirty
+    assert not scene.hub.release(session, subscription)
+    subscription.doubted = False
+    assert scene.hub.release(session, subscription)
+    assert pipe.payloads() == [1]
+
+
+def test_an_answer_frees_what_was_read_before_its_question() -> None:
+    """Or doubts that come faster than answers would hold everything back for ever."""
+    scene = Scene()
+    session, pipe = scene.client("room")
+    subscription = subscription_of(session)
+    subscription.doubted = True
+    scene.drained(message("1"))
+    asked = scene.hub.horizon
+    scene.drained(message("2"))  # read together with the next doubt
+    assert scene.hub.release(session, subscription, asked)
+    assert pipe.payloads() == [1]
+    subscription.doubted = False
+    assert scene.hub.release(session, subscription)
+    assert pipe.payloads() == [2]
+
+
+def test_who_is_ended_in_the_middle_of_a_delivery_gets_nothing_after_it() -> None:
+    scene = Scene()
+    clients = [scene.client("room", "hall") for _ in range(600)]
+    for messages in ([message("1")], [message("1"), message("2", "hall")]):
+        delivery = scene.hub.deliver(messages)
+        next(delivery)
+        gone = [session for session, pipe in clients if not pipe.data]
+        assert gone
+        for session in gone:
+            scene.hub.leave(session, "room")
+        lengths = {session: len(pipe.data) for session, pipe in clients}
+        for _ in delivery:
+            pass
+        for session, pipe in clients:
+            if session in gone:
+                assert len(pipe.data) == lengths[session]
+        for session in gone:
+            scene.join(session, "room").state = State.LIVE
+        for _, pipe in clients:
+            pipe.frames()
+
+
+def test_a_pattern_hears_the_messages_of_its_row_only() -> None:
+    scene = Scene()
+    session, pipe = scene.client("order:*", "order:1")
+    scene.hub.resolve("order:*", "row")
+    scene.drained(
+        stamped("1", "order:1", "row"),
+        stamped("2", "order:2", "another"),
+        stamped("3", "order:3", "row"),
+    )
+    frames = {f["channel"]: [m["channel"] for m in f["messages"]] for f in pipe.frames()}
+    assert frames == {"order:*": ["order:1", "order:3"], "order:1": ["order:1"]}
+    scene.hub.leave(session, "order:*")
+    scene.drained(stamped("4", "order:2", "row"))
+    assert not pipe.frames()
+
+
+def test_while_its_row_is_not_known_what_may_be_of_it_is_held() -> None:
+    scene = Scene()
+    session, pipe = scene.client()
+    subscription = scene.join(session, "order:*")
+    scene.drained(stamped("1", "order:1", "row"), stamped("2", "order:2", "another"))
+    scene.drained(stamped("3", "hall:1", "hall"))
+    subscription.state = State.LIVE
+    scene.hub.resolve("order:*", "row")
+    assert scene.hub.release(session, subscription)
+    assert pipe.payloads() == [1]
+
+
+def test_a_row_that_is_made_anew_goes_on_where_the_old_one_ended() -> None:
+    scene = Scene()
+    session, pipe = scene.client("order:*")
+    scene.hub.resolve("order:*", "old")
+    subscription = subscription_of(session, "order:*")
+    scene.hub.reopen("order:*")
+    subscription.doubted = True
+    scene.drained(
+        stamped("1", "order:1", "old"),
+        stamped("2", "order:1", "new"),
+        stamped("3", "order:1", "another"),
+    )
+    subscription.doubted = False
+    scene.hub.resolve("order:*", "new")
+    scene.hub.release(session, subscription)
+    scene.drained(stamped("4", "order:1", "new"))
+    assert pipe.payloads() == [1, 2, 4]
+
+
+def test_those_concerned_are_found_by_user_name_and_pattern() -> None:
+    scene = Scene()
+    sessions = {}
+    for user, channels in {"a": ["r:1", "r:2"], "b": ["r:1", "r:*"], "c": ["h:1"]}.items():
+        session, _ = scene.client(*channels)
+        scene.hub.identify(session, Caller("authenticated", user, "{}", 0.0))
+        sessions[session] = user
+
+    def concerned(user: str | None, channel: str | None) -> set[str]:
+        return {f"{sessions[s]} {x.channel}" for s, x in scene.hub.concerned(user, channel)}
+
+    assert concerned("a", None) == {"a r:1", "a r:2"}
+    assert concerned("a", "r:2") == {"a r:2"}
+    assert concerned("b", "r:1") == {"b r:1", "b r:*"}
+    assert concerned(None, "r:1") == {"a r:1", "b r:1"}
+    assert concerned(None, "r:*") == {"a r:1", "a r:2", "b r:1", "b r:*"}
+    assert len(concerned(None, None)) == 5
+    assert concerned("nobody", None) == set()
+    for session in list(sessions):
+        scene.hub.remove(session)
+    assert concerned("a", None) == set()
+    assert not scene.hub.sessions_of("a")
