@@ -32,6 +32,7 @@ from .http.broadcast import Broadcasts
 from .http.handlers import Handlers
 from .http.phoenix import PhoenixDoor
 from .http.rest import Rest
+from .http.socketio import SocketIODoor
 from .http.sockets import Sockets
 from .hub import Hub
 from .identity import Identities
@@ -108,6 +109,7 @@ class _Bridge:
         handlers = Handlers(RestDatabase(self.database, settings), access, self.feed)
         self.rest = Rest(settings, self.feed, verifier, handlers)
         self.broadcasts = Broadcasts(self.rest, handlers)
+        self.socketio = SocketIODoor(settings, self.sockets, service, self.rest)
         self._frozen = FREEZE_FROM
 
     async def deliver(
@@ -253,6 +255,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
             bridge.sockets,
             bridge.phoenix,
             bridge.broadcasts,
+            bridge.socketio,
             bridge.rest,
             bridge.feed,
             max_body=settings.max_frame,
