@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 
 from ..config import Settings
@@ -28,6 +29,8 @@ ADRIFT = (0.5, 3.0)
 # Closed for these reasons, a client shall not come back by itself.
 FOR_GOOD = {CLOSE[why][0] for why in ("abuse", "kicked")}
 PING = text_frame(engineio.PING)
+# Packets in the answer to a poll: python-engineio takes 16, and gives up at more.
+PACKETS = 15
 
 
 class Connection:
@@ -60,7 +63,7 @@ class Connection:
         self.pipe: SocketPipe | None = None
         self._settings = settings
         self._ended = ended
-        self._queue: list[bytes] = []
+        self._queue: deque[bytes] = deque()
         self._queued = 0
         self._news = asyncio.Event()
         self._closing = False
@@ -75,7 +78,7 @@ class Connection:
         if self.pipe is not None:
             self.pipe.write(data)
         elif not self.gone:
-            self._queue.append(data)
+            self._queue.extend(engineio.payloads(data))
             self._queued += len(data)
             self._news.set()
 
@@ -91,15 +94,17 @@ class Connection:
             return
         if code == CLOSE["slow"][0]:
             observe("slow_client", waiting=self._queued)
-            self._drop()
+            self._take(len(self._queue))
         self._news.set()
         self._later(LAST_POLL, self.end)
 
     def _later(self, delay: float, call: Callable[[], None]) -> None:
         self._timers.append(self._loop.call_later(delay, call))
 
-    def _drop(self) -> None:
-        self._queue, self._queued = [], 0
+    def _take(self, most: int) -> list[bytes]:
+        packets = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        self._queued = self._queued - sum(map(len, packets)) if self._queue else 0
+        return packets
 
     async def poll(self) -> bytes:
         """Wait for something to say, and return it as the answer to a poll."""
@@ -110,17 +115,16 @@ class Connection:
                 await self._news.wait()
         finally:
             self.polled = False
-        frames = self._queue
-        self._drop()
-        if self._closing or self.gone:
-            return engineio.answer(frames, engineio.CLOSE)
+        packets = self._take(PACKETS)
+        if self.closing:
+            packets.append(engineio.CLOSE)
         # While it goes over to a WebSocket its poll must end.
-        return engineio.answer(frames) if frames else engineio.NOOP
+        return engineio.join(packets or [engineio.NOOP])
 
     @property
     def closing(self) -> bool:
-        """Whether nothing is to follow what the last poll got."""
-        return self._closing or self.gone
+        """Whether nothing is to follow what a poll gets."""
+        return self.gone or (self._closing and not self._queue)
 
     def probe(self, *, begins: bool) -> None:
         """A WebSocket is being tried, or was not taken."""
@@ -131,10 +135,8 @@ class Connection:
         """From now on everything goes to a WebSocket."""
         self.probing = False
         self.pipe = pipe
-        frames = self._queue
-        self._drop()
-        if frames:
-            pipe.write(b"".join(frames))
+        if packets := self._take(len(self._queue)):
+            pipe.write(b"".join(map(text_frame, packets)))
 
     # From the client
 

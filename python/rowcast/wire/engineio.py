@@ -7,13 +7,25 @@ Source: the Engine.IO protocol, https://socket.io/docs/v4/engine-io-protocol/.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from .frames import text_frame
 
-__all__ = ["CLOSE", "MESSAGE", "NOOP", "PING", "PONG", "PROBE", "UPGRADE", "answer", "cut", "hello"]
+__all__ = [
+    "CLOSE",
+    "MESSAGE",
+    "NOOP",
+    "PING",
+    "PONG",
+    "PROBE",
+    "UPGRADE",
+    "cut",
+    "hello",
+    "join",
+    "payloads",
+]
 
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = (b"0", b"1", b"2", b"3", b"4", b"5", b"6")
 PROBE = b"probe"
@@ -54,19 +66,8 @@ def cut(body: bytes, most: int) -> list[bytes]:
     return packets
 
 
-def answer(frames: Iterable[bytes], *more: bytes) -> bytes:
-    """Return the answer to a poll.
-
-    Args:
-        frames: WebSocket frames of ours, several in one byte string perhaps.
-        more: further packets.
-    """
-    packets = [packet for data in frames for packet in _payloads(data)]
-    return SEPARATOR.join([*packets, *more])
-
-
-def _payloads(data: bytes) -> Iterable[bytes]:
-    """What is in frames of a server, which are whole and not masked (see `frames`)."""
+def payloads(data: bytes) -> Iterator[bytes]:
+    """The packets in frames of a server, which are whole and not masked (see `frames`)."""
     at = 0
     while at < len(data):
         size, at = data[at + 1], at + 2
@@ -75,3 +76,8 @@ def _payloads(data: bytes) -> Iterable[bytes]:
             size, at = int.from_bytes(data[at : at + width], "big"), at + width
         yield data[at : at + size]
         at += size
+
+
+def join(packets: Iterable[bytes]) -> bytes:
+    """Return the answer to a poll."""
+    return SEPARATOR.join(packets)
