@@ -37,11 +37,11 @@ begin atomic
     )
 
     select distinct
-        'RCL106' as code,
-        'error' as level,
-        f.oid::regprocedure::text as object,
-        'runs as its owner on the search_path of its caller' as message,
-        format('alter function %s set search_path = pg_catalog, pg_temp;', f.oid::regprocedure) as hint
+        'RCL106',
+        'error',
+        f.oid::regprocedure::text,
+        'runs as its owner on the search_path of its caller',
+        format('alter function %s set search_path = pg_catalog, pg_temp;', f.oid::regprocedure)
     from called as f
     where f.prosecdef and not exists (
             select from unnest(f.proconfig) as s (setting)
@@ -49,11 +49,11 @@ begin atomic
         )
     union all
     select distinct
-        'RCL214' as code,
-        'error' as level,
-        f.label as object,
-        format('calls %s, which %s may not execute', f.oid::regprocedure, r.id::regrole) as message,
-        format('grant execute on function %s to %s;', f.oid::regprocedure, r.id::regrole) as hint
+        'RCL214',
+        'error',
+        f.label,
+        format('calls %s, which %s may not execute', f.oid::regprocedure, r.id::regrole),
+        format('grant execute on function %s to %s;', f.oid::regprocedure, r.id::regrole)
     from called as f
     cross join lateral rowcast.policy_callers(f.polroles) as r (id)
     where not (
