@@ -58,10 +58,14 @@ begin
     language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp
     as $f$
     begin
+        if broadcast_changes.level = 'STATEMENT' then
+            raise exception 'broadcast_changes() needs a trigger for each row'
+            using errcode = '0A000', hint = 'A statement has no NEW and no OLD: create the trigger with FOR EACH ROW.';
+        end if;
         perform rowcast.publish(
             broadcast_changes.topic_name, broadcast_changes.event_name,
             jsonb_build_object(
-                'schema', broadcast_changes.table_schema, 'table', broadcast_changes.table_name,
+                'id', gen_random_uuid(), 'schema', broadcast_changes.table_schema, 'table', broadcast_changes.table_name,
                 'operation', broadcast_changes.operation,
                 'record', to_jsonb(broadcast_changes.new), 'old_record', to_jsonb(broadcast_changes.old)
             ),

@@ -75,7 +75,8 @@ rowcast.audience_write(uuid, text[], integer[]),
 rowcast.presence_write(uuid, text[], text[], text[], integer[], boolean[], integer),
 rowcast.presence_read(text[]),
 rowcast.channel_audience(text), rowcast.channel_presence(text),
-rowcast.admin_audience(text, text), rowcast.admin_presence(text, text)
+rowcast.admin_audience(text, text), rowcast.admin_presence(text, text),
+rowcast.keep_handles(bytea[], text[]), rowcast.find_handles(bytea[])
 to rowcast_bridge;
 
 -- What is wrong with policies: read from the catalogues with the rights of whoever asks.

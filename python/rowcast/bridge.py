@@ -26,8 +26,11 @@ from .doorbell import Doorbell
 from .egress import Guard, Sender
 from .errors import ConfigError
 from .feed import Feed
+from .handles import Handles
 from .http.app import build
+from .http.broadcast import Broadcasts
 from .http.handlers import Handlers
+from .http.phoenix import PhoenixDoor
 from .http.rest import Rest
 from .http.sockets import Sockets
 from .hub import Hub
@@ -89,12 +92,22 @@ class _Bridge:
         verifier = Verifier(settings)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)
         identities = Identities(settings, self.hub, self.feed, verifier)
+        self.handles = Handles(self.database)
         service = Service(
-            settings, self.hub, self.feed, access, attendance, identities, self.rechecks
+            settings,
+            self.hub,
+            self.feed,
+            access,
+            attendance,
+            identities,
+            self.rechecks,
+            self.handles,
         )
         self.sockets = Sockets(settings, self.hub, service)
+        self.phoenix = PhoenixDoor(self.sockets, identities, self.handles)
         handlers = Handlers(RestDatabase(self.database, settings), access, self.feed)
         self.rest = Rest(settings, self.feed, verifier, handlers)
+        self.broadcasts = Broadcasts(self.rest, handlers)
         self._frozen = FREEZE_FROM
 
     async def deliver(
@@ -214,6 +227,8 @@ class _Bridge:
                 async with asyncio.timeout(began + self.settings.drain_timeout - loop.time()):
                     await gone.wait()
         await finishing
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.handles.flush(), self.settings.query_timeout)
 
 
 async def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> None:
@@ -234,7 +249,14 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
-        build(bridge.sockets, bridge.feed, bridge.rest, max_body=settings.max_frame),
+        build(
+            bridge.sockets,
+            bridge.phoenix,
+            bridge.broadcasts,
+            bridge.rest,
+            bridge.feed,
+            max_body=settings.max_frame,
+        ),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=1,
@@ -266,6 +288,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
                     bridge.audience.run,
                     bridge.tracking.run,
                     bridge.presence.run,
+                    bridge.handles.run,
                 )
             ]
             tasks += running

@@ -157,6 +157,18 @@ class Settings:
             )
         return self
 
+    def limits(self) -> dict[str, float]:
+        """What clients are told of the limits."""
+        return {
+            "frame": self.max_frame,
+            "channels": self.max_channels,
+            "state": self.max_state,
+            "history": self.max_history,
+            "rate": self.frame_rate,
+            "burst": self.frame_burst,
+            "pending": self.max_pending,
+        }
+
     def shown(self) -> dict[str, str]:
         """Return variable → effective value, secrets masked, for `rowcast config`."""
         return {

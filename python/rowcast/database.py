@@ -70,6 +70,8 @@ SETTLE = "select rowcast.settle_deliveries($1, $2, $3, $4, $5, $6, $7, $8)"
 RETURN = "select rowcast.return_deliveries($1, $2, $3)"
 OUTLOOK = "select * from rowcast.delivery_outlook($1, $2)"
 MARKS = "select rowcast.raise_marks($1)"
+KEEP_HANDLES = "select rowcast.keep_handles($1, $2)"
+FIND_HANDLES = "select rowcast.find_handles($1)"
 
 # Milliseconds for a question that is asked again alone because its batch took too long.
 BRIEF = "1000"
@@ -448,6 +450,14 @@ class Database:
         assert self._bridge is not None
         rows: list[asyncpg.Record] = await self._bridge.fetch(READ_PRESENCE, channels)
         return rows
+
+    async def keep_handles(self, handles: Sequence[tuple[bytes, str]]) -> None:
+        """Remember digest and cursor of each handle."""
+        await self.row(KEEP_HANDLES, *zip(*handles, strict=True))
+
+    async def find_handles(self, keys: Sequence[bytes]) -> list[str | None]:
+        """The cursor of each handle, or None."""
+        return list((await self.row(FIND_HANDLES, keys))[0])
 
     async def alive(self) -> None:
         """Raise when the database does not answer."""

@@ -40,6 +40,19 @@ class Identities:
         self._verifier = verifier
         self._timers: dict[Session, list[asyncio.TimerHandle]] = {}
 
+    async def identify(self, token: str) -> Caller:
+        """Who the token speaks for.
+
+        Raises:
+            Refusal: it is not valid, or that cannot be said now.
+        """
+        if not self._feed.roles:
+            raise Refusal("unavailable", "The database has not been reached yet: try again.")
+        try:
+            return await self._verifier.verify(token, self._feed.roles)
+        except AuthError as error:
+            raise Refusal(error.code, str(error)) from None
+
     async def authenticate(self, session: Session, token: str) -> tuple[Caller, bool]:
         """Take a token for a session, the first or a new one.
 
@@ -49,14 +62,10 @@ class Identities:
         Raises:
             Refusal: the token is not good, is somebody else's, or cannot be checked now.
         """
-        if not self._feed.roles:
-            raise Refusal("unavailable", "The database has not been reached yet: try again.")
-        try:
-            caller = await self._verifier.verify(token, self._feed.roles)
-        except AuthError as error:
-            raise Refusal(error.code, str(error)) from None
+        caller = await self.identify(token)
         before = session.caller
-        if before is not None and before.subject != caller.subject and before.subject is not None:
+        other = before is not None and before.subject not in (None, caller.subject)
+        if other and (session.subscriptions or session.pending):
             raise Refusal("invalid_token", "A new token must keep the sub: connect again instead.")
         self._hub.identify(session, caller)
         self.forget(session)

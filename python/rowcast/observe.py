@@ -40,6 +40,10 @@ EVENTS: dict[str, tuple[int, str]] = {
     "upkeep_failed": (logging.WARNING, "Upkeep failed and is tried again."),
     "outbox_lost": (logging.WARNING, "Webhooks wait for the database; claimed ones are kept."),
     "keys_unavailable": (logging.WARNING, "The JWKS could not be fetched; known keys stay."),
+    "handles_unwritten": (
+        logging.WARNING,
+        "Cursors of handles could not be written down; tried again.",
+    ),
     "policy_error": (logging.WARNING, "A policy raised an error and thereby denied."),
     "refused": (logging.DEBUG, "A request was refused."),
     "closed": (logging.DEBUG, "A subscription lost its access and was ended with this code."),

@@ -192,7 +192,7 @@ class Presence:
         hearing = [
             (session, subscription)
             for session, subscription in self._hub.members(channel)
-            if subscription.state is State.LIVE
+            if subscription.state is State.LIVE and subscription.watching
         ]
         metrics.presence_events.inc(len(events))
         for told, (session, subscription) in enumerate(hearing, 1):
@@ -222,6 +222,7 @@ class Presence:
                 session.tell(Present(channel, joins, full=True))
 
 
-def change(kind: str, key: str, state: str) -> Change:
+def change(kind: str, key: str, state: str, before: str | None = None) -> Change:
     """One event as wires encode it."""
-    return Change(kind, key, msgspec.Raw(state.encode()))
+    told = None if before is None else msgspec.Raw(before.encode())
+    return Change(kind, key, msgspec.Raw(state.encode()), told)

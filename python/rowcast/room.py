@@ -99,8 +99,9 @@ class Room:
         """Whether something may have changed since clients were told."""
         return bool(self._changed)
 
-    def news(self) -> list[tuple[str, str, str]]:
-        """What clients have to be told now, as (type, key, state); they count as told."""
+    def news(self) -> list[tuple[str, str, str, str | None]]:
+        """What clients have to be told now, as (type, key, state, what they were told last); they
+        count as told."""
         events = []
         for key in self._changed:
             before = self.told.get(key)
@@ -109,9 +110,9 @@ class Room:
                 state = max(rows.values(), key=lambda row: row.seq).state
                 assert state is not None
                 if state != before:
-                    events.append(("join" if before is None else "update", key, state))
+                    events.append(("join" if before is None else "update", key, state, before))
                     self.told[key] = state
             elif before is not None:
-                events.append(("leave", key, self.told.pop(key)))
+                events.append(("leave", key, self.told.pop(key), before))
         self._changed.clear()
         return events

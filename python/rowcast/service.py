@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from .access import Access, Verdict
@@ -16,6 +17,7 @@ from .config import Settings
 from .cursor import Position
 from .errors import Refusal
 from .feed import Feed
+from .handles import Handles
 from .hub import Hub
 from .identity import Identities
 from .message import Message
@@ -30,7 +32,18 @@ from .wire.events import (
     Subscribed,
     Welcome,
 )
-from .wire.operations import Auth, Op, Ping, Publish, Subscribe, Track, Unsubscribe, Untrack
+from .wire.operations import (
+    Auth,
+    Op,
+    Ping,
+    Publish,
+    Refresh,
+    Resume,
+    Subscribe,
+    Track,
+    Unsubscribe,
+    Untrack,
+)
 
 __all__ = ["Service"]
 
@@ -56,6 +69,7 @@ class Service:
         attendance: counts and shows who is here.
         identities: takes tokens.
         rechecks: told what has to be asked again.
+        handles: where clients left off that keep no cursor.
     """
 
     def __init__(
@@ -67,6 +81,7 @@ class Service:
         attendance: Attendance,
         identities: Identities,
         rechecks: Rechecks,
+        handles: Handles,
     ) -> None:
         self._settings = settings
         self._hub = hub
@@ -75,6 +90,7 @@ class Service:
         self._attendance = attendance
         self._identities = identities
         self._rechecks = rechecks
+        self._handles = handles
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, session: Session, token: str) -> bool:
@@ -140,10 +156,9 @@ class Service:
     async def _dispatch(self, session: Session, op: Op) -> None:
         match op:
             case Auth():
-                caller = await self._authenticate(session, op.token)
-                session.tell(
-                    Authenticated(op.ref, caller.subject, caller.role, int(caller.expires))
-                )
+                await self._renew(session, op)
+            case Refresh():
+                await self._refresh(session, op)
             case Ping():
                 session.tell(Done(op.ref))
             case Subscribe():
@@ -161,6 +176,19 @@ class Service:
                 self._attendance.untrack(session, op.channel, op.ref)
             case _:
                 raise Refusal("unsupported")
+
+    async def _renew(self, session: Session, op: Auth | Refresh) -> None:
+        caller = await self._authenticate(session, op.token)
+        session.tell(Authenticated(op.ref, caller.subject, caller.role, int(caller.expires)))
+
+    async def _refresh(self, session: Session, op: Refresh) -> None:
+        try:
+            await self._renew(session, op)
+        except Refusal as refusal:
+            if refusal.code == "unavailable":
+                raise  # the old token holds until its end
+            session.tell(Refused.because(op.ref, refusal))
+            session.close(refusal.code)
 
     async def _authenticate(self, session: Session, token: str) -> Caller:
         caller, changed = await self._identities.authenticate(session, token)
@@ -238,7 +266,8 @@ class Service:
                 continue
             subscription = before or Subscription(name)
             subscription.state, subscription.own = State.PENDING, op.own
-            subscription.resuming = op.after is not None
+            subscription.watching = op.presence
+            subscription.resuming = op.after is not None or isinstance(op, Resume)
             if before is None:
                 # Joined before the policies are asked, so that nothing committed in the
                 # meantime is missed; held back until they have answered.
@@ -258,6 +287,10 @@ class Service:
     ) -> None:
         channel = subscription.channel
         try:
+            if isinstance(op, Resume):
+                subject = session.authenticated().cursor_subject
+                after = await self._handles.find(subject, op.handle, channel)
+                op = msgspec.structs.replace(op, after=after)
             start = await self._settled(subscription)
             if fresh or op.history or op.after is not None:
                 # What was held of a delivery that was under way lies before the start, and
@@ -286,6 +319,7 @@ class Service:
         at = start if subscription.held else position
         others = (s for s in session.subscriptions.values() if s is not subscription)
         current = not any(s.held or s.resuming for s in others)
+        session.dirty |= not current  # it gets one with the next tick
         answer = Subscribed(
             op.ref,
             channel,
@@ -293,7 +327,7 @@ class Service:
             opening.recovered,
             opening.ephemeral,
             opening.reason,
-            self._attendance.members(channel),
+            self._attendance.members(channel) if op.presence else UNSET,
         )
         session.write(opening.frames + session.wire.encode(answer))
         subscription.state = State.LIVE
@@ -355,14 +389,5 @@ class Service:
 
     def _welcome(self, session: Session) -> Welcome:
         settings = self._settings
-        limits = {
-            "payload": self._feed.payload_limit,
-            "frame": settings.max_frame,
-            "channels": settings.max_channels,
-            "state": settings.max_state,
-            "history": settings.max_history,
-            "rate": settings.frame_rate,
-            "burst": settings.frame_burst,
-            "pending": settings.max_pending,
-        }
+        limits = {"payload": self._feed.payload_limit, **settings.limits()}
         return Welcome(session.id, settings.heartbeat, self._feed.overlap, limits)

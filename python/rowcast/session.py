@@ -55,6 +55,7 @@ class Subscription:
     channel: str
     state: State = State.PENDING
     own: bool = True  # whether the session hears its own messages
+    watching: bool = True  # whether it is told who is present
     # (generation of the hub, messages, their shared bytes)
     held: list[tuple[int, list[Message], bytes]] = field(default_factory=list)
     held_bytes: int = 0

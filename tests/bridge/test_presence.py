@@ -29,12 +29,12 @@ def row(key: str, seq: int, state: str | None, node: UUID = ONE) -> Row:
 def test_a_member_comes_changes_and_goes() -> None:
     room = Room()
     room.take(row("a", 1, "1"))
-    assert room.news() == [("join", "a", "1")]
+    assert room.news() == [("join", "a", "1", None)]
     room.take(row("a", 2, "2"))
     room.take(row("a", 3, "3"))
-    assert room.news() == [("update", "a", "3")]
+    assert room.news() == [("update", "a", "3", "1")]
     room.take(row("a", 4, None))
-    assert room.news() == [("leave", "a", "3")]
+    assert room.news() == [("leave", "a", "3", "3")]
     assert not room.news()
 
 
@@ -54,16 +54,16 @@ def test_the_newest_of_many_bridges_speaks_and_the_others_remain() -> None:
     room = Room()
     room.take(row("a", 1, "1", ONE))
     room.take(row("a", 2, "2", TWO))
-    assert room.news() == [("join", "a", "2")]
+    assert room.news() == [("join", "a", "2", None)]
     room.take(row("a", 3, None, TWO))
-    assert room.news() == [("update", "a", "1")]
+    assert room.news() == [("update", "a", "1", "2")]
 
 
 def test_older_rows_change_nothing() -> None:
     room = Room()
     room.take(row("a", 2, "2"))
     room.take(row("a", 1, "1"))
-    assert room.news() == [("join", "a", "2")]
+    assert room.news() == [("join", "a", "2", None)]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -92,7 +92,7 @@ def test_who_is_not_on_the_whole_list_has_left_but_not_who_came_meanwhile() -> N
     room.expect()
     room.take(row("new", 5, "5"))
     room.fill([], complete=True)
-    assert sorted(room.news()) == [("join", "new", "5"), ("leave", "gone", "1")]
+    assert sorted(room.news()) == [("join", "new", "5", None), ("leave", "gone", "1", "1")]
 
 
 def test_after_a_crash_nobody_has_left_until_the_time_to_come_back_is_over() -> None:
@@ -107,7 +107,7 @@ def test_after_a_crash_nobody_has_left_until_the_time_to_come_back_is_over() -> 
     room.take(row("back", 7, "1"))  # numbers may be lower than before
     room.expect()
     room.fill([row("back", 7, "1")], complete=True)
-    assert room.news() == [("leave", "gone", "1")]
+    assert room.news() == [("leave", "gone", "1", "1")]
 
 
 class Lists:

@@ -10,6 +10,8 @@ from aiohttp.typedefs import Middleware
 
 from ..feed import Feed
 from ..observe import exposition
+from .broadcast import Broadcasts
+from .phoenix import PhoenixDoor
 from .problems import problem
 from .rest import Rest
 from .sockets import Sockets
@@ -26,11 +28,21 @@ WEB_FILES = {
 }
 
 
-def build(sockets: Sockets, feed: Feed, rest: Rest, *, max_body: int) -> web.Application:
+def build(
+    sockets: Sockets,
+    phoenix: PhoenixDoor,
+    broadcasts: Broadcasts,
+    rest: Rest,
+    feed: Feed,
+    *,
+    max_body: int,
+) -> web.Application:
     """Build the application.
 
     Args:
         sockets: the WebSocket door.
+        phoenix: the door for Supabase's clients.
+        broadcasts: how they publish by HTTP.
         feed: whose state readiness tells.
         rest: the REST door.
         max_body: bytes of a request's body.
@@ -38,6 +50,8 @@ def build(sockets: Sockets, feed: Feed, rest: Rest, *, max_body: int) -> web.App
     app = web.Application(middlewares=[_problems(rest)], client_max_size=max_body)
     rest.install(app.router)
     app.router.add_get("/realtime", sockets.handle)
+    phoenix.install(app.router)
+    broadcasts.install(app.router)
     for path, (name, kind) in WEB_FILES.items():
         app.router.add_get(path, _file(name, kind))
 

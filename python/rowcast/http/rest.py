@@ -88,10 +88,7 @@ class Rest:
     async def _answer(
         self, request: web.Request, route: Route, does: Callable[[Asked], Awaitable[Answer]]
     ) -> Answer:
-        caller = await self._caller(request)
-        client = caller.cursor_subject if caller.subject else f"{caller.role}@{request.remote}"
-        self._allowances.take(client)
-        admin = caller.role in self._feed.admin_roles
+        caller, admin = await self.asking(request)
         if route.admin and not admin:
             raise Refusal(
                 "forbidden",
@@ -111,6 +108,17 @@ class Rest:
             raise
         except Exception as error:
             raise explained(error, admin=admin) from error
+
+    async def asking(self, request: web.Request) -> tuple[Caller, bool]:
+        """Who asks, counted against the rate, and whether it is an administrator.
+
+        Raises:
+            Refusal: no token, a bad one, or too many requests.
+        """
+        caller = await self._caller(request)
+        client = caller.cursor_subject if caller.subject else f"{caller.role}@{request.remote}"
+        self._allowances.take(client)
+        return caller, caller.role in self._feed.admin_roles
 
     async def _caller(self, request: web.Request) -> Caller:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

@@ -7,19 +7,23 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
+from typing import TypeAlias
 
 from aiohttp import WSMsgType, web
 
 from ..config import Settings
-from ..errors import CLOSE
+from ..errors import CLOSE, Refusal
 from ..hub import Hub
 from ..observe import observe
 from ..service import Service
 from ..session import Session
+from ..wire.base import Wire
 from ..wire.native import NATIVE
 from .problems import problem
 
 __all__ = ["Sockets"]
+
+Pong: TypeAlias = Callable[[Session, bytes], None]
 
 # A client that closes in order (RFC 6455, section 7.4.1): done, or no code at all. A page that
 # is left says 1001, also when it is only loaded again.
@@ -76,7 +80,7 @@ class _Pipe:
 
 
 class Sockets:
-    """The door `/realtime`.
+    """WebSockets of all doors, and the native door itself, `/realtime`.
 
     Args:
         settings: limits and allowed origins.
@@ -93,26 +97,44 @@ class Sockets:
         self.emptied: Callable[[], None] = lambda: None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Serve one client until it is gone."""
-        refused = self._refuse(request)
-        if refused is not None:
-            return refused
+        """Serve one client of the native wire until it is gone."""
+        refusal = self.refusal(request)
+        if refusal is not None:
+            return problem(refusal.code, str(refusal))
+        token = request.query.get("token") or request.query.get("apikey") or ""
+        return await self.serve(request, NATIVE, token)
+
+    async def serve(
+        self,
+        request: web.Request,
+        wire: Wire,
+        token: str,
+        pong: Pong | None = None,
+    ) -> web.StreamResponse:
+        """Serve one client until it is gone.
+
+        Args:
+            request: the handshake.
+            wire: what it speaks.
+            token: from the handshake, or empty: then one must come in time.
+            pong: told of each pong of the client, where the wire writes pings of its own.
+        """
         response = web.WebSocketResponse(
             heartbeat=self._settings.heartbeat,
             compress=False,
             # Over our own limit a frame is refused, far over it the connection is closed.
             max_msg_size=self._settings.max_frame * 4,
             decode_text=False,
+            autoping=pong is None,
         )
         await response.prepare(request)
         self.open += 1
         pipe = _Pipe(request, response, self._settings.slow_grace)
-        session = Session(pipe, self._settings, NATIVE)
-        observe("session_opened", session=session.id, peer=request.remote)
-        token = request.query.get("token") or request.query.get("apikey") or ""
+        session = Session(pipe, self._settings, wire)
+        observe("session_opened", session=session.id, peer=request.remote, wire=wire.format)
         try:
             if await self._service.open(session, token):
-                await self._receive(response, session)
+                await self._receive(response, session, pong)
         finally:
             self._service.gone(session, goodbye=response.close_code in GOODBYE)
             await pipe.closed()
@@ -122,7 +144,12 @@ class Sockets:
             observe("session_closed", session=session.id, code=response.close_code)
         return response
 
-    async def _receive(self, response: web.WebSocketResponse, session: Session) -> None:
+    async def _receive(
+        self,
+        response: web.WebSocketResponse,
+        session: Session,
+        pong: Pong | None,
+    ) -> None:
         async for message in response:
             if session.closed:
                 return
@@ -133,16 +160,21 @@ class Sockets:
                     data if isinstance(data, bytes) else data.encode(),
                     binary=message.type is WSMsgType.BINARY,
                 )
+            elif message.type is WSMsgType.PING:
+                await response.pong(message.data)
+            elif message.type is WSMsgType.PONG and pong is not None:
+                pong(session, bytes(message.data))
 
-    def _refuse(self, request: web.Request) -> web.Response | None:
+    def refusal(self, request: web.Request) -> Refusal | None:
+        """Why this handshake is refused, or None."""
         origin = request.headers.get("Origin")
         allowed = self._settings.allowed_origins
         if origin is not None and "*" not in allowed and origin not in allowed:
-            return problem("forbidden", f"Pages of {origin} may not connect here.")
+            return Refusal("forbidden", f"Pages of {origin} may not connect here.")
         if request.headers.get("Upgrade", "").lower() != "websocket":
-            return problem("invalid_frame", "This is a WebSocket endpoint: connect with ws://.")
+            return Refusal("invalid_frame", "This is a WebSocket endpoint: connect with ws://.")
         if self.draining or len(self._hub.sessions) >= self._settings.max_sessions:
-            return problem(
+            return Refusal(
                 "unavailable", "This server takes no more clients: try another or later."
             )
         return None

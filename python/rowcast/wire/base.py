@@ -20,7 +20,7 @@ class Wire(Protocol):
     """One client's words. What it remembers of the client is its own business.
 
     `format` names the bytes of messages: the hub encodes once per format, not once per client.
-    So `encode_messages`, and `encode` of events that go to many, must not depend on the client.
+    So live messages, and events that go to many, must be encoded alike for all of its clients.
     """
 
     format: str

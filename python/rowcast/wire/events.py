@@ -1,8 +1,8 @@
 """What the bridge tells clients, whatever wire they speak: answers, and what comes unasked.
 
-As they stand here they are the native wire's frames, field for field; other wires put them into
-their own words, and leave out what their clients have no word for. Messages are no event: their
-encoding is shared by all clients of a wire.
+As they stand here they are the native wire's frames, field for field but for `Change.before`;
+other wires put them into their own words, and leave out what their clients have no word for.
+Messages are no event: their encoding is shared by all clients of a wire.
 """
 
 from __future__ import annotations
@@ -69,11 +69,15 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What happened to a member: "join", "update" or "leave", which has the last state."""
+    """What happened to a member: "join", "update" or "leave", which has the last state.
+
+    `before` is what clients were told last, for wires in which an update is a leave and a join.
+    """
 
     type: str
     key: str
     presence: msgspec.Raw
+    before: msgspec.Raw | None = None
 
 
 class Subscribed(Event, tag="ok", frozen=True):

@@ -7,16 +7,27 @@ Postgres accepts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UnsetType
 
 from ..errors import Refusal
 from ..message import Message
-from .events import Event
+from .events import Event, Present
 from .frames import text_frame
-from .operations import Auth, Op, Ping, Publish, Subscribe
+from .operations import (
+    Auth,
+    Op,
+    Ping,
+    Publish,
+    Subscribe,
+    Track,
+    Unsubscribe,
+    Untrack,
+    check,
+)
 
 __all__ = ["NATIVE", "Native", "decode", "encode_messages"]
 
@@ -24,15 +35,29 @@ __all__ = ["NATIVE", "Native", "decode", "encode_messages"]
 FRAME_BYTES = 262_144
 
 
+class _Change(msgspec.Struct, frozen=True):
+    type: str
+    key: str
+    presence: msgspec.Raw
+
+
+class _Present(Event, tag="presence", frozen=True):
+    channel: str
+    events: list[_Change]
+    full: bool | UnsetType
+
+
 class _Envelope(msgspec.Struct):
     op: Any = None
     ref: Any = None
 
 
-_decoder = msgspec.json.Decoder(Op)
+Known = Auth | Subscribe | Unsubscribe | Publish | Track | Untrack | Ping
+
+_decoder = msgspec.json.Decoder(Known)
 _envelope = msgspec.json.Decoder(_Envelope)
 _quote = msgspec.json.Encoder()
-_OPS = {kind.__struct_config__.tag for kind in Op.__args__}
+_OPS = {kind.__struct_config__.tag for kind in Known.__args__}
 
 
 def decode(data: bytes) -> tuple[Op | None, Any, Refusal | None]:
@@ -48,21 +73,8 @@ def decode(data: bytes) -> tuple[Op | None, Any, Refusal | None]:
         op = _decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         return None, *_explain(data, error)
-    for name in _names(op):
-        # Postgres has no text with NUL: one such name would fail a whole batch.
-        if "\x00" in name or len(name.encode("utf-8", "surrogatepass")) > 255:
-            return None, op.ref, Refusal("invalid_channel")
-    return op, op.ref, None
-
-
-def _names(op: Op) -> Iterable[str]:
-    if isinstance(op, Subscribe):
-        return op.names()
-    if isinstance(op, Publish):
-        return (op.channel, op.event, op.type)
-    if isinstance(op, Auth | Ping):
-        return ()
-    return (op.channel,)
+    refusal = check(op)
+    return None if refusal else op, op.ref, refusal
 
 
 def _explain(data: bytes, error: Exception) -> tuple[Any, Refusal]:
@@ -140,6 +152,9 @@ class Native:
 
     def encode(self, event: Event) -> bytes:
         """See `Wire`."""
+        if isinstance(event, Present):
+            told = [_Change(change.type, change.key, change.presence) for change in event.events]
+            event = _Present(event.channel, told, event.full)
         return text_frame(_quote.encode(event))
 
     def encode_messages(

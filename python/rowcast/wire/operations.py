@@ -6,20 +6,26 @@ which the wire finds what the client sent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
+
+from ..errors import Refusal
 
 __all__ = [
     "Auth",
     "Op",
     "Ping",
     "Publish",
+    "Refresh",
+    "Resume",
     "Subscribe",
     "Track",
     "Unsubscribe",
     "Untrack",
+    "check",
 ]
 
 Ref = Annotated[str, msgspec.Meta(max_length=255)]
@@ -38,6 +44,13 @@ class Auth(Operation, tag="auth", frozen=True):
     token: str = ""
 
 
+class Refresh(Operation, tag="refresh", frozen=True):
+    """Take this token in place of the old. These clients expect no answer: where the token is
+    refused, the session ends, and they come back with one that is not, or learn why."""
+
+    token: str = ""
+
+
 class Subscribe(Operation, tag="subscribe", frozen=True):
     """Let me hear these channels, from where I left them, or with some history."""
 
@@ -46,12 +59,19 @@ class Subscribe(Operation, tag="subscribe", frozen=True):
     after: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     history: Annotated[int, msgspec.Meta(ge=0)] = 0
     own: bool = msgspec.field(default=True, name="self")
+    presence: bool = True  # whether to be told who is there
 
     def names(self) -> list[str]:
         """The channels asked for, each once, in the order given."""
         return list(
             dict.fromkeys([*([self.channel] if self.channel else []), *(self.channels or [])])
         )
+
+
+class Resume(Subscribe, tag="resume", frozen=True):
+    """Let me hear this channel from where the handle left it."""
+
+    handle: str = ""
 
 
 class Unsubscribe(Operation, tag="unsubscribe", frozen=True):
@@ -87,4 +107,25 @@ class Ping(Operation, tag="ping", frozen=True):
     """Answer, so that I know that you are there."""
 
 
-Op = Auth | Subscribe | Unsubscribe | Publish | Track | Untrack | Ping
+Op = Auth | Refresh | Subscribe | Resume | Unsubscribe | Publish | Track | Untrack | Ping
+
+
+def check(op: Op) -> Refusal | None:
+    """Why the names in an operation cannot be any, or None.
+
+    Postgres has no text with NUL: one such name would fail a whole batch.
+    """
+    for name in _names(op):
+        if "\x00" in name or len(name.encode("utf-8", "surrogatepass")) > 255:
+            return Refusal("invalid_channel")
+    return None
+
+
+def _names(op: Op) -> Iterable[str]:
+    if isinstance(op, Subscribe):
+        return op.names()
+    if isinstance(op, Publish):
+        return (op.channel, op.event, op.type)
+    if isinstance(op, Auth | Refresh | Ping):
+        return ()
+    return (op.channel,)

@@ -1,0 +1,150 @@
+"""Unmodified realtime-js and supabase-js against the real bridge, on both versions of the wire."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pg
+from acceptance.daemon import Daemon, daemon, open_channels, token
+from acceptance.javascript import Node, blocks
+from rowcast.handles import digest
+from scenes import eventually
+
+pytestmark = pytest.mark.acceptance
+
+README = (Path(__file__).parents[2] / "python" / "README.md").read_text()
+NEWEST = "@supabase/realtime-js"
+# 2.109.0 is what Node 20 gets.
+CLIENTS = [(NEWEST, "2.0.0"), (NEWEST, "1.0.0"), ("realtime-js-2-109", "2.0.0")]
+
+POLICIES = """
+insert into realtime_channels (pattern) values ('members:*'), ('readonly:*');
+create policy members_are_users on public.realtime_channels as restrictive for select
+    to anon, authenticated using (
+        pattern <> 'members:*'
+        or (auth.role() = 'authenticated' and auth.jwt() ->> 'guest' is null)
+    );
+create policy readonly_is on public.realtime_messages as restrictive for insert
+    to anon, authenticated with check (channel_name not like 'readonly:%');
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bridge(module_database: pg.Database) -> Iterator[Daemon]:
+    open_channels(module_database, "room:*")
+    with module_database.connect() as connection:
+        connection.execute(POLICIES)
+    with daemon(module_database) as running:
+        yield running
+
+
+def people() -> dict[str, str]:
+    return {
+        "ANON": token(None, "anon"),
+        "ALICE": token("alice"),
+        "BOB": token("bob"),
+        "GUEST": token("alice", guest=True),
+    }
+
+
+@pytest.mark.parametrize(("package", "vsn"), CLIENTS)
+def test_realtime_js_works_as_it_is(node: Node, bridge: Daemon, package: str, vsn: str) -> None:
+    node.run(
+        "--test",
+        "--test-force-exit",
+        "supabase.js",
+        PACKAGE=package,
+        VSN=vsn,
+        ROWCAST_URL=bridge.url,
+        **people(),
+    )
+    assert "internal_error" not in bridge.log, bridge.log[-3000:]
+
+
+def lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """What it says, as it says it; fails where it says nothing for long."""
+    said: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.put(line.strip())
+        said.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    while line := said.get(timeout=30):
+        yield line
+
+
+def until(said: Iterator[str], last: str) -> list[str]:
+    """What is said, up to this."""
+    seen = [next(said)]
+    while seen[-1] != last:
+        seen.append(next(said))
+    return seen
+
+
+def test_an_application_on_supabase_js_loses_nothing_when_the_bridge_is_killed(
+    node: Node, bridge: Daemon, module_database: pg.Database
+) -> None:
+    room, handle = f"room:{uuid.uuid4().hex}", uuid.uuid4().hex
+    key = digest("authenticated:alice", handle, room)
+    person = {**people(), "ROOM": room, "HANDLE": handle}
+    with (
+        module_database.connect() as db,
+        node.started("supabase_app.js", ROWCAST_URL=bridge.url, **person) as app,
+    ):
+        said = lines(app)
+        assert [next(said), *sorted([next(said), next(said)])] == [
+            "SUBSCRIBED",
+            "mine alice",
+            "ok",
+        ]
+        written = "select from rowcast.handle where key = %s"
+        eventually(lambda: db.execute(written, [key]).fetchone() is not None)
+        bridge.kill()
+        for number in range(3):
+            db.execute("select rowcast.publish(%s, %s, '{}')", [room, f"missed{number}"])
+        bridge.start()
+        seen = until(said, "SUBSCRIBED")
+        assert sorted([next(said), next(said)]) == ["mine alice", "ok"]
+        missed = [line for line in seen if line.startswith("missed")]
+        assert missed == [f"missed{number} system" for number in range(3)]
+        assert app.stdin is not None
+        app.stdin.write("stop\n")
+        app.stdin.flush()
+        assert "[ 'ok' ]" in list(said)
+
+
+def test_the_five_lines_of_the_chapter_run_as_written(node: Node, bridge: Daemon) -> None:
+    chapter = README.partition("### Supabase clients")[2]
+    [lines, *_] = blocks(chapter, "js")
+    assert lines.count("\n") <= 6
+    module = node.write(
+        "five.mjs",
+        "import ws from 'ws'; globalThis.WebSocket ??= ws;",
+        f"const [anonKey, userToken] = ['{token(None, 'anon')}', '{token('alice')}'];",
+        "let other; const heard = new Promise((resolve) => { other = resolve; });",
+        "setTimeout(() => { throw new Error('nothing was heard'); }, 20_000).unref();",
+        lines.replace("http://127.0.0.1:8080", bridge.url).replace("chat:room1", "room:five"),
+        "const second = createClient(supabase.supabaseUrl, anonKey);",
+        "const listener = second.channel('room:five').on('broadcast', { event: '*' }, other);",
+        "listener.subscribe(async (s) => {",
+        "  if (s === 'SUBSCRIBED') await channel.httpSend('message.new', { text: 'again' });",
+        "});",
+        "console.log((await heard).payload.text);",
+        "process.exit();",
+    )
+    assert "again" in node.run(module).splitlines()
