@@ -33,7 +33,7 @@ __all__ = ["Outbox"]
 POLL = 5.0
 # Seconds between claims under load: fewer and larger ones.
 PACE = 0.01
-PACE_MAX = 0.1
+PACE_MAX = 0.03
 # Deliveries of one claim.
 BATCH = 200
 # Seconds in which outcomes are gathered.
