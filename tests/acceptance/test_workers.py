@@ -107,9 +107,9 @@ async def test_a_worker_that_dies_is_started_again_and_its_clients_miss_nothing(
 async def test_sigterm_ends_them_all_with_zero(bridge: Daemon) -> None:
     workers = children(bridge.pid)
     async with connect(bridge.url) as one, connect(bridge.url) as two:
+        leaving = asyncio.gather(one.closed(), two.closed())
         bridge.signal(signal.SIGTERM)
-        assert await one.closed() == 3000
-        assert await two.closed() == 3000
+        assert await leaving == [3000, 3000]
         assert await asyncio.to_thread(bridge.wait) == 0
     assert not [pid for pid in workers if alive(pid)]
     assert "Traceback" not in bridge.log

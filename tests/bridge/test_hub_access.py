@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bridge.test_hub import Scene, message
+from rowcast.access import Verdict
 from rowcast.caller import Caller
 from rowcast.message import Message
 from rowcast.session import Session, State, Subscription
@@ -139,3 +140,9 @@ def test_those_concerned_are_found_by_user_name_and_pattern() -> None:
         scene.hub.remove(session)
     assert concerned("a", None) == set()
     assert not scene.hub.sessions_of("a")
+
+
+def test_a_verdict_is_as_true_as_its_answer() -> None:
+    """Whoever asks `if not verdict` must never let through what was refused."""
+    assert Verdict(True)
+    assert not Verdict(False, "row", "disabled")

@@ -139,8 +139,12 @@ def restore(url: str, dump: str) -> None:
 
 
 def assert_same(url: str, other_url: str, rows: list[tuple[object, ...]]) -> None:
-    # An expression that was read back may have fewer parentheses, and only that.
-    ours, theirs = (re.sub("[()]", "", "\n".join(shapes.shape(each))) for each in (url, other_url))
+    # An expression that was read back may have fewer parentheses, and a constant without a name is
+    # then called by its type; only that.
+    ours, theirs = (
+        re.sub(r"[()]|(?<='::text) AS text", "", "\n".join(shapes.shape(each)))
+        for each in (url, other_url)
+    )
     assert ours == theirs
     with pg.psycopg.connect(other_url) as conn:
         assert history(conn) == rows
