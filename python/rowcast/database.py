@@ -51,8 +51,6 @@ LOGIN = "select * from rowcast.login_report()"
 FEED = "select * from rowcast.feed($1, $2, $3, $4, $5)"
 REPLAY = "select * from rowcast.replay($1, $2, $3, $4, $5, $6)"
 CHECK = "select * from rowcast.check_subscribe($1, $2, $3)"
-ADMIN_CHECK = "select * from rowcast.admin_check_subscribe($1, $2)"
-ADMIN_PUBLISH = "select rowcast.admin_publish($1, $2, $3, $4, $5, $6)"
 PUBLISH = "select rowcast.publish_as($1, $2, $3, $4, $5, $6, $7)"
 HISTORY = "select * from rowcast.history_as($1, $2, $3, $4, $5, $6)"
 LIMIT_TIME = "select set_config('statement_timeout', $1, true)"
@@ -281,23 +279,6 @@ class Database:
         async with self._as_caller(brief=brief) as connection:
             rows: list[asyncpg.Record] = await connection.fetch(CHECK, role, claims, channels)
         return rows
-
-    async def admin_check_subscribe(
-        self, claims: Sequence[str], channels: Sequence[str]
-    ) -> list[asyncpg.Record]:
-        """The same of administrators."""
-        assert self._bridge is not None
-        rows: list[asyncpg.Record] = await self._bridge.fetch(ADMIN_CHECK, claims, channels)
-        return rows
-
-    async def admin_publish(
-        self, claims: str, channel: str, kind: str, event: str, payload: str, key: UUID | None
-    ) -> UUID:
-        """Publish a message as an administrator."""
-        assert self._bridge is not None
-        columns = [[value] for value in (channel, kind, event, payload, key)]
-        ids: list[UUID] = await self._bridge.fetchval(ADMIN_PUBLISH, claims, *columns)
-        return ids[0]
 
     async def publish(
         self,

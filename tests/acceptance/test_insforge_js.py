@@ -68,7 +68,7 @@ def test_an_application_comes_back_by_itself_after_the_bridge_ends(
         assert [next(said), next(said)] == ["connect", "subscribed true"]
         for number, end in enumerate((bridge.kill, bridge.terminate)):
             end()
-            if end is bridge.terminate:
+            if end == bridge.terminate:
                 assert next(said) == "notification Server Shutdown"
             # Not "io server disconnect", after which a client stays away.
             assert next(said) == "disconnect transport close"

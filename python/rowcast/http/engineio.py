@@ -75,6 +75,7 @@ class Connection:
     # To the client
 
     def write(self, data: bytes) -> None:
+        self._drift()
         if self.pipe is not None:
             self.pipe.write(data)
         elif not self.gone:
@@ -158,10 +159,13 @@ class Connection:
         self.end()
 
     def check(self) -> None:
-        """Look at what the wire has seen; after everything that was read or written."""
+        """Look at what the wire has seen in what was read."""
         if self.wire.left:
             self.end(goodbye=True)
-        elif self.wire.adrift and not self.gone:
+        self._drift()
+
+    def _drift(self) -> None:
+        if self.wire.adrift and not self.gone:
             self.wire.adrift = False
             self._later(random.uniform(*ADRIFT), lambda: self.session.close("internal"))
 
