@@ -120,6 +120,17 @@ async def test_all_ways_to_give_credentials_work(bridge: Daemon, room: str) -> N
             assert [m["presenceId"] for m in await client.subscribe(room)] == ["alice"]
 
 
+async def test_pages_of_other_origins_may_not_connect(module_database: pg.Database) -> None:
+    with daemon(module_database, allowed_origins="https://a.page") as other:
+        async with aiohttp.ClientSession() as http:
+            for origin, status in (("https://a.page", 200), ("https://b.page", 403)):
+                headers = {"Origin": origin}
+                async with http.get(f"{other.url}{QUERY}polling", headers=headers) as answer:
+                    assert answer.status == status
+                    allowed = answer.headers.get("Access-Control-Allow-Origin")
+                    assert allowed == (origin if status == 200 else None)
+
+
 async def test_other_namespaces_are_refused(bridge: Daemon) -> None:
     async with connect(bridge.url) as client:
         await client.ws.send_str("40/api,{}")
@@ -251,6 +262,37 @@ async def test_a_frame_over_the_limit_is_an_error_and_not_the_end(
         assert answer["error"]["code"] == "REALTIME_PAYLOAD_TOO_LARGE"
 
 
+async def test_what_waits_for_a_poll_is_bounded(
+    bridge: Daemon, db: psycopg.Connection[Any], room: str
+) -> None:
+    async with polling(bridge.url, token=token()) as poller:
+        await poller.post(f'421["realtime:subscribe",{{"channel":"{room}"}}]')
+        assert (await poller.get())[1].startswith('431[{"ok":true')
+        for number in range(10):
+            put(db, room, {"n": number, "x": "y" * 200_000})
+        body = ""
+        while not body.endswith("1"):
+            status, body = await poller.get()
+            assert status == 200
+            assert len(body) < 2_000_000
+            if body.endswith("\x1e2") or body == "2":
+                await poller.post("3")
+        assert (await poller.get())[0] == 400
+    await connections(bridge, 0)
+
+
+async def test_a_client_that_polls_is_sent_away_in_order(module_database: pg.Database) -> None:
+    with daemon(module_database) as other:
+        async with polling(other.url, token=token()) as poller:
+            waiting = asyncio.create_task(poller.get())
+            ending = asyncio.create_task(asyncio.to_thread(other.terminate))
+            body = (await waiting)[1]
+            assert "Server Shutdown" in body
+            if not body.endswith("\x1e1"):
+                assert (await poller.get())[1] == "1"
+            assert await ending == 0
+
+
 # What clients ask
 
 
@@ -362,7 +404,9 @@ async def test_a_database_that_is_away_is_no_refusal_and_the_client_is_made_to_c
             async with connect(bridge.url) as client:
                 await client.subscribe("room:1")
                 await asyncio.to_thread(own_server.stop, "fast")
-                refused = await client.ask("realtime:publish", {"channel": "room:1", "event": "e"}, 30)
+                refused = await client.ask(
+                    "realtime:publish", {"channel": "room:1", "event": "e"}, 30
+                )
                 assert refused["error"]["code"] == "REALTIME_UNAVAILABLE"
                 await client.ws.send_str('429["realtime:subscribe",{"channel":"room:2"}]')
                 told = await client.heard("realtime:error", 30)
