@@ -104,6 +104,7 @@ class Session:
         "caller",
         "closed",
         "dirty",
+        "format",
         "goodbye",
         "id",
         "own_ids",
@@ -118,6 +119,7 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.pending = 0  # requests under way
         self.wire = wire
+        self.format = wire.format  # here, too: the fan-out asks each session for it
         self.closed = False
         self.goodbye = False  # the client itself has closed, and does not come back
         self.dirty = False  # messages were written since the last cursor
