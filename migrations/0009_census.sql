@@ -4,8 +4,8 @@
 -- Claims of tokens are personal data. UNLOGGED keeps them out of the WAL, of its archive and of
 -- standbys, and all of it goes with the request: when it was read, or after two minutes.
 --
--- Nothing is checked but by keys: a row that a check refuses would stand in the server's log, claims
--- and all.
+-- Nothing is checked but by keys: a row that a check refuses would stand in the server's log, with
+-- its claims.
 
 create unlogged table rowcast.census_request (
     id uuid primary key default gen_random_uuid(),

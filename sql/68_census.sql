@@ -13,7 +13,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_nodes uuid[] := array(select n.id from rowcast.node as n where n.expires_at > clock_timestamp());
+    v_nodes constant uuid[] := array(
+        select n.id from rowcast.node as n where n.expires_at > clock_timestamp()
+    );
     v_request uuid;
 begin
     perform rowcast.census_expire();
@@ -32,14 +34,16 @@ comment on function rowcast.census_ask() is
 -- Also by upkeep, for those whose asker has gone away. Children go by their foreign keys.
 create or replace function rowcast.census_expire()
 returns void
-language sql
+language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
-begin atomic
+as $$
+begin
     delete from rowcast.census_request as r
     where r.asked_at < clock_timestamp() - interval '2 minutes';
 end;
+$$;
 
 comment on function rowcast.census_expire() is
 'Deletes requests of two minutes ago with all that was answered to them.';

@@ -397,10 +397,7 @@ class Database:
 
     async def return_deliveries(self, worker: UUID, deliveries: Sequence[Delivery]) -> None:
         """Give back what was claimed, as if it had not been."""
-        assert self._bridge is not None
-        await self._bridge.fetchval(
-            RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries]
-        )
+        await self.row(RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries])
 
     async def delivery_outlook(
         self, busy: Mapping[UUID, int]
@@ -456,15 +453,11 @@ class Database:
         return list((await self.row(FIND_HANDLES, keys))[0])
 
     async def answer_census(
-        self,
-        node: UUID,
-        request: UUID,
-        pairs: Sequence[tuple[str, str, str, int]],
-        left_out: int | None,
+        self, node: UUID, request: UUID, told: Sequence[tuple[str, str, str, int]], out: int | None
     ) -> bool:
         """Say (role, claims, channel, sessions) each; see `rowcast.census_answer`."""
-        columns = [[pair[n] for pair in pairs] for n in range(4)]
-        return bool((await self.row(ANSWER_CENSUS, node, request, *columns, left_out))[0])
+        columns = [[row[n] for row in told] for n in range(4)]
+        return bool((await self.row(ANSWER_CENSUS, node, request, *columns, out))[0])
 
     async def alive(self) -> None:
         """Raise when the database does not answer."""

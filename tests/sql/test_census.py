@@ -19,7 +19,8 @@ Connection = psycopg.Connection[Any]
 ANSWER = "select rowcast.census_answer(%s, %s, %s, %s, %s, %s, %s)"
 WAIT = "select bridges, answered, left_out from rowcast.census_wait(%s, %s)"
 READ = (
-    'select role, claims, channel, sessions from rowcast.census_read(%s) order by claims collate "C", 3'
+    "select role, claims, channel, sessions from rowcast.census_read(%s)"
+    ' order by claims collate "C", channel'
 )
 KEPT = "select count(*) from rowcast.census_request as r full join rowcast.census as c on true"
 
