@@ -192,10 +192,10 @@ class _Bridge:
         while True:
             again = False
             try:
-                done = await self.database.upkeep()
-                if done:
+                done = json.loads(await self.database.upkeep() or "{}")
+                again = done.pop("again", False)
+                if any(done.values()):
                     observe("upkeep", done=done)
-                    again = json.loads(done).get("again", False)
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 observe("upkeep_failed", error=error)
             await asyncio.sleep(0 if again else self.settings.upkeep_interval)
