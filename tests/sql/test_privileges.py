@@ -62,7 +62,8 @@ MAY_EXECUTE = {
     " presence_write(uuid,text[],text[],text[],integer[],boolean[],integer) presence_read(text[])"
     " channel_audience(text) channel_presence(text)"
     " admin_audience(text,text) admin_presence(text,text)"
-    " keep_handles(bytea[],text[]) find_handles(bytea[])",
+    " keep_handles(bytea[],text[]) find_handles(bytea[])"
+    " census_answer(uuid,uuid,text[],text[],text[],integer[],integer)",
     "rowcast_caller": "impersonate(text,text,text) check_subscribe(text,text[],text[])"
     " publish_as(text,text[],text[],text[],text[],text[],uuid[])"
     " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()"

@@ -85,6 +85,7 @@ PARTS = {
     "Attendance",
     "Audience",
     "Broadcasts",
+    "Census",
     "Database",
     "Doorbell",
     "Feed",
