@@ -59,6 +59,7 @@ rowcast.admin_messages(
 ),
 rowcast.admin_statistics(text, text, text, timestamptz),
 rowcast.channel_statistics(text, timestamptz),
+rowcast.admin_check_subscribe(text, text),
 rowcast.admin_publish(text, text[], text[], text[], text[], uuid[]),
 rowcast.admin_delete_message(text, uuid),
 rowcast.claim_deliveries(uuid, integer, interval, uuid[], integer[]),

@@ -33,6 +33,7 @@ from .http.broadcast import Broadcasts
 from .http.handlers import Handlers
 from .http.phoenix import PhoenixDoor
 from .http.rest import Rest
+from .http.socketio import SocketIODoor
 from .http.sockets import Sockets
 from .hub import Hub
 from .identity import Identities
@@ -89,7 +90,8 @@ class _Bridge:
         )
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
-        access = Access(self.database, settings, self.hub, self.feed)
+        administration = RestDatabase(self.database, settings)
+        access = Access(self.database, administration, settings, self.hub, self.feed)
         verifier = Verifier(settings)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)
         identities = Identities(settings, self.hub, self.feed, verifier)
@@ -107,9 +109,10 @@ class _Bridge:
         )
         self.sockets = Sockets(settings, self.hub, service)
         self.phoenix = PhoenixDoor(self.sockets, identities, self.handles)
-        handlers = Handlers(RestDatabase(self.database, settings), access, self.feed)
+        handlers = Handlers(administration, access, self.feed)
         self.rest = Rest(settings, self.feed, verifier, handlers)
         self.broadcasts = Broadcasts(self.rest, handlers)
+        self.socketio = SocketIODoor(settings, self.sockets, service, self.rest)
         self._frozen = FREEZE_FROM
 
     async def deliver(
@@ -258,6 +261,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
             bridge.sockets,
             bridge.phoenix,
             bridge.broadcasts,
+            bridge.socketio,
             bridge.rest,
             bridge.feed,
             max_body=settings.max_frame,

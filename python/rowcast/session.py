@@ -56,6 +56,7 @@ class Subscription:
     state: State = State.PENDING
     own: bool = True  # whether the session hears its own messages
     watching: bool = True  # whether it is told who is present
+    shown: str | None = None  # the member that it became by subscribing; it knows that itself
     # (generation of the hub, messages, their shared bytes)
     held: list[tuple[int, list[Message], bytes]] = field(default_factory=list)
     held_bytes: int = 0
@@ -128,6 +129,11 @@ class Session:
         self._settings = settings
         self._allowance = Allowance(settings.frame_rate, settings.frame_burst)
         self._bad = 0
+
+    def hears(self, channel: str) -> bool:
+        """Whether a subscription to this name is allowed and not ended."""
+        subscription = self.subscriptions.get(channel)
+        return subscription is not None and subscription.state is State.LIVE
 
     @property
     def resuming(self) -> bool:

@@ -50,6 +50,7 @@ MAY_EXECUTE = {
     " admin_permissions(text) admin_config(text) admin_update_config(text,jsonb)"
     " admin_messages(text,text,text,text,text,timestamptz,timestamptz,integer,integer,text,bigint,"
     "bigint) admin_statistics(text,text,text,timestamptz) channel_statistics(text,timestamptz)"
+    " admin_check_subscribe(text,text)"
     " admin_publish(text,text[],text[],text[],text[],uuid[]) admin_delete_message(text,uuid)"
     " claim_deliveries(uuid,integer,interval,uuid[],integer[])"
     " settle_deliveries(uuid,bigint[],integer[],integer[],integer[],text[],text[],integer[])"
