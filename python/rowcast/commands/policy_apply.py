@@ -143,8 +143,8 @@ def _rehearse(
         _tell(f"nobody of role {role} was asked for: {reason}")
     if done.unasked:
         _tell(
-            f"{done.unasked} sessions were not asked for: the tables would have been locked for "
-            f"more than {LOCKED:.0f} seconds"
+            f"{_count(done.unasked, 'session')} not asked for: the tables would have been locked "
+            f"for more than {LOCKED:.0f} seconds"
         )
 
 

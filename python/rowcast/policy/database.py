@@ -54,7 +54,7 @@ LITERAL_CHANNELS = "select c.pattern from public.realtime_channels as c where ro
 # Milliseconds: as long as a bridge lets a question take, and how long it waits for a lock.
 TIMEOUT = "5000"
 # While tables are locked, for everybody to be asked.
-BRIEF = "1000"
+BRIEF = "500"
 # Fixtures may be many rows.
 LONG_TIMEOUT = "60000"
 LOCK_TIMEOUT = "2000"
