@@ -38,6 +38,15 @@ def test_a_member_comes_changes_and_goes() -> None:
     assert not room.news()
 
 
+def test_who_left_lately_is_remembered_until_he_is_back() -> None:
+    """For clients that were not told then, and speak a wire without whole lists."""
+    room = Room()
+    for seq, state in enumerate(("{}", None, "{}", None)):
+        room.take(row("alice", seq, state))
+        room.news()
+        assert list(room.gone) == ([] if state else ["alice"])
+
+
 def test_what_lies_between_two_tellings_is_not_told() -> None:
     room = Room()
     room.take(row("a", 1, "1"))
