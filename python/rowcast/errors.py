@@ -16,6 +16,7 @@ from dataclasses import dataclass
 __all__ = [
     "CATALOGUE",
     "CLOSE",
+    "FINAL",
     "AuthError",
     "ConfigError",
     "EmbeddedError",
@@ -99,7 +100,8 @@ CATALOGUE: dict[str, Entry] = {
     "internal": Entry(500, True, "Something went wrong here; it was logged."),
 }
 
-# Close codes of WebSockets. 3000 to 3499 mean "connect again", 3500 to 3999 "do not".
+# Close codes of WebSockets. 3000 to 3499 mean "connect again", from here to 3999 "do not".
+FINAL = 3500
 CLOSE: dict[str, tuple[int, str]] = {
     "draining": (3000, "the server is going away: connect again"),
     "slow": (3001, "too slow: connect again and resume"),

@@ -124,8 +124,12 @@ class Service:
             return None
 
     def gone(self, session: Session, *, goodbye: bool = False) -> None:
-        """The client's connection has ended; it may come back, unless it said goodbye."""
-        session.closed, session.goodbye = True, goodbye
+        """The client's connection has ended; it may come back, unless it said goodbye.
+
+        What it answers to a close of ours says nothing: many clients answer 1000 to any code.
+        """
+        if not session.closed:
+            session.closed, session.goodbye = True, goodbye
         self._identities.forget(session)
         self._hub.remove(session)
 

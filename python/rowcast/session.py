@@ -15,7 +15,7 @@ from .allowance import Allowance
 from .caller import Caller
 from .config import Settings
 from .cursor import Position
-from .errors import CLOSE, Refusal
+from .errors import CLOSE, FINAL, Refusal
 from .message import Message
 from .wire.base import Wire
 from .wire.events import Event
@@ -122,7 +122,7 @@ class Session:
         self.wire = wire
         self.format = wire.format  # here, too: the fan-out asks each session for it
         self.closed = False
-        self.goodbye = False  # the client itself has closed, and does not come back
+        self.goodbye = False  # it does not come back: it has said so, or was told not to
         self.dirty = False  # messages were written since the last cursor
         self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
         self._pipe = pipe
@@ -214,4 +214,6 @@ class Session:
         """Close with a code of `CLOSE`, once."""
         if not self.closed:
             self.closed = True
-            self._pipe.close(*CLOSE[why])
+            code, reason = CLOSE[why]
+            self.goodbye = code >= FINAL
+            self._pipe.close(code, reason)
