@@ -90,7 +90,7 @@ comment on function rowcast.messages_refuse(text, text, text, jsonb, timestamptz
 -- after its range, and whoever passed the clock test must have an older one. created_at itself
 -- is not stamped, because a BEFORE trigger cannot move a row to another leaf.
 --
--- The audience is one row that bridges keep up to date (sql/62_audience.sql), and counts as long as
+-- The audience is one row that bridges keep up to date (sql/55_audience.sql), and counts as long as
 -- one of them is alive: the dead are cleared away by the living, so without any it would stay.
 --
 -- The payload is measured as text, not as stored: eight bytes of 1e131000 are 131 kB on the wire.

@@ -43,6 +43,7 @@ begin
     delete from rowcast.expired_broadcast;
     delete from rowcast.messages_broadcast;
     delete from rowcast.signal;
+    delete from rowcast.census_request;
     delete from rowcast.node;
     delete from rowcast.audience;
     delete from rowcast.audience_total;

@@ -113,6 +113,7 @@ begin
         v_made := 0; -- a week of leaves is ahead: the next call will do
     end;
     delete from rowcast.signal as g where g.created_at < clock_timestamp() - interval '2 minutes';
+    perform rowcast.census_expire();
     delete from rowcast.presence as p where p.left_at < clock_timestamp() - interval '1 minute';
     delete from rowcast.publish_key as k
     where k.created_at < now() - (select s.publish_key_retention from rowcast.settings as s);
@@ -132,4 +133,4 @@ end;
 $$;
 
 comment on function rowcast.upkeep() is
-'Makes, closes and drops leaves, expires broadcasts, keys, signals, deliveries and who left; NULL when another call is at it.';
+'Makes, closes and drops leaves, expires broadcasts, keys, signals, censuses, deliveries and who left; NULL when another call is at it.';

@@ -108,6 +108,7 @@ begin
             s.endpoint_id,
             count(*)::integer as settled,
             (count(*) filter (where s.verdict = 'delivered'))::integer as good,
+            (avg(s.ms) filter (where s.verdict = 'delivered'))::integer as ms,
             (count(*) filter (where s.verdict in ('retry', 'exhausted')))::integer as bad,
             bool_or(s.verdict = 'gone') as gone,
             max(interval '1 s' * least(s.retry_after, 300))
@@ -118,7 +119,7 @@ begin
         order by s.endpoint_id
     loop
         v_count := v_count + v_heard.settled;
-        perform rowcast.endpoint_heard(v_heard.endpoint_id, v_heard.good, v_heard.bad, v_heard.gone, v_heard.pause);
+        perform rowcast.endpoint_heard(v_heard.endpoint_id, v_heard.good, v_heard.ms, v_heard.bad, v_heard.gone, v_heard.pause);
         if v_heard.exhausted is not null then
             perform rowcast.webhook_event('webhook.exhausted', v_heard.endpoint_id, jsonb_build_object('deliveries', to_jsonb(v_heard.exhausted)));
         end if;

@@ -86,13 +86,19 @@ $$;
 comment on function rowcast.disable_endpoint(uuid, text) is
 'Stops an endpoint and cancels what waits for it; false when it is not active.';
 
--- Room grows by one with each success up to 128, and halves with each portion that failed. From
+-- Room grows by one with each success, up to 32, and to 256 where answers take less than half a
+-- second, which is not many at a time then; it halves with each portion that failed. From
 -- five failures in a row on the circuit is open: a pause that doubles from 10 s to 5 minutes, and
 -- one probe after each. An endpoint that answered 429 or 503 with Retry-After is left alone for so
 -- long, at most five minutes. Where nothing changes nothing is written: endpoints that work are
 -- settled many times a second.
 create or replace function rowcast.endpoint_heard(
-    p_endpoint_id uuid, p_good integer, p_bad integer, p_gone boolean, p_pause interval
+    p_endpoint_id uuid,
+    p_good integer,
+    p_ms integer,
+    p_bad integer,
+    p_gone boolean,
+    p_pause interval
 )
 returns void
 language plpgsql
@@ -103,10 +109,11 @@ as $$
 declare
     v_before rowcast.endpoint;
     v_now constant timestamptz := clock_timestamp();
+    v_most constant integer := case when p_ms < 500 then 256 else 32 end;
 begin
     select e.* into v_before from rowcast.endpoint as e where e.id = p_endpoint_id;
     if v_before.state <> 'active' or (
-        p_bad = 0 and not p_gone and v_before.failures = 0 and (p_good = 0 or v_before.room >= 128)
+        p_bad = 0 and not p_gone and v_before.failures = 0 and (p_good = 0 or v_before.room = v_most)
     ) then
         return;
     end if;
@@ -116,7 +123,7 @@ begin
     end if;
     if p_good > 0 then
         update rowcast.endpoint as e
-        set room = least(128, e.room + p_good), failures = 0, failing_since = null,
+        set room = greatest(least(v_most, e.room + p_good), e.room / 2), failures = 0, failing_since = null,
             pause_until = case when e.failures >= 5 then v_now else greatest(e.pause_until, v_now + p_pause) end
         where e.id = p_endpoint_id;
         if v_before.failures >= 5 then
@@ -147,5 +154,5 @@ begin
 end;
 $$;
 
-comment on function rowcast.endpoint_heard(uuid, integer, integer, boolean, interval) is
+comment on function rowcast.endpoint_heard(uuid, integer, integer, integer, boolean, interval) is
 'Takes what came of a portion of attempts into the state of their endpoint.';

@@ -59,6 +59,7 @@ rowcast.admin_messages(
 ),
 rowcast.admin_statistics(text, text, text, timestamptz),
 rowcast.channel_statistics(text, timestamptz),
+rowcast.admin_check_subscribe(text, text),
 rowcast.admin_publish(text, text[], text[], text[], text[], uuid[]),
 rowcast.admin_delete_message(text, uuid),
 rowcast.claim_deliveries(uuid, integer, interval, uuid[], integer[]),
@@ -76,7 +77,8 @@ rowcast.presence_write(uuid, text[], text[], text[], integer[], boolean[], integ
 rowcast.presence_read(text[]),
 rowcast.channel_audience(text), rowcast.channel_presence(text),
 rowcast.admin_audience(text, text), rowcast.admin_presence(text, text),
-rowcast.keep_handles(bytea[], text[]), rowcast.find_handles(bytea[])
+rowcast.keep_handles(bytea[], text[]), rowcast.find_handles(bytea[]),
+rowcast.census_answer(uuid, uuid, text[], text[], text[], integer[], integer)
 to rowcast_bridge;
 
 -- What is wrong with policies: read from the catalogues with the rights of whoever asks.

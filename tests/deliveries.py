@@ -70,6 +70,7 @@ def settle(
     error: str | None = None,
     snippet: str | None = None,
     retry_after: int | None = None,
+    ms: int = 7,
 ) -> int:
     """Say that all of these were answered alike; returns how many were still held."""
     n = len(claimed)
@@ -82,7 +83,7 @@ def settle(
             [c.id for c in claimed],
             [c.attempt for c in claimed],
             [status] * n,
-            [7] * n,
+            [ms] * n,
             [error] * n,
             [snippet] * n,
             [retry_after] * n,

@@ -104,6 +104,18 @@ class Attendance:
             raise Refusal("too_many_members")
         self._tracking.track(session, channel, _object(state), ref)
 
+    def appear(self, session: Session, subscription: Subscription, state: bytes) -> None:
+        """Show a member to the others because he has subscribed; one who is there already stays
+        as he is. Where there is no room for more, the channel has one more silent listener."""
+        channel = subscription.channel
+        key, _ = key_of(session)
+        subscription.shown = key
+        known = self._presence.state_of(channel, key)
+        try:
+            self.track(session, channel, state if known is None else known.encode(), None)
+        except Refusal as refusal:
+            metrics.refusals.labels(refusal.code).inc()
+
     def untrack(self, session: Session, channel: str, ref: Any) -> None:
         """Show it no more; answered when that is written.
 

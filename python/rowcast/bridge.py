@@ -19,6 +19,7 @@ from .access import Access
 from .attendance import Attendance
 from .audience import Audience
 from .auth import Verifier
+from .census import Census
 from .config import Settings
 from .database import UNAVAILABLE, Database, UnfitError
 from .database_rest import RestDatabase
@@ -32,6 +33,7 @@ from .http.broadcast import Broadcasts
 from .http.handlers import Handlers
 from .http.phoenix import PhoenixDoor
 from .http.rest import Rest
+from .http.socketio import SocketIODoor
 from .http.sockets import Sockets
 from .hub import Hub
 from .identity import Identities
@@ -88,11 +90,13 @@ class _Bridge:
         )
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
-        access = Access(self.database, settings, self.hub, self.feed)
+        administration = RestDatabase(self.database, settings)
+        access = Access(self.database, administration, settings, self.hub, self.feed)
         verifier = Verifier(settings)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)
         identities = Identities(settings, self.hub, self.feed, verifier)
         self.handles = Handles(self.database)
+        self.census = Census(self.database, self.hub, self.node)
         service = Service(
             settings,
             self.hub,
@@ -105,9 +109,10 @@ class _Bridge:
         )
         self.sockets = Sockets(settings, self.hub, service)
         self.phoenix = PhoenixDoor(self.sockets, identities, self.handles)
-        handlers = Handlers(RestDatabase(self.database, settings), access, self.feed)
+        handlers = Handlers(administration, access, self.feed)
         self.rest = Rest(settings, self.feed, verifier, handlers)
         self.broadcasts = Broadcasts(self.rest, handlers)
+        self.socketio = SocketIODoor(settings, self.sockets, service, self.rest)
         self._frozen = FREEZE_FROM
 
     async def deliver(
@@ -119,6 +124,8 @@ class _Bridge:
         for kind, body in signals:
             if kind == "deleted":
                 self.hub.deleted(body["channel"], body["id"], body.get("channel_id"))
+            elif kind == "census":
+                self.census.signal(body)
             else:
                 self.rechecks.signal(kind, body)
         for _ in self.hub.deliver(messages):
@@ -188,10 +195,10 @@ class _Bridge:
         while True:
             again = False
             try:
-                done = await self.database.upkeep()
-                if done:
+                done = json.loads(await self.database.upkeep() or "{}")
+                again = done.pop("again", False)
+                if any(done.values()):
                     observe("upkeep", done=done)
-                    again = json.loads(done).get("again", False)
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 observe("upkeep_failed", error=error)
             await asyncio.sleep(0 if again else self.settings.upkeep_interval)
@@ -204,6 +211,7 @@ class _Bridge:
         """
         finishing = asyncio.create_task(self.outbox.finish())
         self.sockets.draining = True
+        self.census.closed = True
         sessions = list(self.hub.sessions)
         observe("draining", sessions=len(sessions))
         needed = len(sessions) / LEAVE_RATE
@@ -253,6 +261,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
             bridge.sockets,
             bridge.phoenix,
             bridge.broadcasts,
+            bridge.socketio,
             bridge.rest,
             bridge.feed,
             max_body=settings.max_frame,
@@ -289,6 +298,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
                     bridge.tracking.run,
                     bridge.presence.run,
                     bridge.handles.run,
+                    bridge.census.run,
                 )
             ]
             tasks += running

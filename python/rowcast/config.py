@@ -108,7 +108,7 @@ class Settings:
     drain_timeout: float = setting(10.0, "Seconds to close all clients at SIGTERM.", least=0)
 
     webhook_concurrency: int = setting(
-        500, "Webhook requests at a time; 0: this bridge sends none.", least=0
+        1000, "Webhook requests at a time; 0: this bridge sends none.", least=0
     )
     webhook_timeout: float = setting(15.0, "Seconds for one webhook request.", least=0.1, most=300)
     webhook_allow_cidrs: tuple[str, ...] = setting(

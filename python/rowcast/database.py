@@ -72,6 +72,7 @@ OUTLOOK = "select * from rowcast.delivery_outlook($1, $2)"
 MARKS = "select rowcast.raise_marks($1)"
 KEEP_HANDLES = "select rowcast.keep_handles($1, $2)"
 FIND_HANDLES = "select rowcast.find_handles($1)"
+ANSWER_CENSUS = "select rowcast.census_answer($1, $2, $3, $4, $5, $6, $7)"
 
 # Milliseconds for a question that is asked again alone because its batch took too long.
 BRIEF = "1000"
@@ -396,18 +397,13 @@ class Database:
 
     async def return_deliveries(self, worker: UUID, deliveries: Sequence[Delivery]) -> None:
         """Give back what was claimed, as if it had not been."""
-        assert self._bridge is not None
-        await self._bridge.fetchval(
-            RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries]
-        )
+        await self.row(RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries])
 
     async def delivery_outlook(
         self, busy: Mapping[UUID, int]
     ) -> tuple[float | None, frozenset[str]]:
         """Seconds until a delivery is due, None if none waits; the channels with endpoints."""
-        assert self._bridge is not None
-        row = await self._bridge.fetchrow(OUTLOOK, list(busy), list(busy.values()))
-        assert row is not None
+        row = await self.row(OUTLOOK, list(busy), list(busy.values()))
         return row["wait"], frozenset(map(str, row["channels"]))
 
     async def raise_marks(self, busy: Sequence[UUID]) -> None:
@@ -419,20 +415,17 @@ class Database:
 
     async def beat(self, node: UUID, lease: timedelta) -> bool:
         """Renew a lease; False when the node was not known."""
-        assert self._bridge is not None
-        return bool(await self._bridge.fetchval(BEAT, node, lease))
+        return bool((await self.row(BEAT, node, lease))[0])
 
     async def leave(self, node: UUID, grace: timedelta) -> None:
         """End a node."""
-        assert self._bridge is not None
-        await self._bridge.fetchval(LEAVE, node, grace)
+        await self.row(LEAVE, node, grace)
 
     async def write_audience(
         self, node: UUID, channels: Sequence[str], counts: Sequence[int]
     ) -> bool:
         """Write counts of a node; False when it is not known."""
-        assert self._bridge is not None
-        return bool(await self._bridge.fetchval(WRITE_AUDIENCE, node, channels, counts))
+        return bool((await self.row(WRITE_AUDIENCE, node, channels, counts))[0])
 
     async def write_presence(
         self, node: UUID, members: Sequence[tuple[str, str, str | None, int, bool]], limit: int
@@ -458,6 +451,13 @@ class Database:
     async def find_handles(self, keys: Sequence[bytes]) -> list[str | None]:
         """The cursor of each handle, or None."""
         return list((await self.row(FIND_HANDLES, keys))[0])
+
+    async def answer_census(
+        self, node: UUID, request: UUID, told: Sequence[tuple[str, str, str, int]], out: int | None
+    ) -> bool:
+        """Say (role, claims, channel, sessions) each; see `rowcast.census_answer`."""
+        columns = [[row[n] for row in told] for n in range(4)]
+        return bool((await self.row(ANSWER_CENSUS, node, request, *columns, out))[0])
 
     async def alive(self) -> None:
         """Raise when the database does not answer."""

@@ -39,6 +39,7 @@ PRESENCE = "select rowcast.admin_presence($1, $2)"
 CHANNEL_PRESENCE = "select rowcast.channel_presence($1)"
 AUDIENCE = "select rowcast.admin_audience($1, $2)"
 CHANNEL_AUDIENCE = "select rowcast.channel_audience($1)"
+CHECK = "select * from rowcast.admin_check_subscribe($1, $2)"
 PUBLISH = "select rowcast.admin_publish($1, $2, $3, $4, $5, $6)"
 DELETE_MESSAGE = "select rowcast.admin_delete_message($1, $2)"
 PERMISSIONS = "select rowcast.admin_permissions($1)"
@@ -161,12 +162,16 @@ class RestDatabase:
             return await self._text(AUDIENCE, caller.claims, name)
         return await self._text(CHANNEL_AUDIENCE, name)
 
+    async def check_subscribe(self, claims: str, channel: str) -> asyncpg.Record:
+        """What `Database.check_subscribe` answers, for an administrator."""
+        return await self._row(CHECK, claims, channel)
+
     async def publish(
-        self, caller: Caller, messages: Sequence[tuple[str, str, str, str, UUID | None]]
+        self, claims: str, messages: Sequence[tuple[str, str, str, str, UUID | None]]
     ) -> list[UUID]:
         """Publish (channel, type, event, payload, key) each as the system, all or none."""
         columns = [list(column) for column in zip(*messages, strict=True)]
-        ids: list[UUID] = await self._value(PUBLISH, caller.claims, *columns)
+        ids: list[UUID] = await self._value(PUBLISH, claims, *columns)
         return ids
 
     async def delete_message(self, caller: Caller, message: UUID) -> bool:

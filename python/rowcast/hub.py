@@ -186,12 +186,12 @@ class Hub:
         writes = 0
         for channel, group in by_channel.items():
             encoded: dict[str, bytes] = {}
-            wire: Wire | None = None
+            form: str | None = None
             shared = b""
             for session, subscription in list(self._channels.get(channel, {}).items()):
-                if session.wire is not wire:  # most clients share one, and a look-up shows
-                    wire = session.wire
-                    shared = self._encode(wire, channel, group, encoded)
+                if session.format is not form:  # mostly it is that of the last; a look-up shows
+                    form = session.format
+                    shared = self._encode(session.wire, channel, group, encoded)
                 if subscription.holding:
                     if subscription.state is State.ENDED:
                         continue  # since this delivery began

@@ -40,8 +40,12 @@ class Identities:
         self._verifier = verifier
         self._timers: dict[Session, list[asyncio.TimerHandle]] = {}
 
-    async def identify(self, token: str) -> Caller:
+    async def identify(self, token: str, *, admin: bool = False) -> Caller:
         """Who the token speaks for.
+
+        Args:
+            token: compact JWS.
+            admin: whether an administrator may be one.
 
         Raises:
             Refusal: it is not valid, or that cannot be said now.
@@ -49,12 +53,20 @@ class Identities:
         if not self._feed.roles:
             raise Refusal("unavailable", "The database has not been reached yet: try again.")
         try:
-            return await self._verifier.verify(token, self._feed.roles)
+            admins = self._feed.admin_roles if admin else ()
+            return await self._verifier.verify(token, {*self._feed.roles, *admins})
         except AuthError as error:
             raise Refusal(error.code, str(error)) from None
 
-    async def authenticate(self, session: Session, token: str) -> tuple[Caller, bool]:
+    async def authenticate(
+        self, session: Session, token: str, *, admin: bool = False
+    ) -> tuple[Caller, bool]:
         """Take a token for a session, the first or a new one.
+
+        Args:
+            session: whose.
+            token: compact JWS.
+            admin: whether its door is one for administrators, too.
 
         Returns:
             Whom it speaks for, and whether that replaces other claims.
@@ -62,7 +74,7 @@ class Identities:
         Raises:
             Refusal: the token is not good, is somebody else's, or cannot be checked now.
         """
-        caller = await self.identify(token)
+        caller = await self.identify(token, admin=admin)
         before = session.caller
         other = before is not None and before.subject not in (None, caller.subject)
         if other and (session.subscriptions or session.pending):

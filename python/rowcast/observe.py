@@ -44,6 +44,10 @@ EVENTS: dict[str, tuple[int, str]] = {
         logging.WARNING,
         "Cursors of handles could not be written down; tried again.",
     ),
+    "census_failed": (
+        logging.WARNING,
+        "Who is connected could not be told to a dry run; it goes on without this bridge.",
+    ),
     "policy_error": (logging.WARNING, "A policy raised an error and thereby denied."),
     "refused": (logging.DEBUG, "A request was refused."),
     "closed": (logging.DEBUG, "A subscription lost its access and was ended with this code."),

@@ -32,12 +32,12 @@ __all__ = ["Outbox"]
 # Seconds until a claim is made although nothing suggests it.
 POLL = 5.0
 # Seconds between claims under load: fewer and larger ones.
-PACE = 0.01
-PACE_MAX = 0.1
+PACE = 0.015
+PACE_MAX = 0.03
 # Deliveries of one claim.
 BATCH = 200
 # Seconds in which outcomes are gathered.
-GATHER = 0.01
+GATHER = 0.02
 # Seconds between calls that move the marks; slower where they take long.
 MARKS = 5.0
 BACKOFF_MAX = 5.0

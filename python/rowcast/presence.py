@@ -148,6 +148,11 @@ class Presence:
         room = self._rooms.get(channel)
         return list(room.told.items()) if room else []
 
+    def state_of(self, channel: str, key: str) -> str | None:
+        """The state of a member, as far as the clients of a channel know."""
+        room = self._rooms.get(channel)
+        return room.told.get(key) if room else None
+
     def room_for(self, channel: str, key: str, most: int) -> bool:
         """Whether this member may be present besides the others."""
         room = self._rooms.get(channel)
@@ -189,6 +194,8 @@ class Presence:
             return
         event = Present(channel, [change(*it) for it in events])
         encoded: dict[str, bytes] = {}
+        apart: dict[str, dict[str, bytes]] = {}
+        joined = {change.key for change in event.events if change.type == "join"}
         hearing = [
             (session, subscription)
             for session, subscription in self._hub.members(channel)
@@ -202,6 +209,14 @@ class Presence:
                 # It would be closed for what it can do without, or may not see it any more: later
                 # it gets the whole list.
                 self._behind.add((session, channel))
+            elif subscription.shown in joined:
+                # All at once it may be all of them: each change is encoded once here, too.
+                if session.wire.format not in apart:
+                    apart[session.wire.format] = {
+                        it.key: session.wire.encode(Present(channel, [it])) for it in event.events
+                    }
+                parts = apart[session.wire.format].items()
+                session.write(b"".join(data for key, data in parts if key != subscription.shown))
             else:
                 if session.wire.format not in encoded:
                     encoded[session.wire.format] = session.wire.encode(event)
@@ -219,7 +234,8 @@ class Presence:
             elif not session.congested and not subscription.doubted:
                 self._behind.discard((session, channel))
                 joins = [change("join", key, state) for key, state in self.members(channel)]
-                session.tell(Present(channel, joins, full=True))
+                gone = list(self._rooms[channel].gone)
+                session.tell(Present(channel, joins, full=True, gone=gone))
 
 
 def change(kind: str, key: str, state: str, before: str | None = None) -> Change:

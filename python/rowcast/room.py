@@ -7,11 +7,14 @@ lie in between. No I/O.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
 __all__ = ["Room", "Row"]
+
+REMEMBERED = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Room:
     def __init__(self) -> None:
         self.due = 0.0  # when clients may be told again
         self.told: dict[str, str] = {}
+        # Who left within the last minute, for clients that were told of it neither then nor since.
+        self.gone: dict[str, float] = {}
         self._rows: dict[str, dict[UUID, Row]] = {}
         self._changed: set[str] = set()
         # What came by itself while the whole list was being read, which may be older or newer.
@@ -103,6 +108,8 @@ class Room:
         """What clients have to be told now, as (type, key, state, what they were told last); they
         count as told."""
         events = []
+        now = time.monotonic()
+        self.gone = {key: left for key, left in self.gone.items() if left > now - REMEMBERED}
         for key in self._changed:
             before = self.told.get(key)
             rows = self._rows.get(key)
@@ -112,7 +119,9 @@ class Room:
                 if state != before:
                     events.append(("join" if before is None else "update", key, state, before))
                     self.told[key] = state
+                    self.gone.pop(key, None)
             elif before is not None:
                 events.append(("leave", key, self.told.pop(key), before))
+                self.gone[key] = now
         self._changed.clear()
         return events

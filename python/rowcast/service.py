@@ -34,6 +34,7 @@ from .wire.events import (
 )
 from .wire.operations import (
     Auth,
+    Connect,
     Op,
     Ping,
     Publish,
@@ -108,16 +109,19 @@ class Service:
         if not token:
             self._identities.expect(session)
             return True
+        return await self._let_in(session, token, None) is not None
+
+    async def _let_in(self, session: Session, token: str, ref: Any) -> Caller | None:
+        """Take the token of a client that does not try again on the same connection."""
         try:
-            await self._authenticate(session, token)
+            return await self._authenticate(session, token)
         except Refusal as refusal:
-            session.tell(Refused.because(None, refusal))
+            session.tell(Refused.because(ref, refusal))
             if refusal.code == "unavailable":
                 session.close("internal")
             else:
                 session.close(refusal.code)
-            return False
-        return True
+            return None
 
     def gone(self, session: Session, *, goodbye: bool = False) -> None:
         """The client's connection has ended; it may come back, unless it said goodbye.
@@ -159,6 +163,9 @@ class Service:
 
     async def _dispatch(self, session: Session, op: Op) -> None:
         match op:
+            case Connect():
+                if caller := await self._let_in(session, op.token, op.ref):
+                    session.tell(_authenticated(op.ref, caller))
             case Auth():
                 await self._renew(session, op)
             case Refresh():
@@ -173,6 +180,8 @@ class Service:
                 session.tell(Done(op.ref, op.channel))
             case Publish():
                 caller = session.authenticated()
+                if op.subscribed and not session.hears(op.channel):
+                    raise Refusal("not_subscribed")
                 self._spawn(session, op.ref, op.channel, self._publish(session, caller, op))
             case Track():
                 self._attendance.track(session, op.channel, bytes(op.state), op.ref)
@@ -183,7 +192,7 @@ class Service:
 
     async def _renew(self, session: Session, op: Auth | Refresh) -> None:
         caller = await self._authenticate(session, op.token)
-        session.tell(Authenticated(op.ref, caller.subject, caller.role, int(caller.expires)))
+        session.tell(_authenticated(op.ref, caller))
 
     async def _refresh(self, session: Session, op: Refresh) -> None:
         try:
@@ -195,7 +204,9 @@ class Service:
             session.close(refusal.code)
 
     async def _authenticate(self, session: Session, token: str) -> Caller:
-        caller, changed = await self._identities.authenticate(session, token)
+        caller, changed = await self._identities.authenticate(
+            session, token, admin=session.wire.admin
+        )
         self._attendance.rename(session)
         if changed:
             self._rechecks.renewed(session)  # the new token may allow less
@@ -338,6 +349,8 @@ class Service:
         subscription.resuming = False
         if self._rechecks.allowed(session, subscription, asked, verdict):
             self._hub.cursor(session, key)
+        if op.state is not None:
+            self._attendance.appear(session, subscription, bytes(op.state))
 
     async def _judge(
         self, session: Session, subscription: Subscription
@@ -395,3 +408,7 @@ class Service:
         settings = self._settings
         limits = {"payload": self._feed.payload_limit, **settings.limits()}
         return Welcome(session.id, settings.heartbeat, self._feed.overlap, limits)
+
+
+def _authenticated(ref: Any, caller: Caller) -> Authenticated:
+    return Authenticated(ref, caller.subject, caller.role, int(caller.expires))

@@ -56,6 +56,7 @@ class Subscription:
     state: State = State.PENDING
     own: bool = True  # whether the session hears its own messages
     watching: bool = True  # whether it is told who is present
+    shown: str | None = None  # the member that it became by subscribing; it knows that itself
     # (generation of the hub, messages, their shared bytes)
     held: list[tuple[int, list[Message], bytes]] = field(default_factory=list)
     held_bytes: int = 0
@@ -104,6 +105,7 @@ class Session:
         "caller",
         "closed",
         "dirty",
+        "format",
         "goodbye",
         "id",
         "own_ids",
@@ -118,6 +120,7 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.pending = 0  # requests under way
         self.wire = wire
+        self.format = wire.format  # here, too: the fan-out asks each session for it
         self.closed = False
         self.goodbye = False  # it does not come back: it has said so, or was told not to
         self.dirty = False  # messages were written since the last cursor
@@ -126,6 +129,11 @@ class Session:
         self._settings = settings
         self._allowance = Allowance(settings.frame_rate, settings.frame_burst)
         self._bad = 0
+
+    def hears(self, channel: str) -> bool:
+        """Whether a subscription to this name is allowed and not ended."""
+        subscription = self.subscriptions.get(channel)
+        return subscription is not None and subscription.state is State.LIVE
 
     @property
     def resuming(self) -> bool:

@@ -157,7 +157,7 @@ async def test_nobody_can_speak_as_the_server_of_another_door(
         assert not await victim.quiet()
         messages = await native.messages(3 * len(words))
         assert {m["event"] for m in messages} == set(words)
-        assert not await native.quiet()
+        assert {frame["op"] for frame in await native.quiet()} <= {"cursor"}
 
 
 async def test_a_pattern_is_a_topic_whose_messages_say_their_channel(
@@ -268,8 +268,9 @@ async def test_a_handle_resumes_what_was_missed_also_after_the_bridge_was_killed
         assert (await client.message())["payload"] == 1
         await kept(client, db)
     put(db, room, 2)
-    bridge.restart()
+    bridge.kill()
     put(db, room, 3, "broadcast")
+    bridge.start()
     async with connect(bridge.url) as client:
         await client.join(room, resume=handle)
         assert (await client.system(room)).startswith("resumed: ")
@@ -347,8 +348,12 @@ async def test_what_was_written_but_never_arrived_comes_again(
 async def test_replay_gives_history_since_a_time(
     bridge: Daemon, db: psycopg.Connection[Any], room: str
 ) -> None:
-    for number in range(40):
-        put(db, room, number)
+    async with connect(bridge.url) as client:
+        await client.join(room)
+        for number in range(40):
+            put(db, room, number)
+        for _ in range(40):  # until the bridge has read them all, too
+            await client.message()
     row = db.execute("select extract(epoch from clock_timestamp()) * 1000").fetchone()
     assert row is not None
     async with connect(bridge.url) as client:

@@ -314,3 +314,25 @@ def test_the_login_alone_sees_and_does_nothing(db: Connection, caller: Connectio
     ):
         with refused(caller, "42501"):
             caller.execute(query)
+
+
+# Administrators
+
+
+def test_administrators_hear_what_is_enabled_and_nobody_else_is_one(db: Connection) -> None:
+    room, shut, orders = "room:*", "shut:*", "order:*"
+    for pattern, columns in ((room, {}), (shut, {"enabled": False}), (orders, {"wildcard": True})):
+        add_channel(db, pattern, **columns)
+    ask = "select allowed, enabled from rowcast.admin_check_subscribe(%s, %s)"
+    root = json.dumps({"role": "rowcast_admin"})
+    for channel, answer in {
+        "room:1": (True, True),
+        "shut:1": (False, False),
+        "none:1": (False, None),
+        orders: (True, True),
+        room: (False, True),
+    }.items():
+        assert db.execute(ask, [root, channel]).fetchone() == answer
+    for claims in (ALICE, "{}"):
+        with refused(db, "RCA01"):
+            db.execute(ask, [claims, "room:1"])

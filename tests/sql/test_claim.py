@@ -150,8 +150,19 @@ def test_room_grows_with_success_and_shrinks_with_failure(tx: Connection) -> Non
         sizes.append(len(claimed))
         settle(tx, A, claimed, 200)
     assert sizes == [4, 8, 16, 32, 64, 100, 100, 100]
+    assert endpoints(tx)[0].room == 256
     settle(tx, A, claim(tx, A, 1), 500)
-    assert endpoints(tx)[0].room == 64
+    assert endpoints(tx)[0].room == 128
+
+
+def test_an_endpoint_that_answers_slowly_has_less_room(tx: Connection) -> None:
+    add_channel(tx, "room:*", webhook_urls=[ONE])
+    many(tx, "room:1", 300)
+    rooms = []
+    for ms in (600, 600, 600, 600, 5, 600):
+        settle(tx, A, claim(tx, A), 200, ms=ms)
+        rooms.append(endpoints(tx)[0].room)
+    assert rooms == [8, 16, 32, 32, 64, 32]
 
 
 def test_a_long_queue_of_one_endpoint_starves_nobody(tx: Connection) -> None:

@@ -50,6 +50,7 @@ MAY_EXECUTE = {
     " admin_permissions(text) admin_config(text) admin_update_config(text,jsonb)"
     " admin_messages(text,text,text,text,text,timestamptz,timestamptz,integer,integer,text,bigint,"
     "bigint) admin_statistics(text,text,text,timestamptz) channel_statistics(text,timestamptz)"
+    " admin_check_subscribe(text,text)"
     " admin_publish(text,text[],text[],text[],text[],uuid[]) admin_delete_message(text,uuid)"
     " claim_deliveries(uuid,integer,interval,uuid[],integer[])"
     " settle_deliveries(uuid,bigint[],integer[],integer[],integer[],text[],text[],integer[])"
@@ -61,7 +62,8 @@ MAY_EXECUTE = {
     " presence_write(uuid,text[],text[],text[],integer[],boolean[],integer) presence_read(text[])"
     " channel_audience(text) channel_presence(text)"
     " admin_audience(text,text) admin_presence(text,text)"
-    " keep_handles(bytea[],text[]) find_handles(bytea[])",
+    " keep_handles(bytea[],text[]) find_handles(bytea[])"
+    " census_answer(uuid,uuid,text[],text[],text[],integer[],integer)",
     "rowcast_caller": "impersonate(text,text,text) check_subscribe(text,text[],text[])"
     " publish_as(text,text[],text[],text[],text[],text[],uuid[])"
     " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()"

@@ -66,8 +66,8 @@ NAMED_BY_CALLERS = {
 # Where `%s` in format() meets what is quoted already.
 QUOTED_BEFORE = {
     "00_roles.sql do": "quote_ident() in the declarations, regrole, and fixed words",
-    "90_auth_schema.sql do": "types, from a literal array",
-    "91_realtime_schema.sql do": "quote_ident() in the query of the loop",
+    "75_auth_schema.sql do": "types, from a literal array",
+    "76_realtime_schema.sql do": "quote_ident() in the query of the loop",
     "99_grants.sql do": "quote_ident() in the query of the loop",
     "rowcast.make_leaf": "quote_ident() of the columns",
     "rowcast.attach": "regclass, which prints itself quoted, and event words that are checked",

@@ -85,6 +85,7 @@ PARTS = {
     "Attendance",
     "Audience",
     "Broadcasts",
+    "Census",
     "Database",
     "Doorbell",
     "Feed",
@@ -102,13 +103,14 @@ PARTS = {
     "RestDatabase",
     "Sender",
     "Service",
+    "SocketIODoor",
     "Sockets",
     "Tracking",
     "Verifier",
 }
 
-# Of which a sixth each is the REST door, the outbox, presence, and Supabase's door.
-LINES_OF_DAEMON = 6500
+# Of which a seventh each is the REST door, the outbox, presence, Supabase's door, and InsForge's.
+LINES_OF_DAEMON = 7200
 LINES_OF_FILE = 350
 
 

@@ -13,8 +13,9 @@ from .policy_common import url_of
 
 if TYPE_CHECKING:
     from ..policy.applying import Difference
+    from ..policy.census import Census, Listener
     from ..policy.database import Workbench
-    from ..policy.personas import Persona
+    from ..policy.files import Script
 
 __all__ = ["add"]
 
@@ -24,6 +25,9 @@ views, grants, blocks, CREATE TABLE IF NOT EXISTS. The server says what a policy
 spelling does not matter. Compared are the policies of realtime_channels, of realtime_messages and
 of the tables that the files name; those that no file mentions stay, unless --prune is given.
 """
+
+# Seconds that a dry run may lock tables for, to ask for those who are connected.
+LOCKED = 2.0
 
 DIFF = f"""\
 Prints the fewest statements that would make the database what the files say. Nothing is changed:
@@ -41,12 +45,13 @@ Runs what `rowcast policy diff` prints, in one transaction that waits for locks 
 tries again; then has the bridges ask again for the clients that are connected.
 
 {FILES}
-With --dry-run nothing is changed. With --sessions it tells who would lose or gain a channel, from a
-TOML file of [[session]] tables, each with as = "persona" (or role and claims) and channels = […].
-While they are asked, the tables that change are locked.
+With --dry-run nothing is changed, and it tells who of those that are connected now would lose or
+gain a channel: all bridges are asked, for five seconds at most. With --sessions it asks for others
+instead, from a TOML file of [[session]] tables, each with as = "persona" (or role and claims) and
+channels = […]. While they are asked, the tables that change are locked.
 
 example:
-  rowcast policy apply policies --dry-run --sessions sessions.toml
+  rowcast policy apply policies --dry-run
   rowcast policy apply policies
 """
 
@@ -61,8 +66,12 @@ def add(commands: Commands) -> None:
     _add_files(parser)
     parser.add_argument("--dry-run", action="store_true", help="print it, and change nothing")
     parser.add_argument(
-        "--sessions", metavar="FILE", type=Path, help="with --dry-run: who would lose or gain"
+        "--sessions",
+        metavar="FILE",
+        type=Path,
+        help="with --dry-run: ask for these, not for clients",
     )
+    parser.add_argument("--no-census", action="store_true", help="with --dry-run: ask for nobody")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -86,24 +95,19 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _apply(args: argparse.Namespace) -> int:
-    from ..policy.applying import apply, rehearse
+    from ..policy.applying import apply
     from ..policy.database import connect
     from ..policy.files import read
 
-    if args.sessions and not args.dry_run:
-        raise UsageError("--sessions tells what would happen: give --dry-run, too.")
+    if (args.sessions or args.no_census) and not args.dry_run:
+        raise UsageError(
+            "--sessions and --no-census are about what would happen: give --dry-run, too."
+        )
     script = read(args.paths or [Path("policies")])
-    sessions = _sessions(args.sessions) if args.sessions else []
+    listeners = _listeners(args.sessions) if args.sessions else None
     with connect(url_of(args)) as workbench:
         if args.dry_run:
-            found, access = rehearse(workbench, script, sessions, prune=args.prune)
-            _print(workbench, found)
-            for entry in access:
-                if entry.before != entry.after:
-                    what = "gains" if entry.after else "loses"
-                    print(f"{entry.persona} {what} {entry.channel}")
-            if sessions and all(entry.before == entry.after for entry in access):
-                print(f"nobody of {len(access)} loses or gains a channel")
+            _rehearse(args, workbench, script, listeners)
             return 0
         found, told = apply(workbench, script, _tell, prune=args.prune)
         _print(workbench, found)
@@ -112,6 +116,56 @@ def _apply(args: argparse.Namespace) -> int:
     if (found or found.sides) and not told:
         _tell("bridges ask again within a minute for the clients that are connected")
     return 0
+
+
+def _rehearse(
+    args: argparse.Namespace,
+    workbench: Workbench,
+    script: Script,
+    listeners: list[Listener] | None,
+) -> None:
+    """Ask for the listeners of a file, or else for those that are connected."""
+    from ..policy.census import Census, take
+    from ..policy.rehearsing import rehearse, told
+
+    census = None
+    if listeners is None:
+        census = Census([]) if args.no_census else take(workbench)
+        listeners = census.listeners
+    limit = None if census is None else LOCKED
+    done = rehearse(workbench, script, listeners, prune=args.prune, limit=limit)
+    _print(workbench, done.difference)
+    if census is not None and not args.no_census:
+        _print_census(census)
+    for line in told(done.access):
+        print(line)
+    for role, reason in done.refused.items():
+        _tell(f"nobody of role {role} was asked for: {reason}")
+    if done.unasked:
+        _tell(
+            f"{_count(done.unasked, 'session')} not asked for: the tables would have been locked "
+            f"for more than {LOCKED:.0f} seconds"
+        )
+
+
+def _print_census(census: Census) -> None:
+    if not census.bridges:
+        print("nobody is connected: no bridge is running")
+        return
+    number = sum(listener.sessions for listener in census.listeners)
+    people = len({listener.who for listener in census.listeners})
+    print(
+        f"{census.answered} of {census.bridges} bridges answered: "
+        f"{_count(number, 'subscription')} of {_count(people, 'caller')}"
+    )
+    if census.answered < census.bridges:
+        _tell("some bridges did not answer: others may lose a channel, too")
+    if census.left_out:
+        _tell(f"{census.left_out} subscriptions were too many for the bridges to tell")
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}" if number == 1 else f"{number} {of}s"
 
 
 def _print(workbench: Workbench, found: Difference) -> None:
@@ -127,13 +181,14 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _sessions(path: Path) -> list[tuple[Persona, str]]:
+def _listeners(path: Path) -> list[Listener]:
+    from ..policy.census import listener
     from ..policy.personas import DEFAULT_FILE, from_claims, personas_of, read_personas, read_toml
 
     document = read_toml(path)
     known = read_personas(DEFAULT_FILE) if DEFAULT_FILE.exists() else {}
     known |= personas_of(document, path)
-    found: list[tuple[Persona, str]] = []
+    found: list[Listener] = []
     tables: Any = document.get("session", [])
     for n, table in enumerate(tables if isinstance(tables, list) else [], 1):
         name, channels = table.get("as"), table.get("channels")
@@ -143,7 +198,7 @@ def _sessions(path: Path) -> list[tuple[Persona, str]]:
                 "and channels = […]."
             )
         persona = known[name] if name else from_claims(table.get("claims", {}), table.get("role"))
-        found += ((persona, str(channel)) for channel in channels)
+        found += (listener(persona, str(channel)) for channel in channels)
     if not found:
         raise UsageError(f"{path} has no [[session]] tables.")
     return found

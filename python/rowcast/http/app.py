@@ -14,6 +14,7 @@ from .broadcast import Broadcasts
 from .phoenix import PhoenixDoor
 from .problems import problem
 from .rest import Rest
+from .socketio import SocketIODoor
 from .sockets import Sockets
 
 __all__ = ["build"]
@@ -32,6 +33,7 @@ def build(
     sockets: Sockets,
     phoenix: PhoenixDoor,
     broadcasts: Broadcasts,
+    socketio: SocketIODoor,
     rest: Rest,
     feed: Feed,
     *,
@@ -44,6 +46,7 @@ def build(
         phoenix: the door for Supabase's clients.
         broadcasts: how they publish by HTTP.
         feed: whose state readiness tells.
+        socketio: the door for InsForge's clients.
         rest: the REST door.
         max_body: bytes of a request's body.
     """
@@ -52,6 +55,7 @@ def build(
     app.router.add_get("/realtime", sockets.handle)
     phoenix.install(app.router)
     broadcasts.install(app.router)
+    socketio.install(app.router)
     for path, (name, kind) in WEB_FILES.items():
         app.router.add_get(path, _file(name, kind))
 

@@ -131,14 +131,14 @@ class Handlers:
         if isinstance(body, list):
             messages = [self._message(message) for message in body]
             ids = await (
-                self._database.publish(asked.caller, messages)
+                self._database.publish(asked.caller.claims, messages)
                 if asked.admin
                 else self._access.publish_all(asked.caller, messages)
             )
             return Answer(json.dumps([{"id": str(identifier)} for identifier in ids]))
         message = self._message(body)
         if asked.admin:
-            identifier = (await self._database.publish(asked.caller, [message]))[0]
+            identifier = (await self._database.publish(asked.caller.claims, [message]))[0]
         else:
             identifier = await self._access.publish(asked.caller, None, *message)
         return Answer(json.dumps({"id": str(identifier)}))

@@ -21,7 +21,7 @@ from ..wire.base import Wire
 from ..wire.native import NATIVE
 from .problems import problem
 
-__all__ = ["Sockets"]
+__all__ = ["SocketPipe", "Sockets"]
 
 Pong: TypeAlias = Callable[[Session, bytes], None]
 
@@ -31,7 +31,7 @@ GOODBYE = {1000, 1005}
 LINGER_ABORT = struct.pack("ii", 1, 0)
 
 
-class _Pipe:
+class SocketPipe:
     """A session's way to its client: frames go to the transport as they are, because the
     library's writer would build each of them again for every client."""
 
@@ -128,8 +128,8 @@ class Sockets:
             autoping=pong is None,
         )
         await response.prepare(request)
-        self.open += 1
-        pipe = _Pipe(request, response, self._settings.slow_grace)
+        self.enter()
+        pipe = SocketPipe(request, response, self._settings.slow_grace)
         session = Session(pipe, self._settings, wire)
         observe("session_opened", session=session.id, peer=request.remote, wire=wire.format)
         try:
@@ -138,9 +138,7 @@ class Sockets:
         finally:
             self._service.gone(session, goodbye=response.close_code in GOODBYE)
             await pipe.closed()
-            self.open -= 1
-            if not self.open:
-                self.emptied()
+            self.leave()
             observe("session_closed", session=session.id, code=response.close_code)
         return response
 
@@ -165,13 +163,23 @@ class Sockets:
             elif message.type is WSMsgType.PONG and pong is not None:
                 pong(session, bytes(message.data))
 
-    def refusal(self, request: web.Request) -> Refusal | None:
-        """Why this handshake is refused, or None."""
+    def enter(self) -> None:
+        """A connection is open."""
+        self.open += 1
+
+    def leave(self) -> None:
+        """It is closed."""
+        self.open -= 1
+        if not self.open:
+            self.emptied()
+
+    def refusal(self, request: web.Request, *, upgrade: bool = True) -> Refusal | None:
+        """Why this handshake is refused, or None; `upgrade` is whether it must be a WebSocket's."""
         origin = request.headers.get("Origin")
         allowed = self._settings.allowed_origins
         if origin is not None and "*" not in allowed and origin not in allowed:
             return Refusal("forbidden", f"Pages of {origin} may not connect here.")
-        if request.headers.get("Upgrade", "").lower() != "websocket":
+        if upgrade and request.headers.get("Upgrade", "").lower() != "websocket":
             return Refusal("invalid_frame", "This is a WebSocket endpoint: connect with ws://.")
         if self.draining or len(self._hub.sessions) >= self._settings.max_sessions:
             return Refusal(

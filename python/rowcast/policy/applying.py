@@ -15,13 +15,11 @@ from psycopg import errors, sql
 
 from ..command_database import DatabaseError
 from ..runner import attempt
-from .asking import ask
 from .changes import Change, Policy, Table, changes, create, drop, enable
-from .database import Question, Workbench, explained, sentence
+from .database import Workbench, explained, sentence
 from .files import PolicyStatement, Script
-from .personas import Persona
 
-__all__ = ["Access", "Difference", "apply", "difference", "rehearse"]
+__all__ = ["Difference", "apply", "difference", "make"]
 
 OUR_TABLES = (("public", "realtime_channels"), ("public", "realtime_messages"))
 
@@ -53,16 +51,6 @@ class Difference:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Who may subscribe to what, before and after."""
-
-    persona: Persona
-    channel: str
-    before: bool
-    after: bool
-
-
 def difference(workbench: Workbench, script: Script, *, prune: bool) -> Difference:
     """Compare; the statements beside the policies are run, and rolled back with all else.
 
@@ -89,49 +77,29 @@ def apply(
 
     def work() -> Difference:
         workbench.limit()
-        _run_sides(workbench, script)
-        with connection.transaction(force_rollback=True):
-            found = _compare(workbench, script, prune)
-        _execute(workbench, found)
-        return found
+        return make(workbench, script, prune=prune)
 
     found = attempt(connection, "policies", work, tell)
     with explained(connection):
         return found, workbench.recheck()
 
 
-def rehearse(
-    workbench: Workbench,
-    script: Script,
-    sessions: Sequence[tuple[Persona, str]],
-    *,
-    prune: bool,
-) -> tuple[Difference, list[Access]]:
-    """Apply, ask for each (persona, channel) before and after, and roll back.
+def make(workbench: Workbench, script: Script, *, prune: bool) -> Difference:
+    """Make the database the same in the transaction that is under way.
 
-    The tables that change are locked from the first statement on until all have been asked.
+    Returns:
+        What was changed.
 
     Raises:
-        DatabaseError: a statement failed, or a role cannot be had.
+        DatabaseError: a statement of the files failed; the message says which.
+        psycopg.Error: another statement failed, or others held their locks for too long.
     """
-    with explained(workbench.connection), workbench.trial():
-        for role in {persona.role for persona, _ in sessions}:
-            workbench.become(role)
-        before = [_may(workbench, *session) for session in sessions]
-        _run_sides(workbench, script)
-        with workbench.connection.transaction(force_rollback=True):
-            found = _compare(workbench, script, prune)
-        _execute(workbench, found)
-        after = [_may(workbench, *session) for session in sessions]
-    access = [
-        Access(persona, channel, was, now)
-        for (persona, channel), was, now in zip(sessions, before, after, strict=True)
-    ]
-    return found, access
-
-
-def _may(workbench: Workbench, persona: Persona, channel: str) -> bool:
-    return ask(workbench, Question("subscribe", persona.role, persona.text, channel)).allowed
+    _run_sides(workbench, script)
+    with workbench.connection.transaction(force_rollback=True):
+        found = _compare(workbench, script, prune)
+    for statement in found.statements():
+        workbench.connection.execute(statement)
+    return found
 
 
 def _run_sides(workbench: Workbench, script: Script) -> None:
@@ -147,11 +115,6 @@ def _run(workbench: Workbench, text: str, where: str) -> None:
         raise  # others are in the way: `attempt` repeats it
     except psycopg.Error as problem:
         raise DatabaseError(f"{where}: {sentence(problem)}") from problem
-
-
-def _execute(workbench: Workbench, found: Difference) -> None:
-    for statement in found.statements():
-        workbench.connection.execute(statement)
 
 
 def _compare(workbench: Workbench, script: Script, prune: bool) -> Difference:

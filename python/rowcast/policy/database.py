@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg import errors, sql
@@ -18,7 +19,7 @@ from psycopg.rows import dict_row
 from ..command_database import CONNECT_TIMEOUT, DatabaseError
 from .changes import Policy, Table
 
-__all__ = ["Connection", "Question", "Workbench", "connect", "explained", "sentence"]
+__all__ = ["BRIEF", "Connection", "Question", "Workbench", "connect", "explained", "sentence"]
 
 Connection = psycopg.Connection[Any]
 
@@ -45,10 +46,15 @@ ENABLED = "select c.relrowsecurity from pg_catalog.pg_class as c where c.oid = %
 TEMP_LAST = "select set_config('search_path', current_setting('search_path') || ', pg_temp', true)"
 HAS_RECHECK = "select to_regproc('rowcast.recheck') is not null"
 RECHECK = "select rowcast.recheck()"
+CENSUS_ASK = "select rowcast.census_ask()"
+CENSUS_WAIT = "select * from rowcast.census_wait(%s, make_interval(secs => %s))"
+CENSUS_READ = "select * from rowcast.census_read(%s)"
 LITERAL_CHANNELS = "select c.pattern from public.realtime_channels as c where rowcast.is_name(c.pattern) order by 1"  # noqa: E501
 
 # Milliseconds: as long as a bridge lets a question take, and how long it waits for a lock.
 TIMEOUT = "5000"
+# While tables are locked, for everybody to be asked.
+BRIEF = "500"
 # Fixtures may be many rows.
 LONG_TIMEOUT = "60000"
 LOCK_TIMEOUT = "2000"
@@ -99,9 +105,9 @@ class Workbench:
             self.limit()
             yield
 
-    def limit(self) -> None:
+    def limit(self, timeout: str = TIMEOUT) -> None:
         """Let no statement of this transaction run or wait for long."""
-        self.connection.execute(LIMIT_TIME, [TIMEOUT, LOCK_TIMEOUT])
+        self.connection.execute(LIMIT_TIME, [timeout, LOCK_TIMEOUT])
 
     def become(self, role: str) -> None:
         """See to it that this login can become `role` until the trial ends.
@@ -306,6 +312,24 @@ class Workbench:
             return False
         self._rows(RECHECK)
         return True
+
+    def census_ask(self) -> UUID | None:
+        """Ask bridges who is connected; None when no bridge is running."""
+        request: UUID | None = self._value(CENSUS_ASK)
+        return request
+
+    def census_read(
+        self, request: UUID, patience: float
+    ) -> tuple[dict[str, int], list[dict[str, Any]]]:
+        """Wait for the answers at most so many seconds, and take them.
+
+        Returns:
+            The columns of `rowcast.census_wait`, and the rows of `rowcast.census_read`.
+        """
+        with self.connection.transaction():
+            self.limit(LONG_TIMEOUT)
+            (state,) = self._rows(CENSUS_WAIT, request, patience)
+            return state, self._rows(CENSUS_READ, request)
 
     def _quoted(self, table: Table) -> str:
         return table.identifier.as_string(self.connection)

@@ -24,6 +24,7 @@ class Wire(Protocol):
     """
 
     format: str
+    admin: bool  # whether administrators connect here, as the application itself
 
     def decode(self, data: bytes, *, binary: bool) -> tuple[Sequence[Op], Any, Refusal | None]:
         """Decode one frame.

@@ -1,12 +1,14 @@
 """What the bridge tells clients, whatever wire they speak: answers, and what comes unasked.
 
-As they stand here they are the native wire's frames, field for field but for `Change.before`;
-other wires put them into their own words, and leave out what their clients have no word for.
+As they stand here they are the native wire's frames, field for field but for `Change.before` and
+`Present.gone`; other wires put them into their own words, and leave out what their clients have
+no word for.
 Messages are no event: their encoding is shared by all clients of a wire.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -144,11 +146,15 @@ class Closed(Event, tag="closed", frozen=True):
 
 
 class Present(Event, tag="presence", frozen=True):
-    """Who came, changed and left; with `full`, all who are present. The same bytes for all."""
+    """Who came, changed and left; with `full`, all who are present. The same bytes for all.
+
+    `gone` are members who left lately, for wires that have no word for "these, and nobody else".
+    """
 
     channel: str
     events: list[Change]
     full: bool | UnsetType = UNSET
+    gone: Sequence[str] = ()
 
 
 class Status(Event, tag="status", frozen=True):

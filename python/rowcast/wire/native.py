@@ -142,6 +142,7 @@ class Native:
     """The wire of `/realtime`, the same for all of its clients."""
 
     format = "native"
+    admin = False
 
     def decode(self, data: bytes, *, binary: bool) -> tuple[Sequence[Op], Any, Refusal | None]:
         """See `Wire`."""

@@ -16,6 +16,7 @@ from ..errors import Refusal
 
 __all__ = [
     "Auth",
+    "Connect",
     "Op",
     "Ping",
     "Publish",
@@ -44,6 +45,10 @@ class Auth(Operation, tag="auth", frozen=True):
     token: str = ""
 
 
+class Connect(Auth, tag="connect", frozen=True):
+    """Who I am, once. Whoever is refused is closed: on this connection he does not try again."""
+
+
 class Refresh(Operation, tag="refresh", frozen=True):
     """Take this token in place of the old. These clients expect no answer: where the token is
     refused, the session ends, and they come back with one that is not, or learn why."""
@@ -60,6 +65,8 @@ class Subscribe(Operation, tag="subscribe", frozen=True):
     history: Annotated[int, msgspec.Meta(ge=0)] = 0
     own: bool = msgspec.field(default=True, name="self")
     presence: bool = True  # whether to be told who is there
+    # To be shown to the others as well, in this state; who is there already stays as he is.
+    state: msgspec.Raw | None = None
 
     def names(self) -> list[str]:
         """The channels asked for, each once, in the order given."""
@@ -88,6 +95,7 @@ class Publish(Operation, tag="publish", frozen=True):
     payload: msgspec.Raw = msgspec.Raw(b"{}")
     type: str = "message"
     id: UUID | None = None
+    subscribed: bool = False  # whether only who is subscribed may
 
 
 class Track(Operation, tag="track", frozen=True):

@@ -81,6 +81,8 @@ class Phoenix:
         token: that of the URL.
     """
 
+    admin = False
+
     def __init__(self, form: str, token: str) -> None:
         self.format = form
         self._token = token
@@ -151,7 +153,7 @@ class Phoenix:
         if join.since is not None:
             self._since[channel] = join.since
         names = (number, channel, None, None, join.history, join.own, join.presence)
-        subscribe = Resume(*names, join.resume) if join.resume else Subscribe(*names)
+        subscribe = Resume(*names, handle=join.resume) if join.resume else Subscribe(*names)
         return (subscribe,) if token is None else (Auth(number, token), subscribe)
 
     def _broadcast(self, frame: Frame, channel: str, broadcast: Broadcast) -> Sequence[Op]:

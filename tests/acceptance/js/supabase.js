@@ -285,6 +285,7 @@ test('presence: who is there, who comes, changes and goes', async (t) => {
   assert.equal(await first.channel.untrack(), 'ok');
   assert.equal(await soon(second.events.next()), 'leave alice away');
   await second.channel.unsubscribe();
+  while ((await soon(first.events.next())) !== 'leave bob too'); // it is told, not at once
   const third = watch(ALICE);
   await soon(third.subscribed);
   assert.deepEqual(await soon(third.synced.next()), {});

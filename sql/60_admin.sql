@@ -24,3 +24,30 @@ $$;
 
 comment on function rowcast.require_admin(text) is
 'Raises RCA01 unless the role claim is one of the administrators.';
+
+-- What check_subscribe() says to a caller, for an administrator: he hears every channel that is
+-- enabled, and no policy is asked. The same columns, so that bridges treat both alike.
+create or replace function rowcast.admin_check_subscribe(
+    p_claims text,
+    p_channel text,
+    out allowed boolean,
+    out channel_id uuid,
+    out enabled boolean,
+    out error text
+)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform rowcast.require_admin(p_claims);
+    select s.channel_id, s.channel_enabled, s.channel_open and s.channel_enabled
+    into channel_id, enabled, allowed
+    from rowcast.subscribable(p_channel) as s;
+    allowed := coalesce(allowed, false);
+end;
+$$;
+
+comment on function rowcast.admin_check_subscribe(text, text) is
+'Whether there is an enabled channel of this name or pattern for an administrator to subscribe to, and which row decides. Raises RCA01.';

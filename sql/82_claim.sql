@@ -11,6 +11,9 @@
 --
 -- A lease changes no indexed column, so it stays within the page; and it starts at low_at,
 -- because under an old snapshot the index keeps all that was ever sent.
+--
+-- A claim need not wait for the disk: if a crash of Postgres takes the lease back, the delivery is
+-- claimed again, as after a crash of the bridge. What came of it is another matter, and waits.
 create or replace function rowcast.claim_deliveries(
     p_worker uuid, p_limit integer, p_lease interval, p_busy uuid[], p_counts integer[]
 )
@@ -32,6 +35,7 @@ declare
     v_now constant timestamptz := clock_timestamp();
     v_most constant integer := (select cardinality(s.webhook_schedule) + 1 from rowcast.settings as s);
 begin
+    perform set_config('synchronous_commit', 'off', true);
     return query
     with due as (
         select e.id, e.low_at, e.failures, case when e.failures >= 5 then 1 else e.room - b.n end as room
@@ -153,45 +157,3 @@ end;
 
 comment on function rowcast.delivery_outlook(uuid[], integer[]) is
 'Seconds until the next delivery is due (NULL: none waits), and the channels with active endpoints.';
-
--- Raises low_at of endpoints that were busy to what is unfinished, less five seconds for
--- transactions that began before and have not committed. Those that take longer are found by
--- the next call, for it always reads from the beginning and lowers the mark again.
---
--- One row at a time in order of id, as in settle_deliveries(), so the two never deadlock.
-create or replace function rowcast.raise_marks(p_busy uuid[])
-returns void
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set jit = off
-as $$
-declare
-    v_mark record;
-begin
-    if not pg_try_advisory_xact_lock(1919903587, 4) then
-        return;
-    end if;
-    for v_mark in
-        select e.id, e.low_at, least(d.next_at, clock_timestamp()) - interval '5 s' as low
-        from rowcast.endpoint as e
-        left join lateral (
-            select q.next_at from rowcast.delivery as q
-            where q.endpoint_id = e.id and q.next_at > '-infinity'
-            order by q.next_at
-            limit 1
-        ) as d on true
-        where e.state = 'active' and (e.low_at > '-infinity' or e.id = any (p_busy))
-        order by e.id
-    loop
-        if v_mark.low < v_mark.low_at or v_mark.id = any (p_busy) then
-            update rowcast.endpoint as e set low_at = v_mark.low where e.id = v_mark.id;
-        end if;
-    end loop;
-end;
-$$;
-
-comment on function rowcast.raise_marks(uuid[]) is
-'Moves the marks below which endpoints have nothing unfinished: up for busy ones, down for any that needs it.';
