@@ -20,6 +20,7 @@ UPGRADE = (
 )
 # How many may be on their way at a time, as the arrivals of real clients are spread.
 CONNECTING = 200
+TRACK = "2"
 
 
 def frame(body: dict[str, Any]) -> bytes:
@@ -31,11 +32,12 @@ def frame(body: dict[str, Any]) -> bytes:
 
 @dataclass(eq=False)
 class Sheep(asyncio.Protocol):
-    """One client with one channel, on one connection after another."""
+    """One client with one channel, on one connection after another; present in a state, if any."""
 
     herd: Herd
     token: str
     channel: str
+    state: dict[str, Any] | None = None
     got: list[Any] = field(default_factory=list)
     doubled: list[Any] = field(default_factory=list)
     connections: int = 0
@@ -44,6 +46,7 @@ class Sheep(asyncio.Protocol):
     def __post_init__(self) -> None:
         self.cursor: str | None = None
         self.live = asyncio.Event()
+        self.leaving = False  # its next end is its last
         self._seen: dict[str, float] = {}
         self._forgotten: set[str] = set()
         self._overlap = 10.0
@@ -68,6 +71,8 @@ class Sheep(asyncio.Protocol):
             if self.live.is_set():
                 await self._gone
                 self.live.clear()
+            if self.leaving:
+                return
             pause, self._pause = self._pause or random.uniform(0.05, 0.3), 0.0
             await asyncio.sleep(pause)
 
@@ -132,11 +137,19 @@ class Sheep(asyncio.Protocol):
         self._transport.write(frame(asks))
 
     def _on_ok(self, said: dict[str, Any]) -> None:
+        if said["ref"] == TRACK:
+            self.live.set()
+            return
         if self.cursor is not None and not (said["recovered"] and said["ephemeral"]):
             self.unrecovered += 1
         self.connections += 1
         self._adopt(said)
-        self.live.set()
+        if self.state is None:
+            self.live.set()
+        else:
+            assert self._transport is not None
+            asks = {"op": "track", "ref": TRACK, "channel": self.channel, "state": self.state}
+            self._transport.write(frame(asks))
 
     def _on_error(self, _said: dict[str, Any]) -> None:
         assert self._transport is not None
@@ -173,13 +186,17 @@ class Herd:
     Args:
         port: of the bridges, on 127.0.0.1.
         members: (token, channel) of each.
+        tracked: so many of them, the first ones, are present with their number as state.
     """
 
-    def __init__(self, port: int, members: list[tuple[str, str]]) -> None:
+    def __init__(self, port: int, members: list[tuple[str, str]], *, tracked: int = 0) -> None:
         self.port = port
         self.gate = asyncio.Semaphore(CONNECTING)
         self.progress = asyncio.Event()  # somebody heard something
-        self.sheep = [Sheep(self, token, channel) for token, channel in members]
+        self.sheep = [
+            Sheep(self, token, channel, {"n": n} if n < tracked else None)
+            for n, (token, channel) in enumerate(members)
+        ]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Herd:
@@ -196,4 +213,5 @@ class Herd:
         """Return when all are subscribed."""
         async with asyncio.timeout(within):
             for sheep in self.sheep:
-                await sheep.live.wait()
+                if not sheep.leaving:
+                    await sheep.live.wait()

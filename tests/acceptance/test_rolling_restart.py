@@ -8,13 +8,16 @@ import random
 import resource
 import signal
 import time
+from typing import Any
 
 import psycopg
 import pytest
 
 import pg
-from acceptance.daemon import Daemon, open_channels, token
+from acceptance.daemon import Daemon, daemon, open_channels, token
 from acceptance.herd import Herd
+from acceptance.test_presence import ROOM, Watch
+from acceptance.wire import connect
 from rowcast.client import Message
 from rowcast.client import connect as client
 
@@ -24,6 +27,8 @@ CLIENTS = 2000
 REAL = 20
 ROOMS = 20
 BRIDGES = 3
+PRESENT = 100
+GRACE = 6
 
 
 @pytest.fixture
@@ -52,17 +57,38 @@ async def publish(url: str, stop: asyncio.Event) -> dict[str, list[int]]:
     return said
 
 
+async def start(
+    stack: contextlib.AsyncExitStack, database: pg.Database, **settings: Any
+) -> list[Daemon]:
+    """Bridges that share a port."""
+    bridges = [Daemon(database, reuse_port="yes", **settings) for _ in range(BRIDGES)]
+    for bridge in bridges:
+        stack.callback(bridge.remove)
+    for bridge in bridges:
+        bridge.environment["PORT"] = bridges[0].environment["PORT"]
+        await asyncio.to_thread(bridge.start)
+    return bridges
+
+
+async def replace(bridge: Daemon) -> None:
+    """Let another take the port, and end this one in order."""
+    old, began = bridge.process, time.monotonic()
+    assert old is not None
+    bridge.launch()  # the next one, on the same port, before this one goes
+    await asyncio.to_thread(bridge.wait_ready)
+    old.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(old.wait, 30) == 0
+    assert old.stdout is not None
+    old.stdout.close()
+    assert time.monotonic() - began < 30
+
+
 async def test_a_rolling_restart_loses_and_doubles_nothing(
     database: pg.Database, room_for_sockets: None
 ) -> None:
     open_channels(database, "room:*")
-    bridges = [Daemon(database, reuse_port="yes") for _ in range(BRIDGES)]
     async with contextlib.AsyncExitStack() as stack:
-        for bridge in bridges:
-            stack.callback(bridge.remove)
-        for bridge in bridges:
-            bridge.environment["PORT"] = bridges[0].environment["PORT"]
-            await asyncio.to_thread(bridge.start)
+        bridges = await start(stack, database)
         url = bridges[0].url
         port = int(url.rsplit(":", 1)[1])
         members = [(token(f"user{n}"), f"room:{n % ROOMS}") for n in range(CLIENTS)]
@@ -88,15 +114,7 @@ async def test_a_rolling_restart_loses_and_doubles_nothing(
         stop = asyncio.Event()
         publishing = asyncio.create_task(publish(database.url, stop))
         for bridge in bridges:
-            old, began = bridge.process, time.monotonic()
-            assert old is not None
-            bridge.launch()  # the next one, on the same port, before this one goes
-            await asyncio.to_thread(bridge.wait_ready)
-            old.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(old.wait, 30) == 0
-            assert old.stdout is not None
-            old.stdout.close()
-            assert time.monotonic() - began < 30
+            await replace(bridge)
             await herd.connected(60)
         stop.set()
         said = await publishing
@@ -117,3 +135,39 @@ async def test_a_rolling_restart_loses_and_doubles_nothing(
         # It was a test: most clients were sent away at least once.
         assert sum(sheep.connections > 1 for sheep in herd.sheep) > CLIENTS / 2
         assert sum(map(len, said.values())) > 100
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_only_who_does_not_come_back_from_a_rolling_restart_leaves(
+    database: pg.Database, workers: int
+) -> None:
+    """The watcher's bridge stays, so that it is told of everything."""
+    open_channels(database, "room:*")
+    async with contextlib.AsyncExitStack() as stack:
+        fixed = stack.enter_context(daemon(database, presence_grace=GRACE))
+        wire = await stack.enter_async_context(connect(fixed.url, token("watcher")))
+        watching = Watch(wire, (await wire.subscribe(ROOM))["presence"])
+        bridges = await start(stack, database, workers=workers, presence_grace=GRACE)
+        members = [(token(f"user{n}"), ROOM) for n in range(PRESENT * 2)]
+        port = int(bridges[0].url.rsplit(":", 1)[1])
+        herd = await stack.enter_async_context(Herd(port, members, tracked=PRESENT))
+        present = {f"user{n}": {"n": n} for n in range(PRESENT)}
+        await watching.until(present)
+        joined, watching.events = watching.events, []
+        assert sorted(joined) == sorted(("join", key) for key in present)
+
+        herd.sheep[0].leaving = True
+        del present["user0"]
+        leaving = asyncio.create_task(watching.until(present, within=120))
+        for bridge in bridges:
+            await replace(bridge)
+            await herd.connected(60)
+        await leaving
+        # As long as somebody else who was lost on the way would need to leave.
+        await watching.settle(GRACE + 1)
+        assert watching.events == [("leave", "user0")]
+        assert watching.present == present
+        assert sum(sheep.connections > 1 for sheep in herd.sheep) > PRESENT
+        with database.connect() as connection:
+            counted = connection.execute("select rowcast.audience(%s)", [ROOM]).fetchone()
+        assert counted == (PRESENT * 2,)  # the watcher is there, and one is not

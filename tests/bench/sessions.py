@@ -127,7 +127,8 @@ def main() -> None:
 
 def memory(bridge: stage.Process, crowd: Load, sessions: int, options: Any) -> None:
     """Connect in steps and see what a step costs."""
-    step = 1000
+    step = min(1000, sessions // 5)  # a slope takes more than one point
+    step -= step % options.processes
     rows: list[list[object]] = []
     points: list[tuple[int, int]] = []
     for total in range(step, sessions + 1, step):

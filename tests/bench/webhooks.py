@@ -100,6 +100,8 @@ def drained(database: stage.pg.Database, connection: Any, bridges: int, count: i
             marks.append((time.monotonic(), left))
             time.sleep(0.2)
     inner = [mark for mark in marks if count * 0.1 <= mark[1] <= count * 0.9]
+    if len(inner) < 2:
+        raise SystemExit(f"{count} are too few: they were gone between two looks; use --count")
     (t0, n0), (t1, n1) = inner[0], inner[-1]
     return (n0 - n1) / (t1 - t0)
 
