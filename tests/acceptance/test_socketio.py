@@ -20,6 +20,7 @@ import pg
 from acceptance import phoenix, wire
 from acceptance.daemon import Daemon, daemon, open_channels, token
 from acceptance.engineio import QUERY, connect, polling
+from acceptance.rest import request
 from acceptance.test_supabase_js import POLICIES
 
 pytestmark = pytest.mark.acceptance
@@ -445,19 +446,24 @@ async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
         await native[0].publish(room, {"from": "native"})
         assert (await supabase[0].publish(room, {"from": "supabase"})).status == "ok"
         assert (await insforge[0].publish(room, {"from": "insforge"}))["ok"]
-        doors = ["sql", "native", "supabase", "insforge"]
+        message = {"channel": room, "event": "e", "payload": {"from": "rest"}}
+        sent = await asyncio.to_thread(
+            request, bridge.url, "POST", "/api/realtime/messages", message, key=token("alice")
+        )
+        assert sent.status == 201, sent.text
+        doors = ["sql", "native", "supabase", "insforge", "rest"]
         for one in native:
-            assert [m["payload"]["from"] for m in await one.messages(4)] == doors
+            assert [m["payload"]["from"] for m in await one.messages(5)] == doors
         for two in supabase:
             assert [(await two.message())["payload"]["from"] for _ in doors] == doors
         for three in insforge:
             messages = [await three.heard() for _ in doors]
             assert [m["from"] for m in messages] == doors
             senders = [(m["meta"]["senderType"], m["meta"].get("senderId")) for m in messages]
-            assert senders == [("system", None), *[("user", "alice")] * 3]
+            assert senders == [("system", None), *[("user", "alice")] * 4]
             assert {m["meta"]["channel"] for m in messages} == {f"realtime:{room}"}
         after = encodings()
-        assert {w: after[w] - before[w] for w in after} == dict.fromkeys(after, 4)
+        assert {w: after[w] - before[w] for w in after} == dict.fromkeys(after, 5)
 
 
 async def test_mutated_frames_end_nothing_but_their_own_connection(
