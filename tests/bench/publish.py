@@ -1,4 +1,5 @@
-"""How many committers can publish: ratios to a plain INSERT and to INSERT with pg_notify.
+"""How many committers can publish: ratios to an INSERT into the same table without triggers, to one
+into a table that is not partitioned either, and to INSERT with pg_notify.
 
 pgbench of the measured server, prepared protocol, alternating rounds, medians of ratios.
 """
@@ -28,6 +29,38 @@ MANY = (
     f" select 'room:' || :room, 'bench', '{PAYLOAD}' from generate_series(1, 100);\n"
 )
 ELEMENT = '{"channel": "room:1", "event": "bench", "payload": ' + PAYLOAD + "}"
+# What realtime_messages would be without a trigger: leaves, indexes and row level security like
+# it, and defaults for what the trigger sets.
+BARE = """
+create sequence bare_seq;
+create table bare (like realtime_messages including defaults) partition by list (type);
+alter table bare
+    alter seq set default nextval('bare_seq'),
+    alter id set default gen_random_uuid(),
+    alter channel_id set default gen_random_uuid();
+alter table bare enable row level security;
+create table bare_durable partition of bare for values in ('message')
+partition by range (created_at);
+create table bare_default partition of bare_durable default;
+create unlogged table bare_broadcast partition of bare for values in ('broadcast');
+create table bare_untyped partition of bare default;
+create index on bare_durable (xid);
+create index on bare_durable (channel_name, xid);
+create index on bare_durable (channel_id, seq);
+create index on bare_durable using brin (created_at);
+do $$
+declare
+    leaf rowcast.leaf;
+begin
+    for leaf in select * from rowcast.leaf loop
+        execute format(
+            'create table bare_%s partition of bare_durable for values from (%L) to (%L)',
+            leaf.name, leaf.from_at, leaf.to_at
+        );
+    end loop;
+end;
+$$;
+"""
 MANY_JSON = f"select rowcast.publish_many('[{', '.join([ELEMENT] * 100)}]');\n"
 
 
@@ -49,6 +82,7 @@ def awake(database: stage.pg.Database) -> Iterator[None]:
 
 
 VARIANTS = {
+    "same table": ("bare", contextlib.nullcontext),
     "plain": ("plain", contextlib.nullcontext),
     "notify": ("naive", contextlib.nullcontext),
     "no bridge": ("realtime_messages", contextlib.nullcontext),
@@ -78,7 +112,7 @@ def pgbench(
 def empty(database: stage.pg.Database) -> None:
     """Let every round begin with small indexes and no checkpoint due."""
     with database.connect() as connection:
-        connection.execute("truncate plain, naive, realtime_messages")
+        connection.execute("truncate bare, plain, naive, realtime_messages")
         connection.execute("checkpoint")
 
 
@@ -94,14 +128,16 @@ def singles(binaries: Path, database: stage.pg.Database, rounds: int, seconds: f
                     rates[name].append(pgbench(binaries, database, script, clients, seconds))
         for name, measured in rates.items():
             rows.append(
-                [clients, name, stage.ratio(measured, rates["plain"]),
-                 stage.ratio(measured, rates["notify"]), int(statistics.median(measured))]
+                [clients, name, stage.ratio(measured, rates["same table"]),
+                 stage.ratio(measured, rates["plain"]), stage.ratio(measured, rates["notify"]),
+                 int(statistics.median(measured))]
             )  # fmt: skip
-    stage.table(["clients", "variant", "to plain", "to notify", "commits/s"], rows)
+    stage.table(["clients", "variant", "to same table", "to plain", "to notify", "commits/s"], rows)
 
 
 def batches(binaries: Path, database: stage.pg.Database, rounds: int, seconds: float) -> None:
     scripts = {
+        "same table, 100 rows": MANY.replace("{table}", "bare"),
         "plain, 100 rows": MANY.replace("{table}", "plain"),
         "notify, 100 rows": MANY.replace("{table}", "naive"),
         "INSERT of 100 rows": MANY.replace("{table}", "realtime_messages"),
@@ -116,10 +152,11 @@ def batches(binaries: Path, database: stage.pg.Database, rounds: int, seconds: f
                 rates[name].append(pgbench(binaries, database, script, clients, seconds))
         for name, measured in rates.items():
             rows.append(
-                [clients, name, stage.ratio(measured, rates["plain, 100 rows"]),
+                [clients, name, stage.ratio(measured, rates["same table, 100 rows"]),
+                 stage.ratio(measured, rates["plain, 100 rows"]),
                  int(statistics.median(measured) * 100)]
             )  # fmt: skip
-    stage.table(["clients", "variant", "to plain", "rows/s"], rows)
+    stage.table(["clients", "variant", "to same table", "to plain", "rows/s"], rows)
 
 
 def main() -> None:
@@ -127,6 +164,7 @@ def main() -> None:
     with stage.database() as database:
         with database.connect() as connection:
             connection.execute(naive.SETUP)
+            connection.execute(BARE)
         singles(options.binaries, database, options.rounds, options.seconds)
         batches(options.binaries, database, options.rounds, options.seconds)
 

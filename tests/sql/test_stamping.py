@@ -187,6 +187,7 @@ def test_a_policy_with_the_name_of_the_row_denies_the_second_row(
         ("RCN02", ['"room: 1"'], {"channel_name": "room: 1"}),
         ("RCN02", ["<NULL>"], {"channel_name": None}),
         ("RCM01", ['"room:1"', "262146 bytes", "262144 bytes"], {"payload": f'"{"x" * 262144}"'}),
+        ("RCM01", ['"room:1"', "NULL"], {"payload": None}),
         ("RCM02", ['"event"'], {"type": "event"}),
         ("RCM02", ["<NULL>"], {"type": None}),
         ("RCM03", ['""'], {"event_name": ""}),
