@@ -50,8 +50,9 @@ comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
 -- boot id belong to one statement. STABLE, so that every query in here uses that snapshot.
 --
 -- It names only the few leaves that are needed: through the parent an empty drain costs 42 ms with
--- 400 leaves. Mostly these are the ones that fresh() has compiled. No LIMIT: it misleads the
--- planner; the loop stops early, and answers `more` when the caller has to read by portal.
+-- 400 leaves. Mostly these are the ones for which there is a compiled query, which says so with
+-- its first row. No LIMIT: it misleads the planner; the loop stops early, and answers `more` when
+-- the caller has to read by portal.
 create or replace function rowcast.feed(
     p_snapshot text, p_boot uuid, p_issued_at timestamptz, p_rows integer, p_bytes integer
 )
@@ -79,20 +80,25 @@ as $$
 declare
     v_now constant pg_snapshot := pg_current_snapshot();
     v_then constant pg_snapshot := p_snapshot::pg_snapshot;
-    v_boot constant uuid := (select b.id from rowcast.boot as b);
-    v_floor constant bigint := (select o.seq_floor from rowcast.origin as o);
+    v_xmin constant xid8 := pg_snapshot_xmin(v_then);
+    v_xmax constant xid8 := pg_snapshot_xmax(v_now);
+    v_time constant timestamptz := clock_timestamp();
+    v_boot uuid;
+    v_floor bigint;
+    v_registry bigint;
     v_since timestamptz;
     v_first xid8[];
     v_last xid8[];
     v_rows bigint := 0;
     v_bytes bigint := 0;
-    v_leaves text[];
     v_found refcursor;
 begin
+    select b.id, o.seq_floor, o.leaves into v_boot, v_floor, v_registry
+    from rowcast.origin as o left join rowcast.boot as b on true;
     kind := 'snapshot';
     id := v_boot;
     payload := v_now::text;
-    created_at := clock_timestamp();
+    created_at := v_time;
     return next;
     if v_then is null or v_boot is null then
         return;
@@ -101,17 +107,41 @@ begin
     if v_boot is distinct from p_boot then
         v_since := p_issued_at - (select s.clock_skew from rowcast.settings as s);
     end if;
-    select array_agg(s.first), array_agg(s.last) into v_first, v_last
-    from rowcast.spans(v_then, v_now) as s;
+    if v_xmin = pg_snapshot_xmax(v_then) and v_xmax = pg_snapshot_xmin(v_now) then
+        -- Nothing ran then, nothing runs now: one span, and no query to find it.
+        if v_xmin < v_xmax then
+            v_first := array[v_xmin];
+            v_last := array[(v_xmax::text::bigint - 1)::text::xid8];
+        end if;
+    else
+        select array_agg(s.first), array_agg(s.last) into v_first, v_last
+        from rowcast.spans(v_then, v_now) as s;
+    end if;
     if v_first is null and v_since is null then
         return;
     end if;
 
-    v_leaves := rowcast.leaves_for(pg_snapshot_xmin(v_then), v_since);
-    if v_leaves = rowcast.fresh_leaves() and v_since is null then
-        open v_found no scroll for select f.* from rowcast.fresh(v_first, v_last, v_floor) as f;
-    else
-        open v_found no scroll for execute rowcast.leaves_query(v_leaves, v_since is not null)
+    if v_since is null then
+        begin
+            if cardinality(v_first) = 1 then
+                open v_found no scroll for select f.*
+                from rowcast.fresh_span(v_first, v_last, v_floor, v_registry, v_xmin, v_time) as f;
+            else
+                open v_found no scroll for select f.*
+                from rowcast.fresh_spans(v_first, v_last, v_floor, v_registry, v_xmin, v_time) as f;
+            end if;
+            fetch v_found into kind;
+            if kind is distinct from 'covers' then
+                close v_found;
+                v_found := null;
+            end if;
+        exception when undefined_table then
+            v_found := null; -- somebody dropped a leaf by hand, and there was no upkeep since
+        end;
+    end if;
+    if v_found is null then
+        open v_found no scroll for
+        execute rowcast.leaves_query(rowcast.leaves_for(v_xmin, v_since), false, v_since is not null, '')
         using v_first, v_last, v_floor, v_since;
     end if;
     loop

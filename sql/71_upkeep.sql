@@ -123,8 +123,8 @@ begin
     return jsonb_build_object(
         'made', v_made,
         'closed', rowcast.close_leaves(),
-        'compiled', rowcast.fresh_compile(),
         'dropped', rowcast.drop_leaves(),
+        'compiled', rowcast.fresh_compile(),
         'broadcasts', v_broadcasts,
         'again', v_broadcasts >= 50000,
         'deliveries', rowcast.webhook_upkeep()

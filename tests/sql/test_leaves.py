@@ -224,6 +224,88 @@ def test_after_a_crash_leaves_are_named_by_time_as_well(db: Connection) -> None:
     assert only(db, by_time, [name, cursor.xmin, timedelta(minutes=1)]) is False
 
 
+def covered(db: Connection, cursor: Cursor, at: str = "clock_timestamp()") -> bool:
+    """Whether the compiled query reads all that a drain from this cursor needs at that time."""
+    found: bool = only(
+        db,
+        "select exists(select from rowcast.fresh_span(array[%s::xid8], array[%s::xid8], 0,"  # type: ignore[arg-type]
+        f" (select o.leaves from rowcast.origin as o), %s::xid8, {at}) as f where f.kind = 'covers')",
+        [cursor.xmin, cursor.xmin, cursor.xmin],
+    )
+    return found
+
+
+def test_the_compiled_query_covers_a_cursor_of_now_until_an_hour_before_the_next_leaf(
+    db: Connection,
+) -> None:
+    only(db, "select rowcast.upkeep()")
+    cursor = ask(db)
+    following = "(select min(l.from_at) from rowcast.leaf as l where l.from_at > now() + '1 hour')"
+    assert covered(db, cursor)
+    assert covered(db, cursor, f"{following} - interval '61 minutes'")
+    assert not covered(db, cursor, f"{following} - interval '59 minutes'")
+
+
+def test_an_upkeep_that_changes_no_leaf_keeps_the_compiled_query(db: Connection) -> None:
+    only(db, "select rowcast.upkeep()")
+    compiled = "select p.xmin::text from pg_proc as p where p.proname = 'fresh_span'"
+    version = only(db, "select o.leaves from rowcast.origin as o")
+    before = only(db, compiled)
+    assert only(db, "select rowcast.upkeep()")["compiled"] is False
+    assert only(db, compiled) == before
+    assert only(db, "select o.leaves from rowcast.origin as o") == version
+
+
+def test_a_leaf_that_the_compiled_query_leaves_out_is_read_for_an_older_cursor_and_an_earlier_clock(
+    database: pg.Database, db: Connection
+) -> None:
+    before = ask(db)
+    with database.connect(autocommit=False) as slow:
+        publish(slow, "room:1", "late")
+        name = leaf_of(slow, "late")
+        during = ask(db)
+        slow.commit()
+    pretend_past(db, name, timedelta(minutes=5))
+    close(db)
+    eventually(lambda: name not in needed(db, ask(db)), what="a new cursor needs it no more")
+    assert only(db, "select rowcast.upkeep()")["compiled"] is True
+    after = ask(db)
+    assert covered(db, after)
+    assert not covered(db, after, "clock_timestamp() - interval '10 minutes'")
+    for cursor in (before, during):
+        assert not covered(db, cursor)
+        assert drain(db, cursor).events == ["late"]
+
+
+def test_a_leaf_counts_from_the_moment_a_snapshot_shows_it(
+    database: pg.Database, db: Connection
+) -> None:
+    """Rows move into a new leaf; the query that is compiled reads either too little or too much."""
+    for name, _, _ in leaves(db):
+        db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
+    db.execute("delete from rowcast.leaf")
+    only(db, "select rowcast.upkeep()")
+    for name, _, _ in leaves(db):
+        db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
+    db.execute("delete from rowcast.leaf")
+    only(db, "select rowcast.fresh_compile()")
+    before = ask(db)
+    assert covered(db, before)
+    publish(db, "room:1", "fallen")
+    assert leaf_of(db, "fallen") == "messages_default"
+    with database.connect(autocommit=False) as old:
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select 1")  # its snapshot; a drain would hold a lock on the default leaf, too
+        assert only(db, "select rowcast.make_leaves()") > 0
+        assert not covered(db, before), "nothing is compiled yet"
+        assert drain(db, before).events == ["fallen"]
+        assert only(db, "select rowcast.fresh_compile()") is True
+        assert covered(db, before)
+        assert drain(db, before).events == ["fallen"]
+        assert not covered(old, before), "it is compiled for leaves of which this knows nothing"
+        assert drain(old, before).events == ["fallen"]
+
+
 def test_a_leaf_past_midnight_holds_both_sides_of_it(db: Connection) -> None:
     midnight = LONG_AGO + DAY
     hour = timedelta(hours=1)

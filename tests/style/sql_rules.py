@@ -255,7 +255,8 @@ def definer_is_decided(f: Function) -> Findings:
 
 # Run once a publish, or inlined; with the caller's rights, and every name in them is qualified.
 QUALIFIED = {
-    "rowcast.fresh",
+    "rowcast.fresh_span",
+    "rowcast.fresh_spans",
     "rowcast.messages_caller",
     "rowcast.ring",
 }
