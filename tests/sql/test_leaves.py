@@ -226,12 +226,12 @@ def test_after_a_crash_leaves_are_named_by_time_as_well(db: Connection) -> None:
 
 def covered(db: Connection, cursor: Cursor, at: str = "clock_timestamp()") -> bool:
     """Whether the compiled query reads all that a drain from this cursor needs at that time."""
-    found: bool = only(
-        db,
-        "select exists(select from rowcast.fresh_span(array[%s::xid8], array[%s::xid8], 0,"  # type: ignore[arg-type]
-        f" (select o.leaves from rowcast.origin as o), %s::xid8, {at}) as f where f.kind = 'covers')",
-        [cursor.xmin, cursor.xmin, cursor.xmin],
+    query = (
+        "select exists(select from rowcast.fresh_span(array[%(x)s::xid8], array[%(x)s::xid8], 0,"
+        f" (select o.leaves from rowcast.origin as o), %(x)s::xid8, {at}) as f"
+        " where f.kind = 'covers')"
     )
+    found: bool = db.execute(query.encode(), {"x": cursor.xmin}).fetchall()[0][0]
     return found
 
 
