@@ -8,3 +8,12 @@ alter table rowcast.origin add column leaves bigint not null default 0;
 drop function if exists rowcast.fresh(xid8[], xid8[], bigint);
 drop function if exists rowcast.fresh_leaves();
 drop function if exists rowcast.leaves_query(text[], boolean);
+
+-- The index that drains read comes last. Of two indexes that cost the same Postgres takes the
+-- younger one, and all cost the same on a leaf that was vacuumed while it was empty. A bridge keeps
+-- the plan it made then, and with (channel_id, seq) or (channel_name, xid) each drain would read
+-- the whole index of the day, until the leaf is analyzed.
+drop index rowcast.messages_durable_xid;
+create index messages_durable_xid on rowcast.messages_durable (xid);
+drop index rowcast.messages_broadcast_xid;
+create index messages_broadcast_xid on rowcast.messages_broadcast (xid);

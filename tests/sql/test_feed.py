@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -224,6 +225,31 @@ def test_a_drain_beside_many_running_transactions_reads_no_more_than_what_is_new
         assert spans >= 12
         # Reading everything takes 1,000 blocks; one probe of a leaf, three.
         assert min(hits(db, cursor) for _ in range(5)) < 700
+
+
+def scans(plan: list[Any]) -> list[str]:
+    """The names of the indexes in a plan."""
+    return re.findall(r"(?:using|Bitmap Index Scan on) (\w+)", "\n".join(line for (line,) in plan))
+
+
+@pytest.mark.parametrize("compiled", ["fresh_span", "fresh_spans"])
+def test_a_plan_made_on_empty_leaves_reads_by_xid(db: Connection, compiled: str) -> None:
+    """Bridges keep it: a leaf vacuumed the evening before is full at noon."""
+    add_channel(db, "room:*")
+    db.execute("vacuum (analyze) realtime_messages, rowcast.signal, rowcast.presence")
+    db.execute("set enable_seqscan = off")
+    db.execute("set plan_cache_mode = force_generic_plan")
+    db.execute(
+        f"prepare drain(xid8[], xid8[]) as select f.*"  # type: ignore[arg-type]
+        f" from rowcast.{compiled}($1, $2, 0, 0, '3', now()) as f"
+    )
+    plan = db.execute("explain execute drain(array['9'::xid8], array['9'::xid8])").fetchall()
+    conditions = [line for (line,) in plan if "Index Cond" in line]
+    assert len(conditions) == len(only(db, "select rowcast.leaves_for('3', null)")) + 2
+    assert [
+        line for line in conditions if not line.strip().startswith("Index Cond: ((xid >=")
+    ] == []
+    assert [name for name in scans(plan) if "channel" in name or "xid" not in name] == []
 
 
 def test_the_snapshot_comes_first_also_when_nothing_is_new(bridge: Connection) -> None:
