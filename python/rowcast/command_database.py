@@ -19,6 +19,7 @@ from psycopg import errors, sql
 from psycopg.rows import dict_row
 
 from .errors import RowcastError
+from .unreachable import explain
 
 __all__ = ["CommandDatabase", "DatabaseError", "Login", "connect", "hears"]
 
@@ -262,8 +263,7 @@ def connect(url: str) -> Iterator[CommandDatabase]:
             application_name="rowcast command",
         )
     except psycopg.Error as problem:
-        reason = " ".join(str(problem).split())
-        raise DatabaseError(f"The database cannot be reached: {reason}") from problem
+        raise DatabaseError(explain(problem, url).sentence) from problem
     with connection:
         yield CommandDatabase(connection)
 

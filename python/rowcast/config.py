@@ -7,6 +7,7 @@ obey, also the one who uses psql, is not here but in the table ``rowcast.setting
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,9 +15,19 @@ from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
-__all__ = ["Settings", "setting"]
+__all__ = ["Settings", "setting", "unknown"]
 
 MINIMUM_SECRET = 32
+# Variables that are no settings of a bridge: of `migrate`, of `dev`, of `listen` and `publish`.
+OTHERS = (
+    "ROWCAST_BRIDGE_PASSWORD",
+    "ROWCAST_CALLER_PASSWORD",
+    "ROWCAST_PG_BIN",
+    "ROWCAST_TOKEN",
+    "ROWCAST_URL",
+)
+# What Kubernetes and Docker put into every container beside a service of the name rowcast.
+LINKS = ("ROWCAST_SERVICE_", "ROWCAST_PORT_")
 
 
 def setting(
@@ -122,7 +133,7 @@ class Settings:
         """Read ``ROWCAST_*``; unset or empty variables keep their defaults.
 
         Raises:
-            ConfigError: a value does not fit, or a variable ``ROWCAST_*`` is not known.
+            ConfigError: a value does not fit.
         """
         hints = get_type_hints(cls)
         given: dict[str, Any] = {}
@@ -183,6 +194,18 @@ def variable(name: str) -> str:
     return f"ROWCAST_{name.upper()}"
 
 
+def unknown(env: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables ``ROWCAST_*`` that nothing reads, each with the one that is most like
+    it, if there is any: a typo would otherwise leave a default in force and say nothing."""
+    known = [*(variable(field.name) for field in dataclasses.fields(Settings)), *OTHERS]
+    found = [
+        name
+        for name in env
+        if name.startswith("ROWCAST_") and name not in known and not name.startswith(LINKS)
+    ]
+    return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), None) for name in found}
+
+
 def _text(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
@@ -200,8 +223,10 @@ def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
     try:
         value = kind(text)
     except ValueError:
+        linked = text.startswith("tcp://")  # no mistake of whoever reads this
         raise ConfigError(
-            f"{name}={text!r} is not {'a whole number' if kind is int else 'a number'}."
+            f"{name}={text!r} is not {'a whole number' if kind is int else 'a number'}"
+            + (": Kubernetes sets it, unless enableServiceLinks is false." if linked else ".")
         ) from None
     least = field.metadata["least"]
     if least is not None and not value >= least:

@@ -48,6 +48,11 @@ from .wire.operations import (
 
 __all__ = ["Service"]
 
+INVALID_CHANNEL = (
+    'Use up to 16 non-empty segments joined by ":", at most 255 bytes, without blanks; "*" only as'
+    " a whole segment, of a stored pattern."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
@@ -358,6 +363,8 @@ class Service:
         """Ask the policies with the claims of this moment; raises Refusal "forbidden"."""
         asked = self._rechecks.question(subscription)
         verdict = await self._access.may_subscribe(session.authenticated(), subscription.channel)
+        if verdict.code == "invalid_channel":
+            raise Refusal("invalid_channel", INVALID_CHANNEL)
         if not verdict.allowed:
             raise Refusal("forbidden")
         return asked, verdict
