@@ -18,6 +18,7 @@ from .errors import ConfigError
 __all__ = ["Settings", "setting", "unknown"]
 
 MINIMUM_SECRET = 32
+PREFIX = "ROWCAST_"
 # Variables that are no settings of a bridge: of `migrate`, of `dev`, of `listen` and `publish`.
 OTHERS = (
     "ROWCAST_BRIDGE_PASSWORD",
@@ -191,19 +192,23 @@ class Settings:
 
 
 def variable(name: str) -> str:
-    return f"ROWCAST_{name.upper()}"
+    return f"{PREFIX}{name.upper()}"
 
 
 def unknown(env: Mapping[str, str]) -> dict[str, str | None]:
     """Return the variables ``ROWCAST_*`` that nothing reads, each with the one that is most like
     it, if there is any: a typo would otherwise leave a default in force and say nothing."""
     known = [*(variable(field.name) for field in dataclasses.fields(Settings)), *OTHERS]
-    found = [
-        name
+    # Without what all of them have: it would make any two of them alike.
+    bare = {name.removeprefix(PREFIX): name for name in known}
+    return {
+        name: next(
+            (bare[near] for near in difflib.get_close_matches(name[len(PREFIX) :], bare, 1, 0.75)),
+            None,
+        )
         for name in env
-        if name.startswith("ROWCAST_") and name not in known and not name.startswith(LINKS)
-    ]
-    return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), None) for name in found}
+        if name.startswith(PREFIX) and name not in known and not name.startswith(LINKS)
+    }
 
 
 def _text(value: Any) -> str:

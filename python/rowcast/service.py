@@ -49,7 +49,7 @@ from .wire.operations import (
 __all__ = ["Service"]
 
 INVALID_CHANNEL = (
-    'Use up to 16 non-empty segments joined by ":", at most 255 bytes, without blanks; "*" only as'
+    'This is no channel name: use up to 16 non-empty segments joined by ":", at most 255 bytes, without blanks; "*" only as'
     " a whole segment, of a stored pattern."
 )
 

@@ -63,16 +63,16 @@ CAUSES: tuple[tuple[str, bool, str, str], ...] = (
         "name another user in {named}",
     ),
     (
-        r"pg_hba\.conf.*(no encryption|SSL off)|requires? (an )?(SSL|TLS)|(SSL|TLS) is required",
-        False,
-        "{server} wants TLS",
-        "end {named} with ?sslmode=require",
-    ),
-    (
-        r"no pg_hba\.conf entry|pg_hba\.conf rejects",
+        r"pg_hba\.conf.*SSL encryption",  # with TLS; that it was also tried without says nothing
         False,
         '{server} does not let "{user}" in from here',
         "allow it in pg_hba.conf of the server, or check {named}",
+    ),
+    (
+        r"pg_hba\.conf.*no encryption|requires? (an )?(SSL|TLS)|(SSL|TLS) is required",
+        False,
+        '{server} does not let "{user}" in without TLS',
+        "add sslmode=require to {named}, or allow it in pg_hba.conf of the server",
     ),
     (
         r"does not support (SSL|TLS)|rejected SSL upgrade",

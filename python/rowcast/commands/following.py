@@ -134,7 +134,11 @@ def _tell_resync(event: dict[str, Any]) -> None:
 def _named(error: RealtimeError, url: str) -> RowcastError:
     text = f"{error.channel}: {error}" if error.channel else str(error)
     if error.code == "unreachable":
-        text += f". Start a bridge at {url}, with `rowcast serve` or `rowcast dev`, or check --url."
+        reason = text.partition("): ")[2] or text
+        text = (
+            f"There is no bridge at {url} ({reason.rstrip('.')}): start one with `rowcast serve` or"
+            " `rowcast dev`, or check --url."
+        )
     elif error.code in ("invalid_token", "token_expired"):
         text += " Make one with `rowcast token` and the bridge's ROWCAST_JWT_SECRET."
     return RowcastError(text)
