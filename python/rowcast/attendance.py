@@ -16,7 +16,7 @@ from .errors import Refusal
 from .observe import metrics
 from .pattern import is_pattern
 from .presence import Presence
-from .session import Session, State, Subscription
+from .session import Session, Subscription
 from .tracking import Tracking, key_of
 from .wire.events import Done, Event, Member, Refused
 
@@ -80,6 +80,15 @@ class Attendance:
             for key, state in self._presence.members(channel)
         ]
 
+    def admit(self, channel: str, state: bytes) -> None:
+        """Raises Refusal when nobody can be in this state there, whoever it is."""
+        if is_pattern(channel):
+            raise Refusal("invalid_channel", "Nobody is present in a pattern: track in a channel.")
+        if len(state) > self._settings.max_state:
+            raise Refusal(
+                "payload_too_large", f"A state may have {self._settings.max_state} bytes."
+            )
+
     def track(self, session: Session, channel: str, state: bytes, ref: Any) -> None:
         """Show the session's member in this state; answered when it is written.
 
@@ -88,15 +97,9 @@ class Attendance:
                 too large, or there are too many members.
         """
         key, _ = key_of(session)
-        subscription = session.subscriptions.get(channel)
-        if subscription is None or subscription.state is not State.LIVE:
-            raise Refusal("not_subscribed", "Subscribe first, and wait for the answer.")
-        if is_pattern(channel):
-            raise Refusal("invalid_channel", "Nobody is present in a pattern: track in a channel.")
-        if len(state) > self._settings.max_state:
-            raise Refusal(
-                "payload_too_large", f"A state may have {self._settings.max_state} bytes."
-            )
+        if not session.hears(channel):
+            raise Refusal("not_subscribed", "Subscribe first.")
+        self.admit(channel, state)
         most = self._settings.max_members
         if not self._tracking.holds(channel, key) and (
             self._tracking.size(channel) >= most or not self._presence.room_for(channel, key, most)

@@ -48,6 +48,7 @@ from .wire.operations import (
 
 __all__ = ["Service"]
 
+UNSUBSCRIBED = "It was unsubscribed before it was answered."
 INVALID_CHANNEL = (
     'This is no channel name: use up to 16 non-empty segments joined by ":", at most 255 bytes, without blanks; "*" only as'
     " a whole segment, of a stored pattern."
@@ -180,18 +181,14 @@ class Service:
             case Subscribe():
                 self._subscribe(session, op)
             case Unsubscribe():
-                if not self._hub.leave(session, op.channel):
-                    raise Refusal("not_subscribed")
-                session.tell(Done(op.ref, op.channel))
+                self._unsubscribe(session, op)
             case Publish():
                 caller = session.authenticated()
                 if op.subscribed and not session.hears(op.channel):
                     raise Refusal("not_subscribed")
                 self._spawn(session, op.ref, op.channel, self._publish(session, caller, op))
-            case Track():
-                self._attendance.track(session, op.channel, bytes(op.state), op.ref)
-            case Untrack():
-                self._attendance.untrack(session, op.channel, op.ref)
+            case Track() | Untrack():
+                self._attend(session, op)
             case _:
                 raise Refusal("unsupported")
 
@@ -286,6 +283,7 @@ class Service:
                 continue
             subscription = before or Subscription(name)
             subscription.state, subscription.own = State.PENDING, op.own
+            subscription.request = op
             subscription.watching = op.presence
             subscription.resuming = op.after is not None or isinstance(op, Resume)
             if before is None:
@@ -299,11 +297,61 @@ class Service:
             )
 
     async def _join(
-        self,
-        session: Session,
-        subscription: Subscription,
-        op: Subscribe,
-        fresh: bool,
+        self, session: Session, subscription: Subscription, op: Subscribe, fresh: bool
+    ) -> None:
+        try:
+            await self._enter(session, subscription, op, fresh)
+        except Refusal as refusal:
+            self._turn_away(session, subscription, refusal)
+        except Exception:
+            observe("internal_error", exc_info=True)
+            self._turn_away(session, subscription, Refusal("internal"))
+
+    def _turn_away(self, session: Session, subscription: Subscription, refusal: Refusal) -> None:
+        """Refuse a pending subscription and what was sent behind it, unless that has been done."""
+        request, subscription.request = subscription.request, None
+        if request is not None:
+            self._refuse(session, request.ref, refusal, subscription.channel)
+        behind, subscription.behind = subscription.behind, []
+        for op in behind:
+            session.pending -= 1
+            self._refuse(session, op.ref, refusal, op.channel)
+
+    def _unsubscribe(self, session: Session, op: Unsubscribe) -> None:
+        subscription = session.subscriptions.get(op.channel)
+        if subscription is None:
+            raise Refusal("not_subscribed")
+        self._hub.leave(session, op.channel)
+        # Answers come in the order of the requests; the policies need not be waited for.
+        self._turn_away(session, subscription, Refusal("not_subscribed", UNSUBSCRIBED))
+        session.tell(Done(op.ref, op.channel))
+
+    def _attend(self, session: Session, op: Track | Untrack) -> None:
+        """Show a member, or no more; behind a subscription that is pending."""
+        session.authenticated()
+        subscription = session.subscriptions.get(op.channel)
+        if subscription is not None and subscription.state is State.PENDING:
+            if isinstance(op, Track):
+                self._attendance.admit(op.channel, bytes(op.state))
+            session.pending += 1  # so there are at most as many as there may be requests
+            subscription.behind.append(op)
+        elif isinstance(op, Track):
+            self._attendance.track(session, op.channel, bytes(op.state), op.ref)
+        else:
+            self._attendance.untrack(session, op.channel, op.ref)
+
+    def _catch_up(self, session: Session, subscription: Subscription) -> None:
+        """Do what was sent behind a subscription that is live now."""
+        behind, subscription.behind = subscription.behind, []
+        for op in behind:
+            session.pending -= 1
+            try:
+                self._attend(session, op)
+            except Refusal as refusal:
+                self._refuse(session, op.ref, refusal, op.channel)
+
+    async def _enter(
+        self, session: Session, subscription: Subscription, op: Subscribe, fresh: bool
     ) -> None:
         channel = subscription.channel
         try:
@@ -350,12 +398,13 @@ class Service:
             self._attendance.members(channel) if op.presence else UNSET,
         )
         session.write(opening.frames + session.wire.encode(answer))
-        subscription.state = State.LIVE
+        subscription.state, subscription.request = State.LIVE, None
         subscription.resuming = False
         if self._rechecks.allowed(session, subscription, asked, verdict):
             self._hub.cursor(session, key)
         if op.state is not None:
             self._attendance.appear(session, subscription, bytes(op.state))
+        self._catch_up(session, subscription)
 
     async def _judge(
         self, session: Session, subscription: Subscription

@@ -20,6 +20,7 @@ from .message import Message
 from .wire.base import Wire
 from .wire.events import Event
 from .wire.native import NATIVE
+from .wire.operations import Subscribe, Track, Untrack
 
 __all__ = ["Pipe", "Session", "State", "Subscription"]
 
@@ -63,6 +64,9 @@ class Subscription:
     joined: int = 0  # the generation from which on it gets everything
     start: Position | None = None  # where that generation begins; unknown during a delivery
     resuming: bool = False  # pending with a cursor, which a newer one must not replace yet
+    request: Subscribe | None = None  # what it is pending for, until that is answered
+    # What the client sent behind it without waiting for the answer; done after it, in its order.
+    behind: list[Track | Untrack] = field(default_factory=list)
     # Our own publishes under way: with own=False, what comes now may be one of them.
     publishing: int = 0
     counted: bool = False  # as audience: the policies have allowed it
