@@ -16,12 +16,12 @@ from uuid import UUID
 
 import asyncpg
 
+from .administration import Administration
 from .batch import Batcher
 from .caller import Caller
 from .config import Settings
 from .cursor import Position
 from .database import UNAVAILABLE, Database
-from .database_rest import RestDatabase
 from .errors import Refusal
 from .feed import Feed, message_of
 from .hub import Hub
@@ -103,7 +103,7 @@ class Access:
     def __init__(
         self,
         database: Database,
-        administration: RestDatabase,
+        administration: Administration,
         settings: Settings,
         hub: Hub,
         feed: Feed,

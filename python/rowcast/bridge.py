@@ -16,13 +16,13 @@ import asyncpg
 from aiohttp import web
 
 from .access import Access
+from .administration import Administration
 from .attendance import Attendance
 from .audience import Audience
 from .auth import Verifier
 from .census import Census
 from .config import Settings
 from .database import UNAVAILABLE, Database, UnfitError
-from .database_rest import RestDatabase
 from .doorbell import Doorbell
 from .egress import Guard, Sender
 from .errors import ConfigError
@@ -91,7 +91,7 @@ class _Bridge:
         )
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
-        administration = RestDatabase(self.database, settings)
+        administration = Administration(self.database, settings)
         access = Access(self.database, administration, settings, self.hub, self.feed)
         verifier = Verifier(settings)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)

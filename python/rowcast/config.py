@@ -27,8 +27,9 @@ OTHERS = (
     "ROWCAST_TOKEN",
     "ROWCAST_URL",
 )
-# What Kubernetes and Docker put into every container beside a service of the name rowcast.
-LINKS = ("ROWCAST_SERVICE_", "ROWCAST_PORT_")
+# What Kubernetes and Docker put into every container beside a service of the name rowcast, and what
+# the tests of rowcast read.
+FOREIGN = ("ROWCAST_SERVICE_", "ROWCAST_PORT_", "ROWCAST_TEST_")
 
 
 def setting(
@@ -207,7 +208,7 @@ def unknown(env: Mapping[str, str]) -> dict[str, str | None]:
             None,
         )
         for name in env
-        if name.startswith(PREFIX) and name not in known and not name.startswith(LINKS)
+        if name.startswith(PREFIX) and name not in known and not name.startswith(FOREIGN)
     }
 
 

@@ -50,8 +50,8 @@ __all__ = ["Service"]
 
 UNSUBSCRIBED = "It was unsubscribed before it was answered."
 INVALID_CHANNEL = (
-    'This is no channel name: use up to 16 non-empty segments joined by ":", at most 255 bytes, without blanks; "*" only as'
-    " a whole segment, of a stored pattern."
+    'This is no channel name: use up to 16 non-empty segments joined by ":", at most 255 bytes,'
+    ' without blanks; "*" only as a whole segment, of a stored pattern.'
 )
 
 

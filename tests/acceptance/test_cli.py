@@ -192,11 +192,12 @@ def test_a_role_that_no_bridge_takes_is_warned_of(
         assert ("caller_roles" in done.stderr and role in done.stderr) is warned, done.stderr
 
 
-def test_the_roles_that_are_warned_of_are_not_those_of_a_new_database(
+def test_the_roles_that_are_not_warned_of_are_those_of_a_new_database(
     database: pg.Database,
 ) -> None:
     with psycopg.connect(database.url) as connection:
-        row = connection.execute("select caller_roles, admin_roles from rowcast.settings").fetchone()
+        query = "select caller_roles, admin_roles from rowcast.settings"
+        row = connection.execute(query).fetchone()
     assert row == (list(CALLER_ROLES), list(ADMIN_ROLES))
 
 

@@ -1,4 +1,4 @@
-"""What a client sends without waiting for answers: done in its order, each request answered once."""
+"""What a client sends without waiting for answers: done in order, each request answered once."""
 
 from __future__ import annotations
 
@@ -164,9 +164,7 @@ async def test_a_second_subscribe_changes_nothing_of_what_waits_for_the_first(
 async def test_what_may_wait_is_limited_and_what_is_wrong_does_not_wait(bridge: Daemon) -> None:
     async with connect(bridge.url) as wire:
         refs = await send(wire, sub("slow:3"), *(track("slow:3", n) for n in range(50)))
-        big = await send(
-            wire, {"op": "track", "channel": "slow:3", "state": {"x": "y" * 100_000}}
-        )
+        big = await send(wire, {"op": "track", "channel": "slow:3", "state": {"x": "y" * 100_000}})
         found = dict(await answers(wire, refs + big))
         said = [found[ref] for ref in refs]
         assert said.count("unavailable") == MAX_PENDING
@@ -221,7 +219,9 @@ async def test_whatever_is_sent_each_request_is_answered_once(
     for _ in range(30):
         frames, subscribed, shown = [], False, None
         for n in range(choice.randrange(2, 12)):
-            frame = choice.choice([sub(room), sub(room), unsub(room), track(room, n), untrack(room)])
+            frame = choice.choice(
+                [sub(room), sub(room), unsub(room), track(room, n), untrack(room)]
+            )
             frames.append(frame)
             match frame["op"]:
                 case "subscribe":

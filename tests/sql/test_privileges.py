@@ -40,7 +40,8 @@ MAY_EXECUTE = {
     "authenticated": f"{PUBLISHING} {READING}",
     "rowcast_publisher": f"{PUBLISHING} publish_as_system(text,text,jsonb,text,uuid,boolean)"
     " attach(regclass,text,text[],text[],text,boolean) detach(regclass,text) publish_row()"
-    " resolve(text) open_channel(text) audience(text) presence_state(text) recheck(text,text) kick(text,boolean)"
+    " resolve(text) open_channel(text) audience(text) presence_state(text) recheck(text,text)"
+    " kick(text,boolean)"
     " recheck_rows() recheck_on_change(regclass,text,text,text[]) recheck_detach(regclass)",
     "rowcast_bridge": f"{LINTING} identity() feed(text,uuid,timestamptz,integer,integer)"
     " replay(text[],text[],uuid[],timestamptz[],text,uuid) writers() doze() wake() probe(text)"

@@ -52,7 +52,7 @@ BESIDE = COMMANDS | INSTALLATION | EMBEDDED | CLIENTS
 SQL_MODULES = {
     "command_database",
     "database",
-    "database_rest",
+    "administration",
     "migrate",
     "policy.changes",
     "policy.database",
@@ -100,7 +100,7 @@ PARTS = {
     "Presence",
     "Rechecks",
     "Rest",
-    "RestDatabase",
+    "Administration",
     "Sender",
     "Service",
     "SocketIODoor",
