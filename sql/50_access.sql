@@ -28,13 +28,10 @@ begin
     perform set_config('rowcast.channel_name', p_name, true);
     if position('*' in p_name) > 0 then
         v_answer := exists (
-            select from public.realtime_channels as c
-            where c.pattern = p_name and c.wildcard and c.enabled
+            select from public.realtime_channels as c where c.pattern = p_name and c.wildcard and c.enabled
         );
     else
-        v_answer := exists (
-            select from public.realtime_channels as c where c.id = v_id and c.enabled
-        );
+        v_answer := exists (select from public.realtime_channels as c where c.id = v_id and c.enabled);
     end if;
     perform set_config('rowcast.channel_name', v_before, true);
     if v_asked is not null then
@@ -50,8 +47,7 @@ comment on function rowcast.may_subscribe(text) is
 -- The same for many callers of one role, read-only, an exception block for each: a policy that
 -- fails denies only its own question, and so do claims that Postgres cannot take, such as a
 -- \u0000 in somebody's name. statement_timeout is not caught by the blocks; the bridge then asks
--- one by one. Runs with the session's rights and becomes the caller inside; not before it knows
--- the row, which is nothing that callers may ask for.
+-- one by one. Runs with the session's rights; becomes the caller, who may not ask for the row.
 --
 -- A policy function may have set a role for the whole session. The last word of each function here
 -- is therefore a reset that outlives the transaction, or the next one to get this connection from

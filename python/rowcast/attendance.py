@@ -16,9 +16,10 @@ from .errors import Refusal
 from .observe import metrics
 from .pattern import is_pattern
 from .presence import Presence
-from .session import Session, Subscription
+from .session import Session, State, Subscription
 from .tracking import Tracking, key_of
 from .wire.events import Done, Event, Member, Refused
+from .wire.operations import Track, Untrack
 
 __all__ = ["Attendance"]
 
@@ -79,6 +80,42 @@ class Attendance:
             Member(key, msgspec.Raw(state.encode()))
             for key, state in self._presence.members(channel)
         ]
+
+    def ask(self, session: Session, op: Track | Untrack) -> None:
+        """Show a member, or no more; behind a subscription to the channel that is pending.
+
+        Raises:
+            Refusal: see `track` and `untrack`.
+        """
+        subscription = session.subscriptions.get(op.channel)
+        if subscription is not None and subscription.state is State.PENDING:
+            if isinstance(op, Track):
+                self.admit(op.channel, bytes(op.state))
+            session.pending += 1  # so there are at most as many as there may be requests
+            subscription.behind.append(op)
+        elif isinstance(op, Track):
+            self.track(session, op.channel, bytes(op.state), op.ref)
+        else:
+            self.untrack(session, op.channel, op.ref)
+
+    def catch_up(self, session: Session, subscription: Subscription) -> None:
+        """Do what was sent behind a subscription that is live now."""
+        for op in self._behind(session, subscription):
+            try:
+                self.ask(session, op)
+            except Refusal as refusal:
+                session.refuse(op.ref, refusal, op.channel)
+
+    def turn_away(self, session: Session, subscription: Subscription, refusal: Refusal) -> None:
+        """Refuse what was sent behind a subscription that is refused."""
+        for op in self._behind(session, subscription):
+            session.refuse(op.ref, refusal, op.channel)
+
+    @staticmethod
+    def _behind(session: Session, subscription: Subscription) -> list[Track | Untrack]:
+        behind, subscription.behind = subscription.behind, []
+        session.pending -= len(behind)
+        return behind
 
     def admit(self, channel: str, state: bytes) -> None:
         """Raises Refusal when nobody can be in this state there, whoever it is."""

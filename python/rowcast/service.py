@@ -49,10 +49,7 @@ from .wire.operations import (
 __all__ = ["Service"]
 
 UNSUBSCRIBED = "It was unsubscribed before it was answered."
-INVALID_CHANNEL = (
-    'This is no channel name: use up to 16 non-empty segments joined by ":", at most 255 bytes,'
-    ' without blanks; "*" only as a whole segment, of a stored pattern.'
-)
+NO_NAME = 'This is no channel name: join up to 16 segments by ":", without blanks or "*".'
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +152,10 @@ class Service:
             for op in ops:
                 await self._dispatch(session, op)
         except Refusal as error:
-            self._refuse(session, ref, error, getattr(op, "channel", None))
+            session.refuse(ref, error, getattr(op, "channel", None))
         except Exception:
             observe("internal_error", exc_info=True)
-            self._refuse(session, ref, Refusal("internal"))
-
-    def _refuse(
-        self, session: Session, ref: Any, refusal: Refusal, channel: str | None = None
-    ) -> None:
-        metrics.refusals.labels(refusal.code).inc()
-        observe("refused", session=session.id, code=refusal.code, channel=channel)
-        session.tell(Refused.because(ref, refusal, channel))
+            session.refuse(ref, Refusal("internal"))
 
     async def _dispatch(self, session: Session, op: Op) -> None:
         match op:
@@ -188,7 +178,8 @@ class Service:
                     raise Refusal("not_subscribed")
                 self._spawn(session, op.ref, op.channel, self._publish(session, caller, op))
             case Track() | Untrack():
-                self._attend(session, op)
+                session.authenticated()
+                self._attendance.ask(session, op)
             case _:
                 raise Refusal("unsupported")
 
@@ -226,10 +217,10 @@ class Service:
         try:
             await work
         except Refusal as refusal:
-            self._refuse(session, ref, refusal, channel)
+            session.refuse(ref, refusal, channel)
         except Exception:
             observe("internal_error", exc_info=True)
-            self._refuse(session, ref, Refusal("internal"), channel)
+            session.refuse(ref, Refusal("internal"), channel)
         finally:
             session.pending -= 1
 
@@ -270,16 +261,12 @@ class Service:
             try:
                 session.room_for(name)
             except Refusal as refusal:
-                self._refuse(session, op.ref, refusal, name)
+                session.refuse(op.ref, refusal, name)
                 continue
             before = session.subscriptions.get(name)
             if before is not None and before.state is State.PENDING:
-                self._refuse(
-                    session,
-                    op.ref,
-                    Refusal("rate_limited", "This channel is being subscribed."),
-                    name,
-                )
+                busy = Refusal("rate_limited", "This channel is being subscribed.")
+                session.refuse(op.ref, busy, name)
                 continue
             subscription = before or Subscription(name)
             subscription.state, subscription.own = State.PENDING, op.own
@@ -311,11 +298,8 @@ class Service:
         """Refuse a pending subscription and what was sent behind it, unless that has been done."""
         request, subscription.request = subscription.request, None
         if request is not None:
-            self._refuse(session, request.ref, refusal, subscription.channel)
-        behind, subscription.behind = subscription.behind, []
-        for op in behind:
-            session.pending -= 1
-            self._refuse(session, op.ref, refusal, op.channel)
+            session.refuse(request.ref, refusal, subscription.channel)
+        self._attendance.turn_away(session, subscription, refusal)
 
     def _unsubscribe(self, session: Session, op: Unsubscribe) -> None:
         subscription = session.subscriptions.get(op.channel)
@@ -325,30 +309,6 @@ class Service:
         # Answers come in the order of the requests; the policies need not be waited for.
         self._turn_away(session, subscription, Refusal("not_subscribed", UNSUBSCRIBED))
         session.tell(Done(op.ref, op.channel))
-
-    def _attend(self, session: Session, op: Track | Untrack) -> None:
-        """Show a member, or no more; behind a subscription that is pending."""
-        session.authenticated()
-        subscription = session.subscriptions.get(op.channel)
-        if subscription is not None and subscription.state is State.PENDING:
-            if isinstance(op, Track):
-                self._attendance.admit(op.channel, bytes(op.state))
-            session.pending += 1  # so there are at most as many as there may be requests
-            subscription.behind.append(op)
-        elif isinstance(op, Track):
-            self._attendance.track(session, op.channel, bytes(op.state), op.ref)
-        else:
-            self._attendance.untrack(session, op.channel, op.ref)
-
-    def _catch_up(self, session: Session, subscription: Subscription) -> None:
-        """Do what was sent behind a subscription that is live now."""
-        behind, subscription.behind = subscription.behind, []
-        for op in behind:
-            session.pending -= 1
-            try:
-                self._attend(session, op)
-            except Refusal as refusal:
-                self._refuse(session, op.ref, refusal, op.channel)
 
     async def _enter(
         self, session: Session, subscription: Subscription, op: Subscribe, fresh: bool
@@ -404,7 +364,7 @@ class Service:
             self._hub.cursor(session, key)
         if op.state is not None:
             self._attendance.appear(session, subscription, bytes(op.state))
-        self._catch_up(session, subscription)
+        self._attendance.catch_up(session, subscription)
 
     async def _judge(
         self, session: Session, subscription: Subscription
@@ -413,7 +373,7 @@ class Service:
         asked = self._rechecks.question(subscription)
         verdict = await self._access.may_subscribe(session.authenticated(), subscription.channel)
         if verdict.code == "invalid_channel":
-            raise Refusal("invalid_channel", INVALID_CHANNEL)
+            raise Refusal("invalid_channel", NO_NAME)
         if not verdict.allowed:
             raise Refusal("forbidden")
         return asked, verdict

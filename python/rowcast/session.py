@@ -9,7 +9,7 @@ import secrets
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from .allowance import Allowance
 from .caller import Caller
@@ -17,8 +17,9 @@ from .config import Settings
 from .cursor import Position
 from .errors import CLOSE, FINAL, Refusal
 from .message import Message
+from .observe import metrics, observe
 from .wire.base import Wire
-from .wire.events import Event
+from .wire.events import Event, Refused
 from .wire.native import NATIVE
 from .wire.operations import Subscribe, Track, Untrack
 
@@ -199,6 +200,12 @@ class Session:
     def tell(self, event: Event) -> None:
         """Write an event in the client's words."""
         self.write(self.wire.encode(event))
+
+    def refuse(self, ref: Any, refusal: Refusal, channel: str | None = None) -> None:
+        """Answer a request with a refusal."""
+        metrics.refusals.labels(refusal.code).inc()
+        observe("refused", session=self.id, code=refusal.code, channel=channel)
+        self.tell(Refused.because(ref, refusal, channel))
 
     @property
     def congested(self) -> bool:

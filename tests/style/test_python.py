@@ -109,8 +109,9 @@ PARTS = {
     "Verifier",
 }
 
-# Of which a seventh each is the REST door, the outbox, presence, Supabase's door, and InsForge's.
-LINES_OF_DAEMON = 7200
+# Of which a seventh each is the REST door, the outbox, presence, Supabase's door, and InsForge's,
+# and a fiftieth says why a database cannot be reached.
+LINES_OF_DAEMON = 7400
 LINES_OF_FILE = 350
 
 
