@@ -28,7 +28,7 @@ comment on function rowcast.replay_query(text[], boolean) is
 'SQL that reads leaves for the name $1 or the channel row $7: xids from $2, seq above $3, visible in $4 and not in $5, or created_at from $6 on.';
 
 -- Whether the channel lost a row that a cursor may not have seen; a pattern loses what its names
--- do.
+-- do, and '**' in the place of a name is what all of them did (sql/74_losses.sql).
 create or replace function rowcast.lost(p_channel text, p_xmin xid8, p_broadcasts boolean)
 returns boolean
 language sql
@@ -40,21 +40,27 @@ begin atomic
         when position('*' in p_channel) = 0 and p_broadcasts
             then exists (
                     select from rowcast.expired_broadcast as e
-                    where e.channel_name = p_channel and e.xid >= p_xmin
+                    where e.channel_name in (p_channel, '**') and e.xid >= p_xmin
                 )
         when position('*' in p_channel) = 0
             then exists (
                     select from rowcast.expired as e
-                    where e.channel_name = p_channel and e.xid >= p_xmin
+                    where e.channel_name in (p_channel, '**') and e.xid >= p_xmin
                 )
         when p_broadcasts
             then exists (
                     select from rowcast.expired_broadcast as e
-                    where e.xid >= p_xmin and rowcast.pattern_matches(p_channel, e.channel_name)
+                    where e.xid >= p_xmin and (
+                            e.channel_name = '**'
+                            or rowcast.pattern_matches(p_channel, e.channel_name)
+                        )
                 )
         else exists (
                 select from rowcast.expired as e
-                where e.xid >= p_xmin and rowcast.pattern_matches(p_channel, e.channel_name)
+                where e.xid >= p_xmin and (
+                        e.channel_name = '**'
+                        or rowcast.pattern_matches(p_channel, e.channel_name)
+                    )
             )
     end;
 end;
