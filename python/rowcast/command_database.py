@@ -243,6 +243,11 @@ class CommandDatabase:
                 f"The database {self._connection.info.dbname} has no rowcast, or an older one: "
                 "run `rowcast migrate` first."
             ) from gone
+        except errors.InsufficientPrivilege as refused:
+            raise DatabaseError(
+                f"The login {self.user} may not do this ({refused.diag.message_primary}): use the "
+                "one that is meant for it, or run `rowcast migrate --reapply`, which grants it anew."
+            ) from refused
         except psycopg.Error as problem:
             raise DatabaseError(_sentence(problem)) from problem
 

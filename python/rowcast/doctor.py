@@ -74,7 +74,7 @@ def examine(env: Mapping[str, str], database_url: str | None = None) -> Iterator
         with connect(asked) as database:
             yield from _inside(database, settings, bridge)
     except DatabaseError as problem:
-        yield Finding("database", False, str(problem), "All that follows needs a connection.")
+        yield Finding("database", False, str(problem), "All further checks ask this database.")
 
 
 def _login(subject: str, variable: str, url: str) -> Iterator[Finding]:
