@@ -246,7 +246,7 @@ class CommandDatabase:
         except errors.InsufficientPrivilege as refused:
             raise DatabaseError(
                 f"The login {self.user} may not do this ({refused.diag.message_primary}): use the "
-                "one that is meant for it, or run `rowcast migrate --reapply`, which grants it anew."
+                "one that is meant for it, or run `rowcast migrate --reapply` to grant it anew."
             ) from refused
         except psycopg.Error as problem:
             raise DatabaseError(_sentence(problem)) from problem

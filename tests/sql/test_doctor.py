@@ -1,4 +1,4 @@
-"""The doctor: what is right is not complained of, and what somebody broke is named with the way back."""
+"""The doctor: what is right is not complained of, what somebody broke is named with the remedy."""
 
 from __future__ import annotations
 
