@@ -104,6 +104,13 @@ declare
     v_until constant pg_snapshot := p_until::pg_snapshot;
     v_boot constant uuid := (select b.id from rowcast.boot as b);
     v_floor constant bigint := (select o.seq_floor from rowcast.origin as o);
+    -- Of leaves that somebody took away and upkeep has not noticed yet: until when they got rows.
+    v_taken constant xid8 := (
+        select max(coalesce(l.closed_xid, '18446744073709551615'))
+        from rowcast.leaf as l
+        where l.from_at < clock_timestamp() + interval '1 minute'
+        and not exists (select from pg_catalog.pg_inherits as i where i.inhrelid = to_regclass('rowcast.' || l.name))
+    );
     v_settings rowcast.settings;
     v_leaves text[];
     v_sql text;
@@ -131,7 +138,7 @@ begin
         v_since := case when not v_same then p_issued[i] - v_settings.clock_skew end;
         v_lost := case
             when p_issued[i] < clock_timestamp() - v_settings.cursor_retention then 'expired'
-            when rowcast.lost(p_channels[i], v_xmin, false) then 'expired'
+            when v_taken > v_xmin or rowcast.lost(p_channels[i], v_xmin, false) then 'expired'
         end;
         v_ephemeral := v_same and v_lost is null and not rowcast.lost(p_channels[i], v_xmin, true);
         if v_lost is null then

@@ -205,6 +205,7 @@ def test_a_leaf_that_somebody_took_away_is_lost_to_replay(
         db.execute(f"drop table {leaf}".encode())
     else:
         db.execute(f"alter table rowcast.messages_durable detach partition {leaf}".encode())
+    assert one(bridge, since, ask(bridge)).state == "expired"
     only(db, "select rowcast.upkeep()")
     until = past(db, bridge)
     assert one(bridge, since, until).state == "expired"
