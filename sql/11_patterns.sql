@@ -121,7 +121,7 @@ $$;
 comment on function rowcast.governing(text) is
 'Id of the channel row that governs a name, enabled or not; NULL when there is none.';
 
--- The same with what a caller must know to say why not. A join instead of the sub-select would be
+-- The same with what publishers must know to say why not. A join instead of the sub-select would be
 -- hashed, which reads every channel.
 create or replace function rowcast.resolve(
     p_name text, out channel_id uuid, out channel_enabled boolean
@@ -141,3 +141,22 @@ end;
 
 comment on function rowcast.resolve(text) is
 'The one channel row that governs a name, enabled or not; NULLs when there is none.';
+
+-- All of this that callers may know without a policy. Whether an enabled channel takes a message to
+-- the name is what publishing tells them anyway; that one is disabled, or that there is a pattern
+-- of this spelling, it does not tell.
+create or replace function rowcast.open_channel(p_name text)
+returns uuid
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+begin atomic
+    select c.id
+    from public.realtime_channels as c
+    where c.id = (select rowcast.governing(p_name)) and c.enabled;
+end;
+
+comment on function rowcast.open_channel(text) is
+'Id of the channel row that governs a name, if it is enabled; otherwise NULL, as where there is none.';

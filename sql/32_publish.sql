@@ -24,7 +24,7 @@ declare
     v_id uuid;
 begin
     if publish.missing_ok and rowcast.is_name(publish.channel)
-        and (rowcast.resolve(publish.channel)).channel_enabled is not true
+        and rowcast.open_channel(publish.channel) is null
     then
         return null;
     end if;
@@ -104,7 +104,7 @@ declare
     v_id uuid;
 begin
     if publish_as_system.missing_ok and rowcast.is_name(publish_as_system.channel)
-        and (rowcast.resolve(publish_as_system.channel)).channel_enabled is not true
+        and rowcast.open_channel(publish_as_system.channel) is null
     then
         return null;
     end if;

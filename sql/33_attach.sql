@@ -37,7 +37,7 @@ begin
         v_channel := v_channel || v_before || v_value;
     end loop;
     v_channel := v_channel || regexp_replace(tg_argv[0], '^.*\{[^{}]+\}', '');
-    if tg_argv[3]::boolean and rowcast.is_name(v_channel) and (rowcast.resolve(v_channel)).channel_enabled is not true then
+    if tg_argv[3]::boolean and rowcast.is_name(v_channel) and rowcast.open_channel(v_channel) is null then
         return null;
     end if;
     insert into public.realtime_messages (type, channel_name, event_name, payload)
@@ -109,7 +109,7 @@ begin
     end if;
     -- Otherwise the first change of a row would fail in production.
     if not attach.missing_ok
-        and (rowcast.resolve(regexp_replace(attach.channel, '\{[^{}]+\}', 'x', 'g'))).channel_enabled is not true
+        and rowcast.open_channel(regexp_replace(attach.channel, '\{[^{}]+\}', 'x', 'g')) is null
     then
         raise exception 'there is no enabled channel for "%"', attach.channel
         using errcode = 'RCN01', hint = 'Insert a matching pattern into realtime_channels first, or attach with missing_ok => true.';

@@ -28,7 +28,7 @@ comment on function rowcast.replay_query(text[], boolean) is
 'SQL that reads leaves for the name $1 or the channel row $7: xids from $2, seq above $3, visible in $4 and not in $5, or created_at from $6 on.';
 
 -- Whether the channel lost a row that a cursor may not have seen; a pattern loses what its names
--- do.
+-- do, and '**' in the place of a name is what all of them did (sql/74_losses.sql).
 create or replace function rowcast.lost(p_channel text, p_xmin xid8, p_broadcasts boolean)
 returns boolean
 language sql
@@ -40,21 +40,27 @@ begin atomic
         when position('*' in p_channel) = 0 and p_broadcasts
             then exists (
                     select from rowcast.expired_broadcast as e
-                    where e.channel_name = p_channel and e.xid >= p_xmin
+                    where e.channel_name in (p_channel, '**') and e.xid >= p_xmin
                 )
         when position('*' in p_channel) = 0
             then exists (
                     select from rowcast.expired as e
-                    where e.channel_name = p_channel and e.xid >= p_xmin
+                    where e.channel_name in (p_channel, '**') and e.xid >= p_xmin
                 )
         when p_broadcasts
             then exists (
                     select from rowcast.expired_broadcast as e
-                    where e.xid >= p_xmin and rowcast.pattern_matches(p_channel, e.channel_name)
+                    where e.xid >= p_xmin and (
+                            e.channel_name = '**'
+                            or rowcast.pattern_matches(p_channel, e.channel_name)
+                        )
                 )
         else exists (
                 select from rowcast.expired as e
-                where e.xid >= p_xmin and rowcast.pattern_matches(p_channel, e.channel_name)
+                where e.xid >= p_xmin and (
+                        e.channel_name = '**'
+                        or rowcast.pattern_matches(p_channel, e.channel_name)
+                    )
             )
     end;
 end;
@@ -98,6 +104,13 @@ declare
     v_until constant pg_snapshot := p_until::pg_snapshot;
     v_boot constant uuid := (select b.id from rowcast.boot as b);
     v_floor constant bigint := (select o.seq_floor from rowcast.origin as o);
+    -- Of leaves that somebody took away and upkeep has not noticed yet: until when they got rows.
+    v_taken constant xid8 := (
+        select max(coalesce(l.closed_xid, '18446744073709551615'))
+        from rowcast.leaf as l
+        where l.from_at < clock_timestamp() + interval '1 minute'
+        and not exists (select from pg_catalog.pg_inherits as i where i.inhrelid = to_regclass('rowcast.' || l.name))
+    );
     v_settings rowcast.settings;
     v_leaves text[];
     v_sql text;
@@ -125,7 +138,7 @@ begin
         v_since := case when not v_same then p_issued[i] - v_settings.clock_skew end;
         v_lost := case
             when p_issued[i] < clock_timestamp() - v_settings.cursor_retention then 'expired'
-            when rowcast.lost(p_channels[i], v_xmin, false) then 'expired'
+            when v_taken > v_xmin or rowcast.lost(p_channels[i], v_xmin, false) then 'expired'
         end;
         v_ephemeral := v_same and v_lost is null and not rowcast.lost(p_channels[i], v_xmin, true);
         if v_lost is null then

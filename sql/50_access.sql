@@ -2,7 +2,7 @@
 
 -- May the caller listen to this name? The name is resolved first, with the owner's eyes, then
 -- row level security is asked for that one row with the caller's. Asking "is any visible row a
--- match" would let a lax `chat:*` open what `chat:secret` closes.
+-- match" would let a lax `chat:*` open what `chat:secret` closes. A pattern is its own row.
 --
 -- A page of history asks for each of its rows. Where messages_as() says that nothing changes
 -- meanwhile, the last answer is remembered; only on the bridge's own login, because in any other
@@ -19,18 +19,20 @@ declare
     v_asked constant text := case
         when session_user = 'rowcast_caller' then nullif(current_setting('rowcast.asked', true), '')
     end;
-    v_id uuid;
-    v_open boolean;
+    v_id constant uuid := rowcast.open_channel(p_name);
     v_answer boolean;
 begin
     if substr(v_asked, 3) = p_name then
         return left(v_asked, 1) = 't';
     end if;
-    select s.channel_id, s.channel_open into v_id, v_open from rowcast.subscribable(p_name) as s;
     perform set_config('rowcast.channel_name', p_name, true);
-    v_answer := v_open is true and exists (
-        select from public.realtime_channels as c where c.id = v_id and c.enabled
-    );
+    if position('*' in p_name) > 0 then
+        v_answer := exists (
+            select from public.realtime_channels as c where c.pattern = p_name and c.wildcard and c.enabled
+        );
+    else
+        v_answer := exists (select from public.realtime_channels as c where c.id = v_id and c.enabled);
+    end if;
     perform set_config('rowcast.channel_name', v_before, true);
     if v_asked is not null then
         perform set_config('rowcast.asked', case when v_answer then 't:' else 'f:' end || p_name, true);
@@ -45,7 +47,7 @@ comment on function rowcast.may_subscribe(text) is
 -- The same for many callers of one role, read-only, an exception block for each: a policy that
 -- fails denies only its own question, and so do claims that Postgres cannot take, such as a
 -- \u0000 in somebody's name. statement_timeout is not caught by the blocks; the bridge then asks
--- one by one. Runs with the session's rights and becomes the caller inside.
+-- one by one. Runs with the session's rights; becomes the caller, who may not ask for the row.
 --
 -- A policy function may have set a role for the whole session. The last word of each function here
 -- is therefore a reset that outlives the transaction, or the next one to get this connection from
@@ -71,10 +73,13 @@ begin
         enabled := null;
         perform set_config('role', session_user, true);
         begin
-            perform rowcast.impersonate(p_role, p_claims[i], p_channels[i]);
             select s.channel_id, s.channel_enabled, s.channel_open
             into channel_id, enabled, v_open
             from rowcast.subscribable(p_channels[i]) as s;
+            if channel_id is null and not (rowcast.is_name(p_channels[i]) or rowcast.is_pattern(p_channels[i])) then
+                error := 'RCN02';
+            end if;
+            perform rowcast.impersonate(p_role, p_claims[i], p_channels[i]);
             allowed := v_open is true and exists (
                 select from public.realtime_channels as c
                 where c.id = check_subscribe.channel_id and c.enabled
@@ -89,7 +94,7 @@ end;
 $$;
 
 comment on function rowcast.check_subscribe(text, text[], text[]) is
-'For each (claims, channel or pattern): may a caller of this role subscribe; the row that decides and whether it is enabled, NULL when there is none; what a failing policy said.';
+'For each (claims, channel or pattern): may a caller of this role subscribe; the row that decides and whether it is enabled, NULL when there is none; what a failing policy said, or RCN02 for what is neither.';
 
 -- Publishes for many clients of one role in one transaction, each under its own claims. No
 -- exception blocks: they would be subtransactions. On any error the bridge repeats one by one.
@@ -153,10 +158,10 @@ declare
     v_row uuid;
 begin
     perform set_config('transaction_read_only', 'on', true);
-    perform rowcast.impersonate(p_role, p_claims, p_channel);
     if position('*' in p_channel) > 0 then
         v_row := (select s.channel_id from rowcast.subscribable(p_channel) as s);
     end if;
+    perform rowcast.impersonate(p_role, p_claims, p_channel);
     return query
     select h.seq, h.id, h.type, h.channel_name, h.event_name, h.payload::text,
         h.sender_type, h.sender_id, h.created_at

@@ -46,6 +46,9 @@ begin
     into channel_id, enabled, allowed
     from rowcast.subscribable(p_channel) as s;
     allowed := coalesce(allowed, false);
+    if channel_id is null and not (rowcast.is_name(p_channel) or rowcast.is_pattern(p_channel)) then
+        error := 'RCN02';
+    end if;
 end;
 $$;
 

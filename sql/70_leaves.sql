@@ -80,6 +80,7 @@ begin
         'alter table rowcast.messages_durable attach partition rowcast.%I for values from (%L) to (%L)',
         v_name, p_from, p_to
     );
+    perform rowcast.watch_leaf(v_name);
     insert into rowcast.leaf (name, from_at, to_at) values (v_name, p_from, p_to);
     return v_name;
 end;
@@ -89,9 +90,9 @@ comment on function rowcast.make_leaf(timestamptz, timestamptz) is
 'Creates and attaches one durable leaf, moving rows of its range out of the default leaf.';
 
 -- Leaves up to a week ahead, at least one after the present one, without gaps. What somebody
--- detached or dropped by hand is ours no longer; dropped before its time was over, it is made
--- again, because the default leaf never expires. What lies ahead is empty, and is made anew
--- where a shorter retention wants it narrower.
+-- detached or dropped by hand is ours no longer, and what it held is lost to replay; dropped before
+-- its time was over, it is made again, because the default leaf never expires. What lies ahead is
+-- empty, and is made anew where a shorter retention wants it narrower.
 create or replace function rowcast.make_leaves()
 returns integer
 language plpgsql
@@ -112,6 +113,9 @@ begin
         where not exists (select from pg_catalog.pg_inherits as i where i.inhrelid = to_regclass(format('rowcast.%I', l.name)))
         returning l.*
     loop
+        if v_lost.from_at < clock_timestamp() + interval '1 minute' then
+            perform rowcast.lose_everything(false);
+        end if;
         if v_lost.to_at > now() and to_regclass(format('rowcast.%I', v_lost.name)) is null then
             perform rowcast.make_leaf(v_lost.from_at, v_lost.to_at);
             v_made := v_made + 1;

@@ -126,6 +126,7 @@ begin
     finding := 'the NOTIFY queue is ' || (v_status ->> 'notify_queue') || ' full';
     advice := 'Find the session that listens inside an open transaction and end it.';
     return next;
+    return query select d.* from rowcast.doctor_access() as d;
 end;
 $$;
 

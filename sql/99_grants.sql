@@ -22,7 +22,8 @@ grant execute on function
 rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb),
 rowcast.publish_as_system(text, text, jsonb, text, uuid, boolean),
 rowcast.attach(regclass, text, text[], text[], text, boolean), rowcast.detach(regclass, text),
-rowcast.publish_row(), rowcast.resolve(text), rowcast.audience(text), rowcast.presence_state(text),
+rowcast.publish_row(), rowcast.resolve(text), rowcast.open_channel(text),
+rowcast.audience(text), rowcast.presence_state(text),
 rowcast.recheck(text, text), rowcast.kick(text, boolean), rowcast.recheck_rows(),
 rowcast.recheck_on_change(regclass, text, text, text[]), rowcast.recheck_detach(regclass)
 to rowcast_publisher;
@@ -100,7 +101,7 @@ rowcast.messages_as(
 ),
 rowcast.history_page(public.realtime_messages[], integer),
 rowcast.channels_as(text, text, uuid, integer, integer, boolean),
-rowcast.login_report(), rowcast.caller_roles()
+rowcast.subscribable(text), rowcast.login_report(), rowcast.caller_roles()
 to rowcast_caller;
 
 -- Whoever may write policies may grant, so what was granted to everybody is taken back from them.
@@ -127,7 +128,7 @@ begin
         execute format('grant select (id, pattern, description, enabled, is_public, owner_id, wildcard, options, created_at, updated_at) on public.realtime_channels to %s', v_role);
         execute format('grant select on public.realtime_messages to %s', v_role);
         execute format('grant insert (type, channel_name, event_name, payload, publish_key) on public.realtime_messages to %s', v_role);
-        execute format('grant execute on function rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb), rowcast.may_subscribe(text), rowcast.resolve(text), rowcast.subscribable(text) to %s', v_role);
+        execute format('grant execute on function rowcast.publish(text, text, jsonb, text, uuid, boolean), rowcast.publish_many(jsonb), rowcast.may_subscribe(text), rowcast.open_channel(text) to %s', v_role);
         execute format('grant execute on function rowcast.history(uuid, text, text, text, timestamptz, timestamptz, integer, integer, xid8, bigint, bigint), rowcast.channel_by_id(text), rowcast.channel_json(uuid, text, text, text[], boolean, boolean, text, boolean, timestamptz, timestamptz, boolean, boolean), rowcast.iso_time(timestamptz) to %s', v_role);
     end loop;
 end;

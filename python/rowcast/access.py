@@ -16,12 +16,12 @@ from uuid import UUID
 
 import asyncpg
 
+from .administration import Administration
 from .batch import Batcher
 from .caller import Caller
 from .config import Settings
 from .cursor import Position
 from .database import UNAVAILABLE, Database
-from .database_rest import RestDatabase
 from .errors import Refusal
 from .feed import Feed, message_of
 from .hub import Hub
@@ -77,6 +77,8 @@ LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
 )
+# What is neither a name nor a pattern, where a policy would be asked.
+NO_NAME = "RCN02"
 # "No such channel" and "denied" answer alike.
 DENIALS = {"RCN01", "RCM05"}
 
@@ -101,7 +103,7 @@ class Access:
     def __init__(
         self,
         database: Database,
-        administration: RestDatabase,
+        administration: Administration,
         settings: Settings,
         hub: Hub,
         feed: Feed,
@@ -265,7 +267,7 @@ class Access:
         else:
             rows = await self._database.check_subscribe(role, claims, channels, brief=brief)
         for row in rows:
-            if row["error"]:
+            if row["error"] and row["error"] != NO_NAME:
                 observe("policy_error", channel=channels[row["pair"] - 1], error=row["error"])
         return [_verdict(row) for row in rows]
 
@@ -353,6 +355,8 @@ def _verdict(row: asyncpg.Record) -> Verdict:
     channel_id = str(row["channel_id"]) if row["channel_id"] else None
     if row["allowed"]:
         return Verdict(True, channel_id)
+    if row["error"] == NO_NAME:
+        return Verdict(False, None, "invalid_channel")
     if row["error"]:
         # A policy failed: that says nothing about the caller, and shows him nothing either.
         return Verdict(False, channel_id, "unavailable")

@@ -19,6 +19,7 @@ from .presence import Presence
 from .session import Session, State, Subscription
 from .tracking import Tracking, key_of
 from .wire.events import Done, Event, Member, Refused
+from .wire.operations import Track, Untrack
 
 __all__ = ["Attendance"]
 
@@ -80,6 +81,51 @@ class Attendance:
             for key, state in self._presence.members(channel)
         ]
 
+    def ask(self, session: Session, op: Track | Untrack) -> None:
+        """Show a member, or no more; behind a subscription to the channel that is pending.
+
+        Raises:
+            Refusal: see `track` and `untrack`.
+        """
+        subscription = session.subscriptions.get(op.channel)
+        if subscription is not None and subscription.state is State.PENDING:
+            if isinstance(op, Track):
+                self.admit(op.channel, bytes(op.state))
+            session.pending += 1  # so there are at most as many as there may be requests
+            subscription.behind.append(op)
+        elif isinstance(op, Track):
+            self.track(session, op.channel, bytes(op.state), op.ref)
+        else:
+            self.untrack(session, op.channel, op.ref)
+
+    def catch_up(self, session: Session, subscription: Subscription) -> None:
+        """Do what was sent behind a subscription that is live now."""
+        for op in self._behind(session, subscription):
+            try:
+                self.ask(session, op)
+            except Refusal as refusal:
+                session.refuse(op.ref, refusal, op.channel)
+
+    def turn_away(self, session: Session, subscription: Subscription, refusal: Refusal) -> None:
+        """Refuse what was sent behind a subscription that is refused."""
+        for op in self._behind(session, subscription):
+            session.refuse(op.ref, refusal, op.channel)
+
+    @staticmethod
+    def _behind(session: Session, subscription: Subscription) -> list[Track | Untrack]:
+        behind, subscription.behind = subscription.behind, []
+        session.pending -= len(behind)
+        return behind
+
+    def admit(self, channel: str, state: bytes) -> None:
+        """Raises Refusal when nobody can be in this state there, whoever it is."""
+        if is_pattern(channel):
+            raise Refusal("invalid_channel", "Nobody is present in a pattern: track in a channel.")
+        if len(state) > self._settings.max_state:
+            raise Refusal(
+                "payload_too_large", f"A state may have {self._settings.max_state} bytes."
+            )
+
     def track(self, session: Session, channel: str, state: bytes, ref: Any) -> None:
         """Show the session's member in this state; answered when it is written.
 
@@ -88,15 +134,9 @@ class Attendance:
                 too large, or there are too many members.
         """
         key, _ = key_of(session)
-        subscription = session.subscriptions.get(channel)
-        if subscription is None or subscription.state is not State.LIVE:
-            raise Refusal("not_subscribed", "Subscribe first, and wait for the answer.")
-        if is_pattern(channel):
-            raise Refusal("invalid_channel", "Nobody is present in a pattern: track in a channel.")
-        if len(state) > self._settings.max_state:
-            raise Refusal(
-                "payload_too_large", f"A state may have {self._settings.max_state} bytes."
-            )
+        if not session.hears(channel):
+            raise Refusal("not_subscribed", "Subscribe first.")
+        self.admit(channel, state)
         most = self._settings.max_members
         if not self._tracking.holds(channel, key) and (
             self._tracking.size(channel) >= most or not self._presence.room_for(channel, key, most)

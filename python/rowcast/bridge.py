@@ -16,13 +16,13 @@ import asyncpg
 from aiohttp import web
 
 from .access import Access
+from .administration import Administration
 from .attendance import Attendance
 from .audience import Audience
 from .auth import Verifier
 from .census import Census
 from .config import Settings
 from .database import UNAVAILABLE, Database, UnfitError
-from .database_rest import RestDatabase
 from .doorbell import Doorbell
 from .egress import Guard, Sender
 from .errors import ConfigError
@@ -46,6 +46,7 @@ from .presence import Presence
 from .recheck import Rechecks
 from .service import Service
 from .tracking import Tracking
+from .unreachable import explain
 from .wire.events import Status
 
 __all__ = ["serve"]
@@ -90,7 +91,7 @@ class _Bridge:
         )
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
-        administration = RestDatabase(self.database, settings)
+        administration = Administration(self.database, settings)
         access = Access(self.database, administration, settings, self.hub, self.feed)
         verifier = Verifier(settings)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)
@@ -150,23 +151,20 @@ class _Bridge:
         """Refuse to run on what would break a promise; wait for a database that is away."""
         delay = 0.2
         while True:
+            named, url = "ROWCAST_DATABASE_URL", self.settings.database_url
             try:
                 async with self.database.dedicated() as connection:
                     await self.database.identity(connection)
+                named, url = "ROWCAST_CALLER_URL", self.settings.caller_url
                 await self.database.refuse_powerful_logins()
                 return
-            except (
-                asyncpg.InvalidAuthorizationSpecificationError,
-                asyncpg.InvalidCatalogNameError,
-            ) as error:
-                raise ConfigError(
-                    f"The database refuses the connection: {error}; check ROWCAST_DATABASE_URL"
-                    " and ROWCAST_CALLER_URL."
-                ) from error
             except UnfitError:
                 raise
-            except UNAVAILABLE as error:
-                observe("feed_lost", error=error)
+            except (*UNAVAILABLE, asyncpg.PostgresError, ValueError) as error:
+                why = explain(error, url, named)
+                if not (why.passing and isinstance(error, UNAVAILABLE)):
+                    raise ConfigError(why.sentence) from error
+                observe("feed_lost", error=why.sentence)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5.0)
 

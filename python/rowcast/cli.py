@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands import database, dev, messages, policy, serve, token, webhooks
+from .config import unknown
 from .errors import RowcastError
 
 __all__ = ["main"]
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = _parser().parse_args(argv)
+    for name, nearest in unknown(os.environ).items():
+        meant = f": {nearest} is meant?" if nearest else "; `rowcast config` lists them."
+        print(f"rowcast: warning: nothing reads {name}{meant}", file=sys.stderr)
     try:
         code: int = args.run(args)
         sys.stdout.flush()

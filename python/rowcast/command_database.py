@@ -19,6 +19,7 @@ from psycopg import errors, sql
 from psycopg.rows import dict_row
 
 from .errors import RowcastError
+from .unreachable import explain
 
 __all__ = ["CommandDatabase", "DatabaseError", "Login", "connect", "hears"]
 
@@ -242,6 +243,11 @@ class CommandDatabase:
                 f"The database {self._connection.info.dbname} has no rowcast, or an older one: "
                 "run `rowcast migrate` first."
             ) from gone
+        except errors.InsufficientPrivilege as refused:
+            raise DatabaseError(
+                f"The login {self.user} may not do this ({refused.diag.message_primary}): use the "
+                "one that is meant for it, or run `rowcast migrate --reapply` to grant it anew."
+            ) from refused
         except psycopg.Error as problem:
             raise DatabaseError(_sentence(problem)) from problem
 
@@ -262,8 +268,7 @@ def connect(url: str) -> Iterator[CommandDatabase]:
             application_name="rowcast command",
         )
     except psycopg.Error as problem:
-        reason = " ".join(str(problem).split())
-        raise DatabaseError(f"The database cannot be reached: {reason}") from problem
+        raise DatabaseError(explain(problem, url).sentence) from problem
     with connection:
         yield CommandDatabase(connection)
 

@@ -7,6 +7,7 @@ obey, also the one who uses psql, is not here but in the table ``rowcast.setting
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,9 +15,21 @@ from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
-__all__ = ["Settings", "setting"]
+__all__ = ["Settings", "setting", "unknown"]
 
 MINIMUM_SECRET = 32
+PREFIX = "ROWCAST_"
+# Variables that are no settings of a bridge: of `migrate`, of `dev`, of `listen` and `publish`.
+OTHERS = (
+    "ROWCAST_BRIDGE_PASSWORD",
+    "ROWCAST_CALLER_PASSWORD",
+    "ROWCAST_PG_BIN",
+    "ROWCAST_TOKEN",
+    "ROWCAST_URL",
+)
+# What Kubernetes and Docker put into every container beside a service of the name rowcast, and what
+# the tests of rowcast read.
+FOREIGN = ("ROWCAST_SERVICE_", "ROWCAST_PORT_", "ROWCAST_TEST_")
 
 
 def setting(
@@ -122,7 +135,7 @@ class Settings:
         """Read ``ROWCAST_*``; unset or empty variables keep their defaults.
 
         Raises:
-            ConfigError: a value does not fit, or a variable ``ROWCAST_*`` is not known.
+            ConfigError: a value does not fit.
         """
         hints = get_type_hints(cls)
         given: dict[str, Any] = {}
@@ -180,7 +193,23 @@ class Settings:
 
 
 def variable(name: str) -> str:
-    return f"ROWCAST_{name.upper()}"
+    return f"{PREFIX}{name.upper()}"
+
+
+def unknown(env: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables ``ROWCAST_*`` that nothing reads, each with the one that is most like
+    it, if there is any: a typo would otherwise leave a default in force and say nothing."""
+    known = [*(variable(field.name) for field in dataclasses.fields(Settings)), *OTHERS]
+    # Without what all of them have: it would make any two of them alike.
+    bare = {name.removeprefix(PREFIX): name for name in known}
+    return {
+        name: next(
+            (bare[near] for near in difflib.get_close_matches(name[len(PREFIX) :], bare, 1, 0.75)),
+            None,
+        )
+        for name in env
+        if name.startswith(PREFIX) and name not in known and not name.startswith(FOREIGN)
+    }
 
 
 def _text(value: Any) -> str:
@@ -200,8 +229,10 @@ def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
     try:
         value = kind(text)
     except ValueError:
+        linked = text.startswith("tcp://")  # no mistake of whoever reads this
         raise ConfigError(
-            f"{name}={text!r} is not {'a whole number' if kind is int else 'a number'}."
+            f"{name}={text!r} is not {'a whole number' if kind is int else 'a number'}"
+            + (": Kubernetes sets it, unless enableServiceLinks is false." if linked else ".")
         ) from None
     least = field.metadata["least"]
     if least is not None and not value >= least:

@@ -164,7 +164,12 @@ class DataDirectory:
 
     def check(self, major: int, identity: Identity) -> None:
         """Raise EmbeddedError unless a server of this `major` and `identity` can use pgdata."""
-        found = (self.pgdata / "PG_VERSION").read_text().strip()
+        try:
+            found = (self.pgdata / "PG_VERSION").read_text().strip()
+        except FileNotFoundError as problem:
+            raise EmbeddedError(
+                f"{self.pgdata} holds no PostgreSQL: remove it, or choose another --data."
+            ) from problem
         if found != str(major):
             raise EmbeddedError(
                 f"{self.pgdata} was made by PostgreSQL {found} and the programs found are "

@@ -74,7 +74,7 @@ def examine(env: Mapping[str, str], database_url: str | None = None) -> Iterator
         with connect(asked) as database:
             yield from _inside(database, settings, bridge)
     except DatabaseError as problem:
-        yield Finding("database", False, str(problem), "Mend the connection first.")
+        yield Finding("database", False, str(problem), "All further checks ask this database.")
 
 
 def _login(subject: str, variable: str, url: str) -> Iterator[Finding]:
@@ -85,7 +85,7 @@ def _login(subject: str, variable: str, url: str) -> Iterator[Finding]:
         with connect(url) as database:
             login = database.login()
     except DatabaseError as problem:
-        yield Finding(subject, False, str(problem), f"Set {variable}, or the login's password.")
+        yield Finding(subject, False, str(problem), f"This is {variable}.")
         return
     own = login.bridge_faults if variable == "ROWCAST_DATABASE_URL" else login.caller_faults
     faults = (*login.faults, *own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 
 from .config import Settings
@@ -10,6 +12,10 @@ from .errors import ConfigError
 __all__ = ["BACKLOG", "listen", "reserve", "url_of"]
 
 BACKLOG = 4096
+REMEDIES: dict[int | None, str] = {
+    errno.EADDRINUSE: "stop what uses it, or set ROWCAST_PORT",
+    errno.EACCES: "set ROWCAST_PORT to one from 1024 on",
+}
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -46,10 +52,11 @@ def _open(settings: Settings, *, shared: bool, listening: bool) -> socket.socket
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             opened.bind(address)
     except (OSError, ValueError, AttributeError) as error:
-        why = getattr(error, "strerror", None) or error
+        number = error.errno if isinstance(error, OSError) else None
+        why = os.strerror(number) if number and number > 0 else error  # Python adds the address
+        remedy = REMEDIES.get(number, "set ROWCAST_HOST to an address of this machine")
         raise ConfigError(
-            f"{settings.host}:{settings.port} cannot be listened on ({why}):"
-            " stop what uses it, or set ROWCAST_PORT."
+            f"{settings.host}:{settings.port} cannot be listened on ({why}): {remedy}."
         ) from error
     opened.setblocking(False)
     return opened

@@ -18,6 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from .errors import MigrationError
 from .release import SqlFile
+from .unreachable import explain
 
 __all__ = ["LOCK", "SETTINGS", "Connection", "Tell", "alone", "attempt", "connect", "run", "value"]
 
@@ -25,6 +26,7 @@ Connection = psycopg.Connection[Any]
 Tell = Callable[[str], None]
 T = TypeVar("T")
 
+CONNECT_TIMEOUT = 10
 # Seconds for which a transaction is tried again when others are in its way.
 PATIENCE = 60.0
 
@@ -130,10 +132,15 @@ def value(conn: Connection, query: str) -> Any:
 def _open(url: str) -> Connection:
     try:
         # A statement that is prepared when it has been run often cannot be a whole file.
-        return psycopg.connect(url, autocommit=True, prepare_threshold=None, client_encoding="utf8")
+        return psycopg.connect(
+            url,
+            autocommit=True,
+            prepare_threshold=None,
+            client_encoding="utf8",
+            connect_timeout=CONNECT_TIMEOUT,
+        )
     except psycopg.Error as problem:
-        reason = " ".join(str(problem).split())
-        raise MigrationError(f"The database cannot be reached: {reason}") from problem
+        raise MigrationError(explain(problem, url).sentence) from problem
 
 
 def _refuse_transaction_pooler(conn: Connection, url: str) -> None:

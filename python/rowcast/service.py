@@ -48,6 +48,9 @@ from .wire.operations import (
 
 __all__ = ["Service"]
 
+UNSUBSCRIBED = "It was unsubscribed before it was answered."
+NO_NAME = 'This is no channel name: join up to 16 segments by ":", without blanks or "*".'
+
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
@@ -149,17 +152,10 @@ class Service:
             for op in ops:
                 await self._dispatch(session, op)
         except Refusal as error:
-            self._refuse(session, ref, error, getattr(op, "channel", None))
+            session.refuse(ref, error, getattr(op, "channel", None))
         except Exception:
             observe("internal_error", exc_info=True)
-            self._refuse(session, ref, Refusal("internal"))
-
-    def _refuse(
-        self, session: Session, ref: Any, refusal: Refusal, channel: str | None = None
-    ) -> None:
-        metrics.refusals.labels(refusal.code).inc()
-        observe("refused", session=session.id, code=refusal.code, channel=channel)
-        session.tell(Refused.because(ref, refusal, channel))
+            session.refuse(ref, Refusal("internal"))
 
     async def _dispatch(self, session: Session, op: Op) -> None:
         match op:
@@ -175,18 +171,15 @@ class Service:
             case Subscribe():
                 self._subscribe(session, op)
             case Unsubscribe():
-                if not self._hub.leave(session, op.channel):
-                    raise Refusal("not_subscribed")
-                session.tell(Done(op.ref, op.channel))
+                self._unsubscribe(session, op)
             case Publish():
                 caller = session.authenticated()
                 if op.subscribed and not session.hears(op.channel):
                     raise Refusal("not_subscribed")
                 self._spawn(session, op.ref, op.channel, self._publish(session, caller, op))
-            case Track():
-                self._attendance.track(session, op.channel, bytes(op.state), op.ref)
-            case Untrack():
-                self._attendance.untrack(session, op.channel, op.ref)
+            case Track() | Untrack():
+                session.authenticated()
+                self._attendance.ask(session, op)
             case _:
                 raise Refusal("unsupported")
 
@@ -224,10 +217,10 @@ class Service:
         try:
             await work
         except Refusal as refusal:
-            self._refuse(session, ref, refusal, channel)
+            session.refuse(ref, refusal, channel)
         except Exception:
             observe("internal_error", exc_info=True)
-            self._refuse(session, ref, Refusal("internal"), channel)
+            session.refuse(ref, Refusal("internal"), channel)
         finally:
             session.pending -= 1
 
@@ -268,19 +261,16 @@ class Service:
             try:
                 session.room_for(name)
             except Refusal as refusal:
-                self._refuse(session, op.ref, refusal, name)
+                session.refuse(op.ref, refusal, name)
                 continue
             before = session.subscriptions.get(name)
             if before is not None and before.state is State.PENDING:
-                self._refuse(
-                    session,
-                    op.ref,
-                    Refusal("rate_limited", "This channel is being subscribed."),
-                    name,
-                )
+                busy = Refusal("rate_limited", "This channel is being subscribed.")
+                session.refuse(op.ref, busy, name)
                 continue
             subscription = before or Subscription(name)
             subscription.state, subscription.own = State.PENDING, op.own
+            subscription.request = op
             subscription.watching = op.presence
             subscription.resuming = op.after is not None or isinstance(op, Resume)
             if before is None:
@@ -294,11 +284,34 @@ class Service:
             )
 
     async def _join(
-        self,
-        session: Session,
-        subscription: Subscription,
-        op: Subscribe,
-        fresh: bool,
+        self, session: Session, subscription: Subscription, op: Subscribe, fresh: bool
+    ) -> None:
+        try:
+            await self._enter(session, subscription, op, fresh)
+        except Refusal as refusal:
+            self._turn_away(session, subscription, refusal)
+        except Exception:
+            observe("internal_error", exc_info=True)
+            self._turn_away(session, subscription, Refusal("internal"))
+
+    def _turn_away(self, session: Session, subscription: Subscription, refusal: Refusal) -> None:
+        """Refuse a pending subscription and what was sent behind it, unless that has been done."""
+        request, subscription.request = subscription.request, None
+        if request is not None:
+            session.refuse(request.ref, refusal, subscription.channel)
+        self._attendance.turn_away(session, subscription, refusal)
+
+    def _unsubscribe(self, session: Session, op: Unsubscribe) -> None:
+        subscription = session.subscriptions.get(op.channel)
+        if subscription is None:
+            raise Refusal("not_subscribed")
+        self._hub.leave(session, op.channel)
+        # Answers come in the order of the requests; the policies need not be waited for.
+        self._turn_away(session, subscription, Refusal("not_subscribed", UNSUBSCRIBED))
+        session.tell(Done(op.ref, op.channel))
+
+    async def _enter(
+        self, session: Session, subscription: Subscription, op: Subscribe, fresh: bool
     ) -> None:
         channel = subscription.channel
         try:
@@ -345,12 +358,13 @@ class Service:
             self._attendance.members(channel) if op.presence else UNSET,
         )
         session.write(opening.frames + session.wire.encode(answer))
-        subscription.state = State.LIVE
+        subscription.state, subscription.request = State.LIVE, None
         subscription.resuming = False
         if self._rechecks.allowed(session, subscription, asked, verdict):
             self._hub.cursor(session, key)
         if op.state is not None:
             self._attendance.appear(session, subscription, bytes(op.state))
+        self._attendance.catch_up(session, subscription)
 
     async def _judge(
         self, session: Session, subscription: Subscription
@@ -358,6 +372,8 @@ class Service:
         """Ask the policies with the claims of this moment; raises Refusal "forbidden"."""
         asked = self._rechecks.question(subscription)
         verdict = await self._access.may_subscribe(session.authenticated(), subscription.channel)
+        if verdict.code == "invalid_channel":
+            raise Refusal("invalid_channel", NO_NAME)
         if not verdict.allowed:
             raise Refusal("forbidden")
         return asked, verdict

@@ -9,7 +9,7 @@ import secrets
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from .allowance import Allowance
 from .caller import Caller
@@ -17,9 +17,11 @@ from .config import Settings
 from .cursor import Position
 from .errors import CLOSE, FINAL, Refusal
 from .message import Message
+from .observe import metrics, observe
 from .wire.base import Wire
-from .wire.events import Event
+from .wire.events import Event, Refused
 from .wire.native import NATIVE
+from .wire.operations import Subscribe, Track, Untrack
 
 __all__ = ["Pipe", "Session", "State", "Subscription"]
 
@@ -63,6 +65,9 @@ class Subscription:
     joined: int = 0  # the generation from which on it gets everything
     start: Position | None = None  # where that generation begins; unknown during a delivery
     resuming: bool = False  # pending with a cursor, which a newer one must not replace yet
+    request: Subscribe | None = None  # what it is pending for, until that is answered
+    # What the client sent behind it without waiting for the answer; done after it, in its order.
+    behind: list[Track | Untrack] = field(default_factory=list)
     # Our own publishes under way: with own=False, what comes now may be one of them.
     publishing: int = 0
     counted: bool = False  # as audience: the policies have allowed it
@@ -195,6 +200,12 @@ class Session:
     def tell(self, event: Event) -> None:
         """Write an event in the client's words."""
         self.write(self.wire.encode(event))
+
+    def refuse(self, ref: Any, refusal: Refusal, channel: str | None = None) -> None:
+        """Answer a request with a refusal."""
+        metrics.refusals.labels(refusal.code).inc()
+        observe("refused", session=self.id, code=refusal.code, channel=channel)
+        self.tell(Refused.because(ref, refusal, channel))
 
     @property
     def congested(self) -> bool:

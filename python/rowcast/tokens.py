@@ -17,12 +17,15 @@ from .caller import FAR_FUTURE
 from .config import MINIMUM_SECRET
 from .errors import ConfigError
 
-__all__ = ["is_weak", "parse_claims", "parse_expiry", "sign"]
+__all__ = ["ADMIN_ROLES", "CALLER_ROLES", "is_weak", "parse_claims", "parse_expiry", "sign"]
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31_536_000}
 # A number from here on is a moment, not a span: the year 2001 as seconds of the epoch.
 MOMENTS_FROM = 1_000_000_000
 OWN_OPTIONS = ("role", "sub", "exp")
+# Whom bridges take a token of, unless rowcast.settings says otherwise: callers, administrators.
+CALLER_ROLES = ("anon", "authenticated")
+ADMIN_ROLES = ("rowcast_admin",)
 
 
 def sign(secret: str, claims: Mapping[str, Any]) -> str:

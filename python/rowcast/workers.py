@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from .config import Settings
+from .config import Settings, unknown
 from .errors import ConfigError
 from .listening import reserve, url_of
 from .observe import configure, observe
@@ -164,8 +164,9 @@ class _Workers:
 
 
 def _environment(port: int, host: str, shared: str) -> Mapping[str, str]:
+    told = unknown(os.environ)  # by the parent, once
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in told},
         "ROWCAST_HOST": host,
         "ROWCAST_PORT": str(port),
         "ROWCAST_REUSE_PORT": "yes",

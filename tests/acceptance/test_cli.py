@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jwt
+import psycopg
 import pytest
 
 import pg
@@ -20,6 +21,7 @@ from acceptance.command import environment, rowcast, started
 from acceptance.daemon import SECRET, open_channels, token
 from rowcast import __version__
 from rowcast.script import install_script, roles_script
+from rowcast.tokens import ADMIN_ROLES, CALLER_ROLES
 
 pytestmark = pytest.mark.acceptance
 
@@ -178,7 +180,46 @@ def test_a_wrong_token_request_gets_one_sentence(
     refused(rowcast("token", *arguments, *secret, env=bare), *words)
 
 
+@pytest.mark.parametrize(("role", "warned"), [("postgres", True), ("rowcast_admin", False)])
+def test_a_role_that_no_bridge_takes_is_warned_of(
+    role: str, warned: bool, bare: dict[str, str]
+) -> None:
+    """Without a database, and with one that cannot be asked."""
+    nowhere = {**bare, "ROWCAST_DATABASE_URL": "postgresql://postgres@127.0.0.1:1/none"}
+    for env in (bare, nowhere):
+        done = rowcast("token", "--role", role, "--secret", SECRET, env=env)
+        assert done.stdout.count(".") == 2
+        assert ("caller_roles" in done.stderr and role in done.stderr) is warned, done.stderr
+
+
+def test_the_roles_that_are_not_warned_of_are_those_of_a_new_database(
+    database: pg.Database,
+) -> None:
+    with psycopg.connect(database.url) as connection:
+        query = "select caller_roles, admin_roles from rowcast.settings"
+        row = connection.execute(query).fetchone()
+    assert row == (list(CALLER_ROLES), list(ADMIN_ROLES))
+
+
 # config
+
+
+def test_a_variable_that_nothing_reads_is_told_once(env: dict[str, str]) -> None:
+    wrong = {**env, "ROWCAST_JWT_SECRT": "x", "ROWCAST_COLOUR": "red"}
+    ours = {"ROWCAST_URL": "x", "ROWCAST_TOKEN": "y", "ROWCAST_PORT_80_TCP": "tcp://10.0.0.1:80"}
+    told = rowcast("config", env={**wrong, **ours}).stderr.splitlines()
+    assert [line.split(" ")[4] for line in told] == ["ROWCAST_JWT_SECRT:", "ROWCAST_COLOUR;"]
+    assert "ROWCAST_JWT_SECRET is meant" in told[0]
+    with started("serve", "--workers", "2", env=wrong) as command:
+        command.line()
+        assert command.stop(signal.SIGTERM) == 0
+        assert command.log.count("ROWCAST_JWT_SECRT") == 1
+        assert command.log.count("ROWCAST_COLOUR") == 1
+
+
+def test_a_port_that_kubernetes_has_set_is_explained(bare: dict[str, str]) -> None:
+    done = rowcast("config", env={**bare, "ROWCAST_PORT": "tcp://10.0.0.1:80"})
+    refused(done, "ROWCAST_PORT", "enableServiceLinks")
 
 
 def test_config_explains_every_setting_and_hides_secrets(env: dict[str, str]) -> None:
@@ -493,6 +534,53 @@ def test_listen_ends_when_it_is_refused(bridge: str, env: dict[str, str]) -> Non
     assert done.returncode == 1
     assert "rowcast: " in done.stderr
     assert "token" in done.stderr
+
+
+def test_a_bridge_that_is_not_there_is_told_from_the_first_attempt_on(bare: dict[str, str]) -> None:
+    to = ("--url", "http://127.0.0.1:1", "--token", token("ann"))
+    for command in (("listen", "chat:1"), ("publish", "chat:1", "new")):
+        with started(*command, *to, env=bare) as running:
+            running.says("no answer from http://127.0.0.1:1")
+            assert running.process.wait(30) == 1
+            assert running.log.splitlines()[-1].startswith(
+                "rowcast: There is no bridge at http://127.0.0.1:1 ("
+            )
+            assert "rowcast serve" in running.log
+            assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("chat:*x", "no channel name"), ("a b", "no channel name"), ("", "CHANNEL is empty")],
+)
+def test_what_is_no_channel_name_is_told_so(
+    name: str, words: str, bridge: str, env: dict[str, str]
+) -> None:
+    to = ("--url", bridge, "--token", token("ann"))
+    refused(rowcast("listen", name, *to, env=env), words)
+    done = rowcast("publish", name, "new", *to, env=env)
+    refused(done, words if not name else "is not valid")
+
+
+@pytest.mark.parametrize("spoiled", ["expired", "another's", "postgres's", "none"])
+def test_a_token_that_is_refused_comes_with_how_to_make_one(
+    spoiled: str, bridge: str, env: dict[str, str]
+) -> None:
+    wrong = {
+        "expired": ("--exp=-1h", "--secret", SECRET),
+        "another's": ("--secret", SECRET[::-1]),
+        "postgres's": ("--role", "postgres", "--secret", SECRET),
+    }
+    signed = (
+        rowcast("token", *wrong[spoiled], env=env).stdout.strip() if spoiled in wrong else "junk"
+    )
+    to = ("--url", bridge, "--token", signed)
+    for command in (("listen", "chat:1"), ("publish", "chat:1", "new")):
+        done = rowcast(*command, *to, env=env)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].endswith(
+            "Make one with `rowcast token` and the bridge's ROWCAST_JWT_SECRET."
+        )
 
 
 def test_without_a_url_a_dev_must_run(bare: dict[str, str]) -> None:

@@ -282,6 +282,12 @@ def test_a_data_directory_that_is_not_ours_is_refused(data: Path) -> None:
         embedded.start(data / "pgdata", binaries=pg.choose_binaries())
 
 
+def test_a_directory_that_holds_no_server_is_told_apart(data: Path) -> None:
+    (data / "pgdata" / "PG_VERSION").unlink()
+    with pytest.raises(EmbeddedError, match="holds no PostgreSQL"):
+        embedded.start(data, binaries=pg.choose_binaries())
+
+
 def test_a_lost_password_is_said_to_be_lost(data: Path) -> None:
     (data / "password").unlink()
     with pytest.raises(EmbeddedError, match="password is missing"):

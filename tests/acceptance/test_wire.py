@@ -675,3 +675,18 @@ async def test_no_token_nor_payload_is_in_the_log(bridge: Daemon, room: str) -> 
             await wire.until(lambda _: False)
     assert bearer[:60] not in bridge.log
     assert "recognisable" not in bridge.log
+
+
+async def test_a_payload_that_is_nested_too_deeply_is_refused_by_its_ref(
+    bridge: Daemon, room: str
+) -> None:
+    deep = "[" * 5000 + "]" * 5000
+    async with connect(bridge.url) as wire:
+        for text in (
+            f'{{"op":"publish","channel":"{room}","event":"e","payload":{deep},"ref":"deep"}}',
+            f'{{"op":"publish","ref":"deep","channel":"{room}","event":"e","payload":{deep}}}',
+        ):
+            await wire.ws.send_str(text)
+            answer = await wire.until(lambda f: f.get("ref") == "deep")
+            assert answer["code"] == "invalid_message"
+        await wire.subscribe(room)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -90,3 +91,57 @@ def test_errors_are_valid_frames_whatever_they_quote(ref: str, text: str) -> Non
     at = {126: 4, 127: 10}.get(data[1], 2)
     frame = msgspec.json.decode(data[at:])
     assert (frame["ref"], frame["message"], frame["retryAfter"]) == (ref, text, 1.0)
+
+
+DEEP = b"[" * 5000 + b"]" * 5000
+
+
+@pytest.mark.parametrize("ref", [b'"7"', b"7", b'"a\\"b"', b'"' + b"x" * 255 + b'"'])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'{"op":"publish","ref":REF,"channel":"a","event":"e","payload":DEEP}',
+        b'{"op":"publish","channel":"a","event":"e","payload":DEEP,"ref":REF}',
+        b'{ "op" : "publish" , "payload" : DEEP , "ref" : REF , "id" : "\\u0041", "n": -1.5e3 } ',
+        b'{"op":"track","channel":"a","state":{"deep":DEEP,"ref":"inner"},"ref":REF}',
+    ],
+)
+def test_what_is_nested_too_deeply_is_refused_by_its_ref(frame: bytes, ref: bytes) -> None:
+    op, found, refusal = native.decode(frame.replace(b"REF", ref).replace(b"DEEP", DEEP))
+    assert op is None
+    assert found == json.loads(ref)
+    assert refusal is not None
+    assert refusal.code == "invalid_message"
+    assert "nested" in str(refusal)
+
+
+def test_a_frame_that_is_broken_elsewhere_keeps_its_ref() -> None:
+    """A lone surrogate, which browsers send as an escape."""
+    _, ref, refusal = native.decode(b'{"op":"publish","payload":"\\ud800","ref":"8"}')
+    assert ref == "8"
+    assert refusal is not None
+    assert refusal.code == "invalid_frame"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'{"op":"publish","payload":{"ref":"1","deep":DEEP}}',
+        b'{"op":"publish","payload":{"deep":DEEP,"ref":"1"}}',
+        b'{"op":"publish","payload":[DEEP,{"x":1,"ref":"1"}],"id":"x"}',
+        b'{"op":"publish","payload":DEEP,"event":",\\"ref\\":\\"1\\"}"}',
+        b'{"op":"publish","payload":DEEP,"ref":{"ref":"1"}}',
+        b'{"op":"publish","payload":DEEP,"ref":"' + b"x" * 256 + b'"}',
+    ],
+)
+def test_no_ref_is_made_up_of_what_is_inside(frame: bytes) -> None:
+    assert native.decode(frame.replace(b"DEEP", DEEP))[1] is None
+
+
+@pytest.mark.parametrize(
+    "part", [b'"', b"\\", b'{"', b'"a":"b",', b',"ref":"', b',"ref":1,', b'{"a":', b" "]
+)
+def test_looking_for_the_ref_takes_no_time_that_a_client_can_choose(part: bytes) -> None:
+    began = time.perf_counter()
+    native.decode(b'{"op":' + part * (1_000_000 // len(part)))
+    assert time.perf_counter() - began < 0.5

@@ -11,7 +11,7 @@ import pytest
 from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
-from rowcast.policy.lint.source import read
+from rowcast.policy.source import read
 from rowcast.resources import policy_files
 from scenes import as_role
 

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 
 from rowcast.policy.lint.findings import Finding, Level
-from rowcast.policy.lint.linting import find_files, lint_files, lint_sources
+from rowcast.policy.lint.linting import lint_files, lint_sources
 from rowcast.policy.lint.rules import RULES
-from rowcast.policy.lint.source import read
+from rowcast.policy.source import find_files, read
 from rowcast.resources import policy_files
 
 Connection = psycopg.Connection[Any]

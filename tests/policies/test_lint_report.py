@@ -12,7 +12,7 @@ from rowcast.policy.lint import report
 from rowcast.policy.lint.findings import Finding, Level
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
-from rowcast.policy.lint.source import read
+from rowcast.policy.source import read
 from rowcast.resources import policy_files
 
 TEXT = """\

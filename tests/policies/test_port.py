@@ -14,8 +14,8 @@ import pg
 from rowcast.errors import UsageError
 from rowcast.policy.lint.findings import Level
 from rowcast.policy.lint.linting import lint_sources
-from rowcast.policy.lint.source import read
 from rowcast.policy.porting.writing import Ported, port
+from rowcast.policy.source import read
 from rows import add_channel, only
 from scenes import as_role
 

@@ -94,7 +94,7 @@ def test_denied_unknown_and_disabled_are_answered_alike(db: Connection, caller: 
     add_channel(db, "denied:*")
     add_channel(db, "off:*", enabled=False)
     policy(db, "pattern <> 'denied:*'")
-    names = ("denied:1", "unknown:1", "off:1", "not a name", "off:*", "", None)
+    names = ("denied:1", "unknown:1", "off:1", "off:*", None)
     found = check(caller, *((ALICE, name) for name in names))
     assert {(row.allowed, row.error) for row in found} == {(False, None)}
 
@@ -314,6 +314,44 @@ def test_the_login_alone_sees_and_does_nothing(db: Connection, caller: Connectio
     ):
         with refused(caller, "42501"):
             caller.execute(query)
+
+
+def test_callers_learn_of_a_channel_no_more_than_a_publish_tells_them(db: Connection) -> None:
+    """Which is whether an enabled channel takes the message: not that there is a disabled one, nor
+    that somebody has a pattern of this spelling."""
+    for pattern, columns in (
+        ("secret:*", {"wildcard": True}),
+        ("shut:*", {"enabled": False}),
+        ("other:*", {}),
+    ):
+        add_channel(db, pattern, **columns)
+    names, patterns = ["shut:1", "none:1"], ["secret:*", "none:*"]
+    told: list[list[Any]] = []
+    with db.transaction(force_rollback=True), as_role(db, "anon"):
+        for question, asked in (
+            ("select rowcast.may_subscribe(%s)", names + patterns),
+            ("select rowcast.open_channel(%s) is null", names + patterns),
+            ("select rowcast.publish(%s, 'x', missing_ok => true)", names),
+        ):
+            told.append([only(db, question, [name]) for name in asked])
+        for question in ("rowcast.resolve('shut:1')", "rowcast.subscribable('secret:*')"):
+            with refused(db, "42501", "permission denied"), db.transaction():
+                db.execute(f"select {question}".encode())
+    assert told == [[False] * 4, [True] * 4, [None] * 2]
+    with as_role(db, "anon"):
+        for name, state in (("secret:1", "42501"), ("shut:1", "RCN01"), ("none:1", "RCN01")):
+            with refused(db, state), db.transaction():
+                publish(db, name)
+
+
+def test_what_is_no_name_is_told_from_what_is_denied(db: Connection, caller: Connection) -> None:
+    add_channel(db, "chat:*")
+    names = ["chat:*x", "a b", "chat:", "", "x" * 256, "chat:1", "none", "none:*", "chat:*"]
+    found = [row.error for row in check(caller, *[(ALICE, name) for name in names])]
+    assert found == ["RCN02"] * 5 + [None] * 4
+    root = json.dumps({"role": "rowcast_admin"})
+    ask = "select error from rowcast.admin_check_subscribe(%s, %s)"
+    assert [only(db, ask, [root, name]) for name in names] == found
 
 
 # Administrators

@@ -21,7 +21,7 @@ SQL = Path(__file__).parents[2] / "sql"
 
 PUBLISHING = "publish(text,text,jsonb,text,uuid,boolean) publish_many(jsonb)"
 READING = (
-    "may_subscribe(text) resolve(text) subscribable(text) channel_by_id(text) iso_time(timestamptz)"
+    "may_subscribe(text) open_channel(text) channel_by_id(text) iso_time(timestamptz)"
     " history(uuid,text,text,text,timestamptz,timestamptz,integer,integer,xid8,bigint,bigint)"
     " channel_json(uuid,text,text,text[],boolean,boolean,text,boolean,timestamptz,timestamptz,"
     "boolean,boolean)"
@@ -40,7 +40,8 @@ MAY_EXECUTE = {
     "authenticated": f"{PUBLISHING} {READING}",
     "rowcast_publisher": f"{PUBLISHING} publish_as_system(text,text,jsonb,text,uuid,boolean)"
     " attach(regclass,text,text[],text[],text,boolean) detach(regclass,text) publish_row()"
-    " resolve(text) audience(text) presence_state(text) recheck(text,text) kick(text,boolean)"
+    " resolve(text) open_channel(text) audience(text) presence_state(text) recheck(text,text)"
+    " kick(text,boolean)"
     " recheck_rows() recheck_on_change(regclass,text,text,text[]) recheck_detach(regclass)",
     "rowcast_bridge": f"{LINTING} identity() feed(text,uuid,timestamptz,integer,integer)"
     " replay(text[],text[],uuid[],timestamptz[],text,uuid) writers() doze() wake() probe(text)"
@@ -66,7 +67,8 @@ MAY_EXECUTE = {
     " census_answer(uuid,uuid,text[],text[],text[],integer[],integer)",
     "rowcast_caller": "impersonate(text,text,text) check_subscribe(text,text[],text[])"
     " publish_as(text,text[],text[],text[],text[],text[],uuid[])"
-    " history_as(text,text,text,integer,text,bigint) login_report() caller_roles()"
+    " history_as(text,text,text,integer,text,bigint) subscribable(text) login_report()"
+    " caller_roles()"
     " messages_as(text,text,text,text,text,text,timestamptz,timestamptz,integer,integer,text,"
     "bigint,bigint) history_page(realtime_messages[],integer)"
     " channels_as(text,text,uuid,integer,integer,boolean)",

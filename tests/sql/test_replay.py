@@ -12,7 +12,7 @@ import pytest
 
 import pg
 from feeding import Answer, Cursor, ask, drain, insert_raw, reboot, replay
-from rows import add_channel, only, publish
+from rows import add_channel, only, publish, refused
 from scenes import eventually
 
 Connection = psycopg.Connection[Any]
@@ -133,6 +133,96 @@ def test_only_a_channel_that_lost_messages_is_expired(db: Connection, bridge: Co
     assert one(bridge, until, ask(bridge)) == Answer("complete", []), (
         "a younger cursor lost nothing"
     )
+
+
+def leaf_of_now(db: Connection, event: str) -> str:
+    return str(
+        only(
+            db,
+            "select tableoid::regclass::text from public.realtime_messages where event_name = %s",
+            [event],
+        )
+    )
+
+
+@pytest.mark.parametrize("emptied", ["public.realtime_messages", "its leaf", "nothing"])
+def test_what_was_truncated_is_not_called_complete(
+    emptied: str, db: Connection, bridge: Connection
+) -> None:
+    since = ask(bridge)
+    publish(db, "room:1", "lost")
+    table = leaf_of_now(db, "lost") if emptied == "its leaf" else emptied
+    lost = emptied != "nothing"
+    with db.transaction():
+        # Its xid is older than that of what is lost meanwhile.
+        only(db, "select pg_current_xact_id()::text")
+        with psycopg.connect(db.info.dsn, password=db.info.password, autocommit=True) as other:
+            publish(other, "room:1", "lost late")
+        between = ask(bridge)
+        if lost:
+            db.execute(f"truncate {table}".encode())
+    until = past(db, bridge)
+    for cursor in (since, between):
+        for channel in ("room:1", "room:*", "room:2"):
+            assert one(bridge, cursor, until, channel).state == ("expired" if lost else "complete")
+    publish(db, "room:1", "kept")
+    assert one(bridge, until, ask(bridge)).events == ["kept"]
+    assert one(bridge, until, ask(bridge)).state == "complete"
+
+
+def test_a_truncate_that_is_rolled_back_loses_nothing(db: Connection, bridge: Connection) -> None:
+    since = ask(bridge)
+    publish(db, "room:1", "kept")
+    with db.transaction(force_rollback=True):
+        db.execute("truncate public.realtime_messages")
+    answer = one(bridge, since, ask(bridge))
+    assert (answer.state, answer.events) == ("complete", ["kept"])
+
+
+def test_truncated_broadcasts_leave_messages_recovered(db: Connection, bridge: Connection) -> None:
+    since = ask(bridge)
+    publish(db, "room:1", "broadcast", type="broadcast")
+    publish(db, "room:1", "message")
+    db.execute("truncate rowcast.messages_broadcast")
+    answer = one(bridge, since, past(db, bridge))
+    assert (answer.state, answer.events) == ("durable", ["message"])
+
+
+def test_a_snapshot_that_may_be_older_than_what_is_lost_truncates_nothing(db: Connection) -> None:
+    db.execute("set default_transaction_isolation = 'repeatable read'")
+    with refused(db, "25001", "cannot be truncated", "repeatable read"):
+        db.execute("truncate public.realtime_messages")
+
+
+@pytest.mark.parametrize("how", ["drop table", "detach"])
+def test_a_leaf_that_somebody_took_away_is_lost_to_replay(
+    how: str, db: Connection, bridge: Connection
+) -> None:
+    since = ask(bridge)
+    publish(db, "room:1", "lost")
+    leaf = leaf_of_now(db, "lost")
+    if how == "drop table":
+        db.execute(f"drop table {leaf}".encode())
+    else:
+        db.execute(f"alter table rowcast.messages_durable detach partition {leaf}".encode())
+    assert one(bridge, since, ask(bridge)).state == "expired"
+    only(db, "select rowcast.upkeep()")
+    until = past(db, bridge)
+    assert one(bridge, since, until).state == "expired"
+    publish(db, "room:1", "kept")
+    only(db, "select rowcast.upkeep()")
+    assert one(bridge, until, past(db, bridge)).state == "complete"
+
+
+def test_every_leaf_notes_that_it_is_truncated(db: Connection) -> None:
+    only(db, "select rowcast.make_leaf('2001-01-01', '2001-01-02')")
+    unwatched = db.execute(
+        "select t.relid::regclass::text from pg_partition_tree('public.realtime_messages') as t"
+        " where (t.isleaf or t.level = 0) and not exists ("
+        "  select from pg_trigger as g where g.tgrelid = t.relid"
+        "  and g.tgfoid = 'rowcast.messages_lost()'::regprocedure)"
+    ).fetchall()
+    assert unwatched == []
 
 
 def test_a_channel_that_lost_broadcasts_is_durable(db: Connection, bridge: Connection) -> None:

@@ -52,7 +52,7 @@ BESIDE = COMMANDS | INSTALLATION | EMBEDDED | CLIENTS
 SQL_MODULES = {
     "command_database",
     "database",
-    "database_rest",
+    "administration",
     "migrate",
     "policy.changes",
     "policy.database",
@@ -100,7 +100,7 @@ PARTS = {
     "Presence",
     "Rechecks",
     "Rest",
-    "RestDatabase",
+    "Administration",
     "Sender",
     "Service",
     "SocketIODoor",
@@ -109,8 +109,9 @@ PARTS = {
     "Verifier",
 }
 
-# Of which a seventh each is the REST door, the outbox, presence, Supabase's door, and InsForge's.
-LINES_OF_DAEMON = 7200
+# Of which a seventh each is the REST door, the outbox, presence, Supabase's door, and InsForge's,
+# and a fiftieth says why a database cannot be reached.
+LINES_OF_DAEMON = 7400
 LINES_OF_FILE = 350
 
 

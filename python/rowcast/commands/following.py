@@ -14,6 +14,8 @@ from ..errors import RowcastError
 
 __all__ = ["follow", "publish"]
 
+# Long enough for a bridge that is just being started beside this command.
+CONNECT_TIMEOUT = 10.0
 # So many publishes wait for their answers at a time.
 AT_ONCE = 50
 # What a terminal might obey instead of showing it, and JSON leaves as it is.
@@ -37,7 +39,7 @@ async def publish(
     """
     value, message_id = json.loads(payload), ""
     try:
-        async with connect(url, token=token) as realtime:
+        async with _bridge(url, token) as realtime:
             channel = realtime.channel(name)
             for first in range(0, count, AT_ONCE):
                 *_, message_id = await asyncio.gather(
@@ -47,7 +49,7 @@ async def publish(
                     )
                 )
     except RealtimeError as error:
-        raise _named(error) from error
+        raise _named(error, url) from error
     return message_id
 
 
@@ -67,21 +69,31 @@ async def follow(
             refused or closed.
     """
     try:
-        async with connect(url, token=token, after=after) as realtime:
+        async with _bridge(url, token, after) as realtime:
             _tell_state(realtime)
             tasks = [
                 asyncio.create_task(_print(realtime.channel(name), history, as_json))
                 for name in names
             ]
             try:
-                await _until_none_is_left(tasks)
+                await _until_none_is_left(tasks, url)
             finally:
                 for task in tasks:
                     task.cancel()
                 if realtime.cursor:
                     _note(f"to go on from here: --after {realtime.cursor}")
     except RealtimeError as error:
-        raise _named(error) from error
+        raise _named(error, url) from error
+
+
+def _bridge(url: str, token: str, after: str | None = None) -> Realtime:
+    realtime = connect(url, token=token, after=after, connect_timeout=CONNECT_TIMEOUT)
+
+    def failed(attempt: dict[str, Any]) -> None:
+        if attempt["attempt"] == 1 and realtime.cursor == after and not realtime.connected:
+            _note(f"no answer from {url} yet")
+
+    return realtime.on("reconnecting", failed)
 
 
 async def _print(channel: Channel, history: int, as_json: bool) -> None:
@@ -93,14 +105,14 @@ async def _print(channel: Channel, history: int, as_json: bool) -> None:
         print(_json(message) if as_json else _text(message), flush=True)
 
 
-async def _until_none_is_left(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _until_none_is_left(tasks: Sequence[asyncio.Task[None]], url: str) -> None:
     left = set(tasks)
     while left:
         done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             error = task.exception()
             if isinstance(error, RealtimeError) and left:
-                _note(str(_named(error)))
+                _note(str(_named(error, url)))
             elif error is not None:
                 raise error
 
@@ -119,8 +131,17 @@ def _tell_resync(event: dict[str, Any]) -> None:
         )
 
 
-def _named(error: RealtimeError) -> RowcastError:
-    return RowcastError(f"{error.channel}: {error}" if error.channel else str(error))
+def _named(error: RealtimeError, url: str) -> RowcastError:
+    text = f"{error.channel}: {error}" if error.channel else str(error)
+    if error.code == "unreachable":
+        reason = text.partition("): ")[2] or text
+        text = (
+            f"There is no bridge at {url} ({reason.rstrip('.')}): start one with `rowcast serve` or"
+            " `rowcast dev`, or check --url."
+        )
+    elif error.code in ("invalid_token", "token_expired"):
+        text += " Make one with `rowcast token` and the bridge's ROWCAST_JWT_SECRET."
+    return RowcastError(text)
 
 
 def _text(message: Message) -> str:

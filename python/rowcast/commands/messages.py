@@ -77,6 +77,7 @@ def _publish(args: argparse.Namespace) -> int:
     if (args.url or args.token) and args.database_url:
         raise ConfigError("--database-url and --url are two ways to publish: give one of them.")
     if args.url or args.token:
+        _refuse_nameless(args.channel)
         import asyncio
 
         from .following import publish
@@ -125,6 +126,11 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+def _refuse_nameless(channel: str) -> None:
+    if not channel:
+        raise ConfigError("CHANNEL is empty: name one, such as chat:room1.")
+
+
 def _key(text: str | None) -> UUID | None:
     if text is None:
         return None
@@ -137,6 +143,8 @@ def _key(text: str | None) -> UUID | None:
 def _listen(args: argparse.Namespace) -> int:
     if args.history < 0:
         raise ConfigError(f"--history {args.history}: use 0 or more.")
+    for channel in args.channels:
+        _refuse_nameless(channel)
     url, token = bridge_target(args)
 
     import asyncio

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..policy.applying import Difference
     from ..policy.census import Census, Listener
     from ..policy.database import Workbench
-    from ..policy.files import Script
+    from ..policy.statements import Script
 
 __all__ = ["add"]
 
@@ -85,7 +85,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _diff(args: argparse.Namespace) -> int:
     from ..policy.applying import difference
     from ..policy.database import connect
-    from ..policy.files import read
+    from ..policy.statements import read
 
     script = read(args.paths or [Path("policies")])
     with connect(url_of(args)) as workbench:
@@ -97,7 +97,7 @@ def _diff(args: argparse.Namespace) -> int:
 def _apply(args: argparse.Namespace) -> int:
     from ..policy.applying import apply
     from ..policy.database import connect
-    from ..policy.files import read
+    from ..policy.statements import read
 
     if (args.sessions or args.no_census) and not args.dry_run:
         raise UsageError(

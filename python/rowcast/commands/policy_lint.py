@@ -60,7 +60,8 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..policy.lint import report
     from ..policy.lint.findings import Level
-    from ..policy.lint.linting import find_files, lint_files, open_findings
+    from ..policy.lint.linting import lint_files, open_findings
+    from ..policy.source import find_files
 
     if args.style_config:
         from ..resources import style_config

@@ -66,6 +66,12 @@ def _run(args: argparse.Namespace) -> int:
     token = tokens.sign(key, claims)
     if tokens.is_weak(key):
         _warn(f"the secret has fewer than {MINIMUM_SECRET} bytes: a bridge refuses it.")
+    if role not in (*tokens.CALLER_ROLES, *tokens.ADMIN_ROLES):
+        _warn(
+            f"a bridge takes tokens of {', '.join(tokens.CALLER_ROLES)} and, to administer, "
+            f"{', '.join(tokens.ADMIN_ROLES)}; {role} only where caller_roles or admin_roles of "
+            "the table rowcast.settings name it."
+        )
     if claims["exp"] <= issued:
         _warn("this token has already expired.")
     print(token)

@@ -15,8 +15,8 @@ from uuid import UUID
 import msgspec
 
 from ..access import Access
+from ..administration import Administration, Filter
 from ..caller import Caller
-from ..database_rest import Filter, RestDatabase
 from ..errors import Refusal
 from ..feed import Feed
 from .routes import (
@@ -64,7 +64,7 @@ class Handlers:
         feed: what the bridge knows of the database.
     """
 
-    def __init__(self, database: RestDatabase, access: Access, feed: Feed) -> None:
+    def __init__(self, database: Administration, access: Access, feed: Feed) -> None:
         self._database = database
         self._access = access
         self._feed = feed

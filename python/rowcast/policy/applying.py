@@ -17,7 +17,7 @@ from ..command_database import DatabaseError
 from ..runner import attempt
 from .changes import Change, Policy, Table, changes, create, drop, enable
 from .database import Workbench, explained, sentence
-from .files import PolicyStatement, Script
+from .statements import PolicyStatement, Script
 
 __all__ = ["Difference", "apply", "difference", "make"]
 

@@ -95,10 +95,13 @@ def time_of(workbench: Workbench, question: Question, repeat: int) -> tuple[floa
 def _of_check(workbench: Workbench, question: Question, row: dict[str, Any]) -> Answer:
     if row["allowed"]:
         return Answer(True, "allowed")
+    # For a subscription a pattern that has no row is no channel; for a person it is no name.
+    if row["error"] == "RCN02" or (
+        row["channel_id"] is None and not row["error"] and not workbench.is_name(question.channel)
+    ):
+        return _answer("invalid channel")
     if row["error"]:
         return Answer(False, "policy error", row["error"])
-    if not workbench.is_name(question.channel) and row["channel_id"] is None:
-        return _answer("invalid channel")
     # A pattern is judged by its own row, which is not the one that governs a name.
     enabled = row["enabled"] if "enabled" in row else workbench.enabled(question)
     return _answer("no channel" if enabled is None else "denied" if enabled else "disabled")

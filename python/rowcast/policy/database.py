@@ -17,6 +17,7 @@ from psycopg import errors, sql
 from psycopg.rows import dict_row
 
 from ..command_database import CONNECT_TIMEOUT, DatabaseError
+from ..unreachable import explain
 from .changes import Policy, Table
 
 __all__ = ["BRIEF", "Connection", "Question", "Workbench", "connect", "explained", "sentence"]
@@ -27,7 +28,6 @@ LIMIT_TIME = (
     "select set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)"
 )
 IMPERSONATE = "select rowcast.impersonate(%s, %s, %s)"
-RESOLVE = "select * from rowcast.resolve(%s)"
 IS_NAME = "select rowcast.is_name(%s)"
 CALLER_ROLES = "select rowcast.caller_roles()"
 CHECK = "select * from rowcast.check_subscribe(%s, %s::text[], %s::text[])"
@@ -161,10 +161,8 @@ class Workbench:
     def enabled(self, question: Question) -> bool | None:
         """Say whether the channel that governs the name is enabled; None when there is none."""
         with self.connection.transaction(force_rollback=True):
-            self.connection.execute(IMPERSONATE, [question.role, question.claims, None])
-            row = self.connection.execute(RESOLVE, [question.channel]).fetchone()
-        assert row is not None
-        enabled: bool | None = row[1]
+            row = self.check(question.role, [question.claims], [question.channel])[0]
+        enabled: bool | None = row["enabled"]
         return enabled
 
     def check(
@@ -364,8 +362,7 @@ def connect(url: str) -> Iterator[Workbench]:
             application_name="rowcast policy",
         )
     except psycopg.Error as problem:
-        reason = " ".join(str(problem).split())
-        raise DatabaseError(f"The database cannot be reached: {reason}") from problem
+        raise DatabaseError(explain(problem, url).sentence) from problem
     with connection:
         yield Workbench(connection)
 

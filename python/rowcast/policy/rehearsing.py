@@ -20,7 +20,7 @@ from ..command_database import DatabaseError
 from .applying import Difference, make
 from .census import Listener
 from .database import BRIEF, Workbench, explained
-from .files import Script
+from .statements import Script
 
 __all__ = ["Access", "Rehearsal", "rehearse", "told"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..extra import need
+from ..source import walk
 from .files import Files, Policy, qualified, table_name
-from .source import walk
 
 __all__ = [
     "CONTEXT",

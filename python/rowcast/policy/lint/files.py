@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..extra import need
-from .source import Source, Statement, walk
+from ..source import Source, Statement, walk
 
 __all__ = [
     "CHANNELS",

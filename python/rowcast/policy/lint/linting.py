@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import UsageError
+from ..source import Source, read, read_file
 from .files import Files
 from .findings import Finding, Level, Mark, Rule
 from .rules import RULES
-from .source import Source, read
 
-__all__ = ["find_files", "lint_files", "lint_sources", "lint_statements", "open_findings"]
+__all__ = ["lint_files", "lint_sources", "lint_statements", "open_findings"]
 
 NEEDED = "RCL003"
-
-
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the SQL files among `paths` and in the folders among them.
-
-    Raises:
-        UsageError: a path does not exist, or a folder has no SQL file.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files = sorted(path.rglob("*.sql"))
-            if not files:
-                raise UsageError(f"There is no .sql file in {path}.")
-            found += files
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UsageError(f"There is no file {path}: name policy files, or their folder.")
-    return list(dict.fromkeys(found))
 
 
 def lint_files(paths: Iterable[Path]) -> list[Finding]:
@@ -44,13 +23,7 @@ def lint_files(paths: Iterable[Path]) -> list[Finding]:
         MissingExtraError: pglast is not installed.
         UsageError: a file cannot be read.
     """
-    sources = []
-    for path in paths:
-        try:
-            sources.append(read(str(path), path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as problem:
-            raise UsageError(f"{path} cannot be read: {problem}.") from problem
-    return lint_sources(sources)
+    return lint_sources([read_file(path) for path in paths])
 
 
 def lint_sources(sources: Iterable[Source]) -> list[Finding]:

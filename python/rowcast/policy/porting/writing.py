@@ -16,8 +16,8 @@ from ..extra import need
 from ..lint.files import CHANNELS, Files, Policy
 from ..lint.findings import Level
 from ..lint.linting import lint_sources
-from ..lint.source import Source, Statement, read
 from ..lint.style import tidy
+from ..source import Source, Statement, read
 from .systems import SYSTEMS, NotPortableError
 from .trees import boolean
 

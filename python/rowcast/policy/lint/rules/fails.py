@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...extra import need
+from ...source import walk
 from ..expressions import (
     IDENTITY,
     called,
@@ -17,7 +18,6 @@ from ..expressions import (
 )
 from ..files import CHANNELS, MESSAGES, Files, Policy
 from ..findings import Level, Mark, rule
-from ..source import walk
 
 __all__ = [
     "cast_that_fails",

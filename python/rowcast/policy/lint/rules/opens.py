@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ...extra import need
+from ...source import walk
 from ..expressions import (
     CONTEXT,
     called,
@@ -21,7 +22,6 @@ from ..expressions import (
 )
 from ..files import CHANNELS, MESSAGES, Files
 from ..findings import Level, Mark, rule
-from ..source import walk
 
 __all__ = [
     "always_true",

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .extra import load_pglast
+from .source import Source, find_files, read_file
 
 __all__ = ["PolicyStatement", "Script", "SideStatement", "read"]
 
@@ -85,8 +86,11 @@ def read(paths: Sequence[Path]) -> Script:
     """
     policies: list[PolicyStatement] = []
     sides: list[SideStatement] = []
-    for file in _files(paths):
-        for statement in _statements(file):
+    for source in map(read_file, find_files(paths)):
+        for fault in source.faults:
+            line, _ = source.place(fault.offset)
+            raise UsageError(f"{source.name}, line {line}: {fault.message}.")
+        for statement in _statements(source):
             if isinstance(statement, PolicyStatement):
                 policies.append(statement)
             else:
@@ -94,37 +98,13 @@ def read(paths: Sequence[Path]) -> Script:
     return Script(tuple(policies), tuple(sides))
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        files += sorted(path.glob("*.sql")) if path.is_dir() else [path]
-    if not files:
-        raise UsageError(f"There are no .sql files in {', '.join(map(str, paths))}.")
-    return files
-
-
-def _statements(file: Path) -> Iterator[PolicyStatement | SideStatement]:
+def _statements(source: Source) -> Iterator[PolicyStatement | SideStatement]:
     pglast = load_pglast()
-    try:
-        text = file.read_text()
-        parsed = pglast.parse_sql(text)
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UsageError(f"{file} cannot be read: {problem}.") from problem
-    except pglast.parser.ParseError as problem:
-        line = text.count("\n", 0, problem.args[1] or 0) + 1 if len(problem.args) > 1 else 1
-        raise UsageError(f"{file}, line {line}: {problem.args[0]}.") from problem
-    for raw in parsed:
-        written = text[raw.stmt_location :][: raw.stmt_len or None]
-        begins = raw.stmt_location + len(written) - len(_without_comments(written))
-        where = f"{file}, line {text.count(chr(10), 0, begins) + 1}"
-        yield from _of(pglast, raw.stmt, written.strip(), where)
-
-
-def _without_comments(text: str) -> str:
-    rest = text.lstrip()
-    while rest.startswith("--"):
-        rest = rest.partition("\n")[2].lstrip()
-    return rest
+    for statement in source.statements:
+        if not statement.inside:
+            where = f"{source.name}, line {source.place(statement.start)[0]}"
+            text = source.text[source.slices[statement.index]]
+            yield from _of(pglast, statement.node, text, where)
 
 
 def _of(pglast: Any, node: Any, text: str, where: str) -> Iterator[PolicyStatement | SideStatement]:

@@ -22,7 +22,7 @@ from .config import Settings
 from .database import Database
 from .errors import Refusal
 
-__all__ = ["Filter", "Page", "RestDatabase"]
+__all__ = ["Administration", "Filter", "Page"]
 
 CHANNELS = "select rowcast.admin_channels($1, $2, $3, $4, $5)"
 CHANNELS_AS = "select rowcast.channels_as($1, $2, $3, $4, $5, $6)"
@@ -75,7 +75,7 @@ class Page:
     cursor: str | None
 
 
-class RestDatabase:
+class Administration:
     """One typed method per function.
 
     Args:

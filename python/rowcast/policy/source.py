@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ..extra import need
+from ..errors import UsageError
+from .extra import need
 
-__all__ = ["Disable", "Source", "Statement", "SyntaxFault", "read", "walk"]
+__all__ = [
+    "Disable",
+    "Source",
+    "Statement",
+    "SyntaxFault",
+    "find_files",
+    "read",
+    "read_file",
+    "walk",
+]
 
 DISABLE = re.compile(r"--\s*rowcast:disable=([\w,]+)[ \t]*(.*)")
 
@@ -87,8 +98,42 @@ class Source:
         return line, offset - self.lines[line - 1] + 1
 
 
-def read(name: str, text: str) -> Source:
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the SQL files among `paths` and in the folders among them.
+
+    Raises:
+        UsageError: a path does not exist, or a folder has no SQL file.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files = sorted(path.rglob("*.sql"))
+            if not files:
+                raise UsageError(f"There is no .sql file in {path}.")
+            found += files
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UsageError(f"There is no file {path}: name policy files, or their folder.")
+    return list(dict.fromkeys(found))
+
+
+def read_file(path: Path) -> Source:
     """Split and parse a file; what is wrong with it is in its `faults`.
+
+    Raises:
+        MissingExtraError: pglast is not installed.
+        UsageError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"{path} cannot be read: {problem}.") from problem
+    return read(str(path), text)
+
+
+def read(name: str, text: str) -> Source:
+    """The same with the text of a file.
 
     Raises:
         MissingExtraError: pglast is not installed.

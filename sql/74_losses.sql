@@ -1,0 +1,80 @@
+-- Messages that went otherwise than by expiry: TRUNCATE, or a leaf that somebody dropped by hand. A
+-- replay across it must not call itself complete.
+
+-- Which channels lost something is not known any more, so all of them did: '**', which is no name.
+-- What is lost was committed, so its xid is below the next one; a cursor from before has an older
+-- xmin than that.
+create or replace function rowcast.lose_everything(p_broadcasts boolean)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_newest constant xid8 := greatest(
+        pg_current_xact_id(), ((pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1)::text)::xid8
+    );
+begin
+    if p_broadcasts then
+        insert into rowcast.expired_broadcast (channel_name, xid) values ('**', v_newest)
+        on conflict (channel_name) do update set xid = excluded.xid, expired_at = excluded.expired_at;
+    else
+        insert into rowcast.expired (channel_name, xid) values ('**', v_newest)
+        on conflict (channel_name) do update set xid = excluded.xid, expired_at = excluded.expired_at;
+    end if;
+end;
+$$;
+
+comment on function rowcast.lose_everything(boolean) is
+'Notes that every channel may have lost messages, or broadcasts, that are older than this moment.';
+
+-- After the lock, so nobody has written since. A repeatable read snapshot may be from long before
+-- it, and would leave cursors of the time between unwarned.
+create or replace function rowcast.messages_lost()
+returns trigger
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception '% cannot be truncated at isolation level %', tg_relid::regclass, current_setting('transaction_isolation')
+        using errcode = '25001', hint = 'Truncate it in a transaction of level READ COMMITTED.';
+    end if;
+    perform rowcast.lose_everything(tg_relid = 'rowcast.messages_broadcast'::regclass);
+    return null;
+end;
+$$;
+
+comment on function rowcast.messages_lost() is
+'Trigger of realtime_messages and its leaves: notes at TRUNCATE that every channel lost messages.';
+
+create or replace trigger realtime_messages_85_lost
+after truncate on public.realtime_messages
+for each statement execute function rowcast.messages_lost();
+
+-- A statement trigger of the parent does not fire for a leaf that is named itself. New leaves get
+-- theirs from make_leaf().
+create or replace function rowcast.watch_leaf(p_leaf text)
+returns void
+language plpgsql
+volatile
+security invoker
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format(
+        'create or replace trigger realtime_messages_85_lost after truncate on rowcast.%I'
+        ' for each statement execute function rowcast.messages_lost()', p_leaf
+    );
+end;
+$$;
+
+comment on function rowcast.watch_leaf(text) is 'Gives a leaf the trigger that notes its TRUNCATE.';
+
+select rowcast.watch_leaf(c.relname)
+from pg_catalog.pg_partition_tree('public.realtime_messages') as t
+join pg_catalog.pg_class as c on t.relid = c.oid
+where t.isleaf;

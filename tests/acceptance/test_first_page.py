@@ -1,0 +1,81 @@
+"""The first page, as somebody follows it who has read nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import pg
+from acceptance.command import environment, rowcast, started
+from style.sources import ROOT
+
+pytestmark = pytest.mark.acceptance
+
+PAGE = (ROOT / "README.md").read_text()
+LOOKS = PAGE.partition("## What it looks like")[2].partition("\n## ")[0]
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.fixture
+def env(scratch: Path) -> dict[str, str]:
+    """Somebody's own environment, with `rowcast` as a command in it."""
+    programs = scratch / "bin"
+    programs.mkdir()
+    command = programs / "rowcast"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m rowcast "$@"\n')
+    command.chmod(0o755)
+    plain = environment(scratch, pg_bin=pg.choose_binaries())
+    return {**plain, "PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page uses curl")
+def test_what_it_looks_like_runs_as_it_is_written(env: dict[str, str], tmp_path: Path) -> None:
+    with started("dev", "--ephemeral", "--port", "0", "--json", env=env) as command:
+        running = command.json()
+        with psycopg.connect(running["database_url"], autocommit=True) as owner:
+            for statements in blocks(PAGE.partition("## What it looks like")[0], "sql"):
+                owner.execute(statements.encode())
+            for statements in blocks(LOOKS, "sql"):
+                owner.execute(statements.encode())
+            owner.execute("insert into room_members values ('room1', 'alice')")
+        folder = tmp_path / "work"
+        folder.mkdir()
+        shell: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True}
+        for script in blocks(LOOKS, "sh"):
+            here = script.replace("http://127.0.0.1:8080", running["url"])
+            done = subprocess.run(["sh", "-ec", here], env=env, timeout=60, check=False, **shell)
+            assert done.returncode in (0, 4), done  # 4: what is to be applied is not there yet
+            assert "Traceback" not in done.stderr
+        assert '"text": "Hello from psql"' in done.stdout, "the last one reads history"
+
+
+def test_policies_of_the_page_decide_alone_where_nothing_is_open(
+    env: dict[str, str], scratch: Path
+) -> None:
+    starting = ("dev", "--data", str(scratch / "data"), "--port", "0", "--json")
+    with started(*starting, env=env) as command:
+        with psycopg.connect(command.json()["database_url"], autocommit=True) as owner:
+            owner.execute(blocks(LOOKS, "sql")[0].encode())
+            owner.execute("insert into room_members values ('room1', 'alice')")
+        command.stop()
+    with started(*starting, "--policies", "none", env=env) as command:
+        command.json()
+        for subject, code, word in (("alice", 0, "allow"), ("bob", 3, "deny")):
+            asked = ("--claims", f'{{"role": "authenticated", "sub": "{subject}"}}')
+            for action in (("subscribe", "chat:room1"), ("publish", "chat:room1", "said")):
+                done = rowcast("policy", "can", *action, *asked, env=env)
+                assert (done.returncode, done.stdout.partition(":")[0].strip()) == (code, word), (
+                    done
+                )
+        command.stop()
