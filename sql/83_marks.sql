@@ -1,8 +1,8 @@
 -- The marks from which claims read, so that what was sent long ago is not in their way.
 
--- Raises low_at of endpoints that were busy to what is unfinished, less five seconds for
--- transactions that began before and have not committed. Those that take longer are found by
--- the next call, for it always reads from the beginning and lowers the mark again.
+-- Raises low_at of endpoints that were busy to what is unfinished, and no further than to five
+-- seconds ago, for transactions that have not committed. What was written longer ago and commits
+-- later is found by the next call, for it always reads from the beginning and lowers the mark again.
 --
 -- One row at a time in order of id, as in settle_deliveries(), so the two never deadlock.
 create or replace function rowcast.raise_marks(p_busy uuid[])
@@ -21,7 +21,7 @@ begin
         return;
     end if;
     for v_mark in
-        select e.id, e.low_at, least(d.next_at, clock_timestamp()) - interval '5 s' as low
+        select e.id, e.low_at, least(d.next_at, clock_timestamp() - interval '5 s') as low
         from rowcast.endpoint as e
         left join lateral (
             select q.next_at from rowcast.delivery as q

@@ -46,6 +46,7 @@ DENIED_6 = tuple(
 )
 
 DENIED = "the address is not public"
+READ_BYTES = 16384
 SNIPPET_BYTES = 4096
 SNIPPET_SHOWN = 1024
 CONNECT_TIMEOUT = 5.0
@@ -98,7 +99,15 @@ class Guard:
         family, kind, proto, _, address = info
         if family not in (socket.AF_INET, socket.AF_INET6) or not self.permits(address[0]):
             raise DeniedAddressError(errno.EPERM, DENIED)
-        return socket.socket(family=family, type=kind, proto=proto)
+        return _Socket(family=family, type=kind, proto=proto)
+
+
+class _Socket(socket.socket):
+    """Takes what answers need at a time. asyncio asks for 256 KiB, and memory of that size is
+    mapped and unmapped at every read."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return super().recv(min(size, READ_BYTES), flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,7 @@ class Sender:
             timeout=aiohttp.ClientTimeout(
                 total=self._timeout, sock_connect=min(CONNECT_TIMEOUT, self._timeout)
             ),
+            headers={"Accept-Encoding": "identity"},  # the log is for people
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -187,6 +197,8 @@ async def _beginning(response: aiohttp.ClientResponse) -> str | None:
 def retry_after(headers: Mapping[str, str]) -> int | None:
     """Seconds that a receiver asks for (RFC 9110, 10.2.3), at most a day; None when it does not."""
     text = headers.get("Retry-After", "").strip()
+    if not text:
+        return None
     if text.isascii() and text.isdecimal():
         return min(int(text[:10]), LARGEST_PAUSE)
     try:

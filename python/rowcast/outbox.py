@@ -5,7 +5,9 @@ somebody else when the lease is over, and sent again under the same `webhook-id`
 bridges share the work.
 
 Claims and outcomes travel in batches beside the requests, never in their way: a claim is made
-when there is room again, and outcomes that come within a moment are noted together.
+when there is room again, and outcomes that come within a moment are noted together. What was
+claimed is begun in small portions, so that a receiver that answers at once needs few connections:
+hundreds of requests at a time cost half as much again, each, and hold up everything else here.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable
 from uuid import UUID, uuid4
 
@@ -36,6 +38,8 @@ PACE = 0.015
 PACE_MAX = 0.03
 # Deliveries of one claim.
 BATCH = 200
+# Requests begun before answers are looked at.
+PORTION = 16
 # Seconds in which outcomes are gathered.
 GATHER = 0.02
 # Seconds between calls that move the marks; slower where they take long.
@@ -63,6 +67,8 @@ class Outbox:
         self._most = settings.webhook_concurrency
         self._lease = 2 * settings.webhook_timeout + LEASE_MARGIN
         self._grace = settings.drain_timeout
+        self._waiting: deque[Delivery] = deque()  # claimed, not begun
+        self._claimed = asyncio.Event()
         self._flying: dict[asyncio.Task[None], Delivery] = {}
         self._busy: Counter[UUID] = Counter()
         self._touched: set[UUID] = set()
@@ -95,7 +101,10 @@ class Outbox:
         self._ended.clear()
         try:
             async with self._sender, asyncio.TaskGroup() as group:
-                helpers = [group.create_task(work()) for work in (self._settle, self._move_marks)]
+                helpers = [
+                    group.create_task(work())
+                    for work in (self._begin, self._settle, self._move_marks)
+                ]
                 await self._claim()
                 await self._land()
                 for helper in helpers:
@@ -132,8 +141,8 @@ class Outbox:
             await asyncio.sleep(max(0.0, began + pace - time.monotonic()))
 
     async def _claim_once(self) -> float:
-        """Claim and begin what there is; returns how long there is nothing to do."""
-        free = self._most - len(self._flying)
+        """Claim what there is; returns how long there is nothing to do."""
+        free = self._most - len(self._flying) - len(self._waiting)
         if free <= 0:
             return POLL  # woken when a request has ended
         claimed = await self._database.claim_deliveries(
@@ -142,14 +151,26 @@ class Outbox:
         for delivery in claimed:
             self._busy[delivery.endpoint_id] += 1
             self._touched.add(delivery.endpoint_id)
-            task = asyncio.create_task(self._deliver(delivery))
-            self._flying[task] = delivery
-            task.add_done_callback(self._landed)
         if claimed:
+            self._waiting.extend(claimed)
+            self._claimed.set()
             return 0.0
         seconds, self._channels = await self._database.delivery_outlook(self._busy)
         most = POLL * (0.5 + random.random() / 2)
         return most if seconds is None else min(most, max(seconds, 0.0))
+
+    async def _begin(self) -> None:
+        """Begin what was claimed, a portion for each time the loop looks at its sockets."""
+        while True:
+            await self._claimed.wait()
+            for _ in range(min(PORTION, len(self._waiting))):
+                delivery = self._waiting.popleft()
+                task = asyncio.create_task(self._deliver(delivery))
+                self._flying[task] = delivery
+                task.add_done_callback(self._landed)
+            if not self._waiting:
+                self._claimed.clear()
+            await asyncio.sleep(0)
 
     async def _deliver(self, delivery: Delivery) -> None:
         if delivery.body is None:
@@ -210,7 +231,9 @@ class Outbox:
             await asyncio.sleep(max(MARKS, 20 * (time.monotonic() - began)))
 
     async def _land(self) -> None:
-        """Wait for what is under way; what takes too long is given back."""
+        """Wait for what is under way; what takes too long or was not begun is given back."""
+        back = list(self._waiting)
+        self._waiting.clear()
         if self._flying:
             await asyncio.wait(self._flying, timeout=self._grace)
         cut_off = dict(self._flying)
@@ -222,7 +245,8 @@ class Outbox:
             async with asyncio.timeout(self._grace):
                 await self._settle_noted()
                 # Of these some may just have been noted; those are no longer held.
-                await self._database.return_deliveries(self._worker, list(cut_off.values()))
+                back += cut_off.values()
+                await self._database.return_deliveries(self._worker, back)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
             observe("outbox_lost", error=error)
 

@@ -191,6 +191,34 @@ async def test_cookies_are_not_kept() -> None:
         assert [h.headers.get("cookie") for h in hook.heard] == [None, None]
 
 
+async def test_an_answer_is_asked_for_as_it_is() -> None:
+    """Its beginning is shown to people, and is not unpacked."""
+    with receiver() as hook:
+        await post(hook.url(), "127.0.0.0/8")
+    assert hook.heard[0].headers["accept-encoding"] == "identity"
+
+
+async def test_little_of_an_answer_is_taken_at_a_time() -> None:
+    """asyncio asks for 256 KiB, for which memory is mapped and unmapped at each read."""
+
+    async def much(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * 1_000_000)
+        await writer.drain()
+
+    loop = asyncio.get_running_loop()
+    async with serving(much) as url:
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1].strip("/")))
+        with Guard(["127.0.0.0/8"])((socket.AF_INET, socket.SOCK_STREAM, 6, "", address)) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+            await loop.sock_sendall(sock, b"\r\n\r\n")
+            sizes = []
+            while found := await loop.sock_recv(sock, 262_144):
+                sizes.append(len(found))
+    assert sum(sizes) == 1_000_000
+    assert max(sizes) <= 16_384
+
+
 async def hangs(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(60)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
@@ -17,9 +18,13 @@ import standardwebhooks
 
 import pg
 from acceptance import javascript
-from acceptance.daemon import Daemon, daemon
+from acceptance.daemon import SECRET, Daemon, daemon
 from acceptance.receiver import Heard, Receiver, receiver
 from deliveries import alter_settings, attempts, deliveries, endpoints
+from rowcast import outbox
+from rowcast.config import Settings
+from rowcast.database import Database
+from rowcast.egress import Guard, Sender
 from rows import add_channel, messages, only, publish
 from scenes import eventually
 
@@ -266,6 +271,33 @@ def test_what_does_not_end_in_time_is_given_back(db: Connection, database: pg.Da
         assert bridge.terminate() == 0
     (row,) = deliveries(db)
     assert (row.state, row.attempt, row.lease_by) == ("pending", 0, None)
+
+
+async def test_what_was_claimed_and_not_begun_is_given_back(
+    db: Connection, database: pg.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PORTION", 0)
+    settings = Settings.from_env(
+        {
+            "ROWCAST_DATABASE_URL": database.bridge_url,
+            "ROWCAST_CALLER_URL": database.caller_url,
+            "ROWCAST_JWT_SECRET": SECRET,
+        }
+    )
+    with receiver() as hook:
+        add_channel(db, "room:*", webhook_urls=[hook.url()])
+        publish(db, "room:1")
+        own = Database(settings)
+        await own.open()
+        box = outbox.Outbox(own, Sender(Guard(["127.0.0.0/8"]), 1.0), settings)
+        running = asyncio.create_task(box.run())
+        await asyncio.to_thread(eventually, lambda: only(db, LEASED))
+        await asyncio.wait_for(box.finish(), 10)
+        running.cancel()
+        await own.close()
+    (row,) = deliveries(db)
+    assert (row.state, row.attempt, row.lease_by) == ("pending", 0, None)
+    assert hook.heard == []
 
 
 def hang() -> int:

@@ -152,7 +152,7 @@ def claim_cost(database: stage.pg.Database, receiver: str) -> None:
                 " select 'c0:1', 'bench', %s::jsonb from generate_series(1, %s)",
                 (PAYLOAD, queued),
             )
-            connection.execute("update rowcast.endpoint set room = 64")
+            connection.execute("update rowcast.endpoint set room = 256")
             connection.execute("vacuum analyze rowcast.delivery")
             with database.connect(autocommit=False) as other:
                 if old:

@@ -221,6 +221,28 @@ def test_a_claim_does_not_read_what_was_sent_before_the_mark(database: pg.Databa
         assert len(claim(db, A)) == 1
 
 
+def test_a_long_queue_is_read_from_where_it_is_not_finished(database: pg.Database) -> None:
+    """Also where all of it came in one second, as what was published by one statement did."""
+    with database.connect() as db, database.connect(autocommit=False) as old:
+        add_channel(db, "room:*", webhook_urls=[ONE])
+        wide(db)
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select 1 from rowcast.settings")
+        default = "alter table rowcast.delivery alter next_at set default "
+        db.execute(default + "clock_timestamp() - interval '1 min'")
+        many(db, "room:1", 4000)
+        db.execute(default + "clock_timestamp()")
+        for _ in range(3):
+            settle(db, A, claim(db, A, 1000))
+        call = CLAIM.replace("100", "1").replace("'30 s'", "'0 s'")
+        buffers(db, call)  # the first reads the catalogue, too
+        unmarked = buffers(db, call)
+        db.execute("select rowcast.raise_marks(%s)", [[endpoints(db)[0].id]])
+        marked = buffers(db, call)
+        assert marked * 3 < unmarked, (marked, unmarked)
+        assert len(claim(db, B)) == 100
+
+
 def test_a_transaction_that_commits_behind_the_mark_is_found(database: pg.Database) -> None:
     with database.connect() as db, database.connect() as late:
         add_channel(db, "room:*", webhook_urls=[ONE])
