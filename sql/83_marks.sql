@@ -1,8 +1,8 @@
 -- The marks from which claims read, so that what was sent long ago is not in their way.
 
 -- Raises low_at of endpoints that were busy to what is unfinished, and no further than to five
--- seconds ago, for transactions that have not committed. What was written longer ago and commits
--- later is found by the next call, for it always reads from the beginning and lowers the mark again.
+-- seconds ago, for transactions that have not committed. What was written before that and commits
+-- later is found by the next call, for it always reads from the beginning and lowers the mark.
 --
 -- One row at a time in order of id, as in settle_deliveries(), so the two never deadlock.
 create or replace function rowcast.raise_marks(p_busy uuid[])

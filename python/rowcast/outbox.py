@@ -34,7 +34,7 @@ __all__ = ["Outbox"]
 # Seconds until a claim is made although nothing suggests it.
 POLL = 5.0
 # Seconds between claims under load: fewer and larger ones.
-PACE = 0.015
+PACE = 0.01
 PACE_MAX = 0.03
 # Deliveries of one claim.
 BATCH = 200
