@@ -9,8 +9,9 @@
 -- An endpoint that fails again and again gets one probe at a time, of all bridges together: the
 -- probe is out for as long as a lease.
 --
--- A lease changes no indexed column, so it stays within the page; and it starts at low_at,
--- because under an old snapshot the index keeps all that was ever sent.
+-- A lease changes no indexed column, so it stays within the page; and the search starts at low_at,
+-- because under an old snapshot the index keeps all that was ever sent. What it finds first is
+-- where the claim starts, so that nothing of that is read twice.
 --
 -- A claim need not wait for the disk: if a crash of Postgres takes the lease back, the delivery is
 -- claimed again, as after a crash of the bridge. What came of it is another matter, and waits.
@@ -38,15 +39,17 @@ begin
     perform set_config('synchronous_commit', 'off', true);
     return query
     with due as (
-        select e.id, e.low_at, e.failures, case when e.failures >= 5 then 1 else e.room - b.n end as room
+        select e.id, f.next_at, e.failures, case when e.failures >= 5 then 1 else e.room - b.n end as room
         from rowcast.endpoint as e
         cross join lateral coalesce(p_counts[array_position(p_busy, e.id)], 0) as b (n)
-        where e.state = 'active' and e.pause_until <= v_now and (e.failures >= 5 or e.room > b.n)
-        and exists (
-            select from rowcast.delivery as d
+        cross join lateral (
+            select d.next_at from rowcast.delivery as d
             where d.endpoint_id = e.id and d.next_at >= e.low_at and d.next_at <= v_now
             and (d.lease_until is null or d.lease_until <= v_now)
-        )
+            order by d.next_at
+            limit 1
+        ) as f
+        where e.state = 'active' and e.pause_until <= v_now and (e.failures >= 5 or e.room > b.n)
     ),
 
     probe as (
@@ -61,7 +64,7 @@ begin
     ),
 
     chosen as (
-        select f.id, f.low_at, least(f.room, greatest(1, p_limit / count(*) over ())) as room
+        select f.id, f.next_at, least(f.room, greatest(1, p_limit / count(*) over ())) as room
         from due as f
         where f.failures < 5 or exists (select from probe as p where p.id = f.id)
         order by random()
@@ -73,7 +76,7 @@ begin
         cross join lateral (
             select d.id, d.attempt, d.attempts_before, d.lease_by is not null as died
             from rowcast.delivery as d
-            where d.endpoint_id = c.id and d.next_at >= c.low_at and d.next_at <= v_now
+            where d.endpoint_id = c.id and d.next_at >= c.next_at and d.next_at <= v_now
             and (d.lease_until is null or d.lease_until <= v_now)
             order by d.next_at, d.id
             limit c.room
