@@ -111,7 +111,7 @@ PARTS = {
 
 # Of which a seventh each is the REST door, the outbox, presence, Supabase's door, and InsForge's,
 # and a fiftieth says why a database cannot be reached.
-LINES_OF_DAEMON = 7400
+LINES_OF_DAEMON = 7450
 LINES_OF_FILE = 350
 
 
