@@ -83,8 +83,8 @@ comment on function rowcast.messages_refuse(text, text, text, jsonb, timestamptz
 
 -- Stamps xid, seq, id, sender, channel and counts, and refuses what cannot be delivered.
 --
--- This is the hot path of every publisher. A query is set up for every row, whatever it computes,
--- and an expression once for every transaction, so a query here fetches columns and nothing else.
+-- This is the hot path of every publisher. A query is set up for every row with all it computes,
+-- and an expression once for every transaction: so queries fetch columns, and constants with them.
 --
 -- The xid is taken first, before the clock is tested: a leaf is closed at an xid taken a minute
 -- after its range, and whoever passed the clock test must have an older one. created_at itself
@@ -116,8 +116,8 @@ begin
     new.xid := pg_current_xact_id();
     new.seq := nextval('rowcast.message_seq');
     foreach v_template in array rowcast.templates(cardinality(v_segments)) loop
-        select c.id, c.enabled, c.webhook_urls is not null, case when c.wildcard then c.pattern end
-        into new.channel_id, v_enabled, v_webhooks, v_pattern
+        select c.id, c.enabled, c.webhook_urls is not null, case when c.wildcard then c.pattern end, 0, 0, null
+        into new.channel_id, v_enabled, v_webhooks, v_pattern, new.ws_audience_count, new.wh_audience_count, new.sender_id
         from public.realtime_channels as c
         where c.pattern = format(v_template, variadic v_segments);
         exit when found;
@@ -135,7 +135,6 @@ begin
     end if;
     new.id := rowcast.message_id(new.created_at, new.seq);
 
-    new.ws_audience_count := 0;
     if pg_sequence_last_value('rowcast.alive_until'::regclass) > date_part('epoch', new.created_at) * 1000 then
         select a.sessions into v_sessions from rowcast.audience_total as a where a.channel_name = new.channel_name;
         new.ws_audience_count := coalesce(v_sessions, 0);
@@ -145,12 +144,10 @@ begin
             new.ws_audience_count := new.ws_audience_count + coalesce(v_sessions, 0);
         end if;
     end if;
-    new.wh_audience_count := 0;
     if v_webhooks and new.type = 'message' then
         new.wh_audience_count := rowcast.webhook_count(new.channel_id);
     end if;
 
-    new.sender_id := null;
     if new.sender_type = any (rowcast.caller_roles()) then
         new.sender_type := 'user';
         -- The policies were asked for one name, and a caller's other rows must not travel along
