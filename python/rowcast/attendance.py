@@ -1,6 +1,6 @@
 """Who is here, as a session sees it: counted as audience, told of presence, tracked.
 
-The one place that the service and the hub tell of joins and leaves.
+The one place that subscribing and the hub tell of joins and leaves.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from .outbox import Outbox
 from .presence import Presence
 from .recheck import Rechecks
 from .service import Service
+from .subscribing import Subscribing
 from .tracking import Tracking
 from .unreachable import explain
 from .wire.events import Status
@@ -101,6 +102,9 @@ class _Bridge:
         identities = Identities(settings, self.hub, self.feed, verifier)
         self.handles = Handles(self.database)
         self.census = Census(self.database, self.hub, self.node)
+        subscribing = Subscribing(
+            settings, self.hub, self.feed, access, attendance, self.rechecks, self.handles
+        )
         service = Service(
             settings,
             self.hub,
@@ -109,7 +113,7 @@ class _Bridge:
             attendance,
             identities,
             self.rechecks,
-            self.handles,
+            subscribing,
         )
         self.sockets = Sockets(settings, self.hub, service)
         self.phoenix = PhoenixDoor(self.sockets, identities, self.handles)

@@ -77,6 +77,7 @@ EDGES = {
     "migrate",
     "recheck",
     "service",
+    "subscribing",
 }
 
 # Parts with a life of their own; whoever constructs one decides how it ends.
@@ -105,6 +106,7 @@ PARTS = {
     "Service",
     "SocketIODoor",
     "Sockets",
+    "Subscribing",
     "Tracking",
     "Verifier",
 }
