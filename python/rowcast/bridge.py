@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import random
 import signal
 import time
 from collections.abc import Callable
@@ -58,11 +57,6 @@ BURST = 256
 # After a portion of a large transaction clients get up to 50 ms to take it.
 LARGE = 500
 PATIENCE = 10
-# Clients sent away per second, if that takes at most this share of the drain; in steps of seconds.
-LEAVE_RATE = 500
-LEAVE_SHARE = 0.8
-LEAVE_STEP = 0.01
-LONGEST_PAUSE = 30.0
 # A full collection at 10,000 connections stops the loop for a third of a second; what lives
 # long is moved out of its sight each time the number of clients has doubled.
 FREEZE_FROM = 1000
@@ -209,36 +203,10 @@ class _Bridge:
             await asyncio.sleep(0 if again else self.settings.upkeep_interval)
 
     async def drain(self) -> None:
-        """Send everybody away, and wait until they are gone or the time is up.
-
-        All at once they would come back all at once: the closes are spread, and what does not
-        fit into the time is left to the clients, which are told how long to wait.
-        """
+        """Let all clients go, and end what would be lost with them."""
         finishing = asyncio.create_task(self.outbox.finish())
-        self.sockets.draining = True
         self.census.closed = True
-        sessions = list(self.hub.sessions)
-        observe("draining", sessions=len(sessions))
-        needed = len(sessions) / LEAVE_RATE
-        spread = min(needed, self.settings.drain_timeout * LEAVE_SHARE)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        for told, session in enumerate(sessions, 1):
-            pause = random.uniform(0.1, 0.5 + min(needed - spread, LONGEST_PAUSE))
-            session.tell(Status("draining", round(pause, 3)))
-            if told % BURST == 0:
-                await asyncio.sleep(0)
-        for closed, session in enumerate(sessions):
-            wait = began + spread * closed / len(sessions) - loop.time()
-            if wait > LEAVE_STEP:
-                await asyncio.sleep(wait)
-            session.close("draining")
-        if self.sockets.open:
-            gone = asyncio.Event()
-            self.sockets.emptied = gone.set
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(began + self.settings.drain_timeout - loop.time()):
-                    await gone.wait()
+        await self.sockets.drain()
         await finishing
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.handles.flush(), self.settings.query_timeout)

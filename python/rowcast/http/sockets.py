@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ..observe import observe
 from ..service import Service
 from ..session import Session
 from ..wire.base import Wire
+from ..wire.events import Status
 from ..wire.native import NATIVE
 from .problems import problem
 
@@ -29,6 +31,12 @@ Pong: TypeAlias = Callable[[Session, bytes], None]
 # is left says 1001, also when it is only loaded again.
 GOODBYE = {1000, 1005}
 LINGER_ABORT = struct.pack("ii", 1, 0)
+# Clients sent away per second, if that takes at most this share of the drain; in steps of seconds.
+LEAVE_RATE = 500
+LEAVE_SHARE = 0.8
+LEAVE_STEP = 0.01
+LONGEST_PAUSE = 30.0
+BURST = 256
 
 
 class SocketPipe:
@@ -93,8 +101,9 @@ class Sockets:
         self._hub = hub
         self._service = service
         self.draining = False
-        self.open = 0  # also those whose clients have not answered the close yet
-        self.emptied: Callable[[], None] = lambda: None
+        self._open = 0  # also those whose clients have not answered the close yet
+        self._emptied = asyncio.Event()
+        self._emptied.set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one client of the native wire until it is gone."""
@@ -165,13 +174,41 @@ class Sockets:
 
     def enter(self) -> None:
         """A connection is open."""
-        self.open += 1
+        self._open += 1
+        self._emptied.clear()
 
     def leave(self) -> None:
         """It is closed."""
-        self.open -= 1
-        if not self.open:
-            self.emptied()
+        self._open -= 1
+        if not self._open:
+            self._emptied.set()
+
+    async def drain(self) -> None:
+        """Send everybody away, and wait until they are gone or the time is up.
+
+        All at once they would come back all at once: the closes are spread, and what does not
+        fit into the time is left to the clients, which are told how long to wait.
+        """
+        self.draining = True
+        sessions = list(self._hub.sessions)
+        observe("draining", sessions=len(sessions))
+        needed = len(sessions) / LEAVE_RATE
+        spread = min(needed, self._settings.drain_timeout * LEAVE_SHARE)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for told, session in enumerate(sessions, 1):
+            pause = random.uniform(0.1, 0.5 + min(needed - spread, LONGEST_PAUSE))
+            session.tell(Status("draining", round(pause, 3)))
+            if told % BURST == 0:
+                await asyncio.sleep(0)
+        for closed, session in enumerate(sessions):
+            wait = began + spread * closed / len(sessions) - loop.time()
+            if wait > LEAVE_STEP:
+                await asyncio.sleep(wait)
+            session.close("draining")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(began + self._settings.drain_timeout):
+                await self._emptied.wait()
 
     def refusal(self, request: web.Request, *, upgrade: bool = True) -> Refusal | None:
         """Why this handshake is refused, or None; `upgrade` is whether it must be a WebSocket's."""
