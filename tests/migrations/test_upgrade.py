@@ -188,6 +188,25 @@ def test_a_dump_restores_into_another_database_of_the_cluster(
     assert migrate(empty_database.url) == Applied((), False, SHIPPED.version)
 
 
+def test_a_dump_restores_with_the_columns_that_a_team_has_added(
+    database: pg.Database, empty_database: pg.Database
+) -> None:
+    filled(database.url)
+    shown = "select rowcast.messages_json(array_agg(m order by m.seq)) from realtime_messages as m"
+    with database.connect() as conn, empty_database.connect() as copy:
+        conn.execute("alter table realtime_channels add column team text default 'ours'")
+        conn.execute(
+            "alter table realtime_messages"
+            " add column kind text generated always as (payload ->> 'text') stored"
+        )
+        with dumped(database.url) as dump:
+            restore(empty_database.url, dump)
+        assert copy.execute("select distinct m.kind from realtime_messages as m").fetchone() == (
+            "ü",
+        )
+        assert conn.execute(shown).fetchone() == copy.execute(shown).fetchone()
+
+
 def test_a_dump_restores_into_another_cluster_which_migrate_then_makes_its_home(
     database: pg.Database, own_server: pg.OwnServer
 ) -> None:

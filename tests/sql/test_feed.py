@@ -91,10 +91,11 @@ def test_the_single_span_of_a_drain_is_the_one_of_spans(
     assert condition is not None
     assert len(span) == 2
     row = tx.execute(
-        f"select {condition[1]}, v_xmin < v_xmax, array[{span[0]}, {span[1]}]::text[],"
-        " (select array_agg(array[s.first::text, s.last::text]) from rowcast.spans(v_then, v_now) as s)"
-        " from (select %s::pg_snapshot as v_then, %s::pg_snapshot as v_now) as s,"
-        " lateral (select pg_snapshot_xmin(v_then) as v_xmin, pg_snapshot_xmax(v_now) as v_xmax) as x".encode(),
+        f"select {condition[1]}, v_xmin < v_xmax, array[{span[0]}, {span[1]}]::text[], s.all"
+        " from (select %s::pg_snapshot as v_then, %s::pg_snapshot as v_now) as given,"
+        " lateral (select pg_snapshot_xmin(v_then) as v_xmin, pg_snapshot_xmax(v_now) as v_xmax)"
+        " as x, lateral (select array_agg(array[s.first::text, s.last::text]) as all"
+        " from rowcast.spans(v_then, v_now) as s) as s".encode(),
         [written(then), written(now)],
     ).fetchone()
     assert row is not None

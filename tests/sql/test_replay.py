@@ -189,9 +189,7 @@ def test_truncated_broadcasts_leave_messages_recovered(db: Connection, bridge: C
     assert (answer.state, answer.events) == ("durable", ["message"])
 
 
-@pytest.mark.parametrize(
-    ("noted", "broadcasts"), [("expired", False), ("expired_broadcast", True)]
-)
+@pytest.mark.parametrize(("noted", "broadcasts"), [("expired", False), ("expired_broadcast", True)])
 def test_of_two_losses_at_once_the_newer_one_counts(
     database: pg.Database, db: Connection, noted: str, broadcasts: bool
 ) -> None:
