@@ -109,7 +109,9 @@ begin atomic
             ), '[]'
         )::text
     from (
-        select u.*, row_number() over () as ordinality
+        select
+            u.*,
+            row_number() over () as ordinality
         from unnest(p_messages) as u
     ) as m
     left join public.realtime_channels as c on m.channel_id = c.id;

@@ -3,7 +3,7 @@
 
 -- Which channels lost something is not known any more, so all of them did: '**', which is no name.
 -- What is lost was committed, so its xid is below the next one; a cursor from before has an older
--- xmin than that. The greatest, because whoever waited for the row may have looked before the other.
+-- xmin than that. The greatest, because who waited for the row may have looked before the other.
 create or replace function rowcast.lose_everything(p_broadcasts boolean)
 returns void
 language plpgsql
