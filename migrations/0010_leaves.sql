@@ -4,11 +4,6 @@
 -- names every leaf it needs without looking at all of them, which took a third of a drain.
 alter table rowcast.origin add column leaves bigint not null default 0;
 
--- What this replaces takes other arguments now.
-drop function if exists rowcast.fresh(xid8[], xid8[], bigint);
-drop function if exists rowcast.fresh_leaves();
-drop function if exists rowcast.leaves_query(text[], boolean);
-
 -- The index that drains read comes last. Of two indexes that cost the same Postgres takes the
 -- younger one, and all cost the same on a leaf that was vacuumed while it was empty. A bridge keeps
 -- the plan it made then, and with (channel_id, seq) or (channel_name, xid) each drain would read

@@ -28,7 +28,7 @@ create or replace function rowcast.message_id(p_created_at timestamptz, p_seq bi
 returns uuid
 language sql
 volatile
-parallel safe
+parallel restricted
 return encode(
     int8send(((date_part('epoch', p_created_at) * 1000)::bigint << 16) | 28672 | (p_seq & 4095))
     || int8send((random() * 4611686018427387904)::bigint | '-9223372036854775808'::bigint),

@@ -30,16 +30,19 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_here constant bigint := (select c.system_identifier from pg_catalog.pg_control_system() as c);
-    v_leaves constant bigint := (select o.leaves from rowcast.origin as o);
+    v_floor bigint;
 begin
     perform pg_advisory_xact_lock(1919903587, 2);
     if exists (select from rowcast.origin as o where o.system_identifier = v_here) then
         return false;
     end if;
-    delete from rowcast.origin;
-    insert into rowcast.origin (system_identifier, seq_floor, leaves)
-    select v_here, case when s.is_called then s.last_value else 0 end, coalesce(v_leaves, 0) + 1
-    from rowcast.message_seq as s;
+    -- Updated, because whoever waits to give the registry of leaves its next version would find a
+    -- new row as little as the old one.
+    v_floor := (select case when s.is_called then s.last_value else 0 end from rowcast.message_seq as s);
+    update rowcast.origin set system_identifier = v_here, seq_floor = v_floor, leaves = leaves + 1;
+    if not found then
+        insert into rowcast.origin (system_identifier, seq_floor) values (v_here, v_floor);
+    end if;
     update rowcast.leaf set closing_xid = null, closed_xid = null;
     delete from rowcast.expired;
     delete from rowcast.expired_broadcast;

@@ -166,3 +166,9 @@ $$;
 
 comment on function rowcast.feed(text, uuid, timestamptz, integer, integer) is
 'All messages, signals and changes of presence that became visible since the snapshot, in order of seq, after one row `snapshot` (payload: the new snapshot, id: boot, created_at: its time). Ends with `more` when over the row or byte limit; NULL limits read all. A NULL snapshot only asks for the present one.';
+
+-- What the feed before this one called. Here and not in a migration, which is committed earlier: if
+-- the code then has to wait for a lock, no bridge could read anything meanwhile.
+drop function if exists rowcast.fresh(xid8[], xid8[], bigint);
+drop function if exists rowcast.fresh_leaves();
+drop function if exists rowcast.leaves_query(text[], boolean);

@@ -76,6 +76,9 @@ comment on function rowcast.history(uuid, text, text, text, timestamptz, timesta
 
 -- Definer, because the counts are those of the machinery, and whether a channel still exists is
 -- no question to the policies: a message of a channel that was deleted has none.
+--
+-- Numbered, not WITH ORDINALITY: pg_dump spells that so that it cannot be restored once a team has
+-- added a column to messages.
 create or replace function rowcast.messages_json(p_messages public.realtime_messages[])
 returns text
 language sql
@@ -105,7 +108,12 @@ begin atomic
                 order by m.ordinality
             ), '[]'
         )::text
-    from unnest(p_messages) with ordinality as m
+    from (
+        select
+            u.*,
+            row_number() over () as ordinality
+        from unnest(p_messages) as u
+    ) as m
     left join public.realtime_channels as c on m.channel_id = c.id;
 end;
 

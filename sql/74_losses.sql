@@ -3,7 +3,7 @@
 
 -- Which channels lost something is not known any more, so all of them did: '**', which is no name.
 -- What is lost was committed, so its xid is below the next one; a cursor from before has an older
--- xmin than that.
+-- xmin than that. The greatest, because who waited for the row may have looked before the other.
 create or replace function rowcast.lose_everything(p_broadcasts boolean)
 returns void
 language plpgsql
@@ -18,10 +18,12 @@ declare
 begin
     if p_broadcasts then
         insert into rowcast.expired_broadcast (channel_name, xid) values ('**', v_newest)
-        on conflict (channel_name) do update set xid = excluded.xid, expired_at = excluded.expired_at;
+        on conflict (channel_name) do update
+        set xid = greatest(expired_broadcast.xid, excluded.xid), expired_at = excluded.expired_at;
     else
         insert into rowcast.expired (channel_name, xid) values ('**', v_newest)
-        on conflict (channel_name) do update set xid = excluded.xid, expired_at = excluded.expired_at;
+        on conflict (channel_name) do update
+        set xid = greatest(expired.xid, excluded.xid), expired_at = excluded.expired_at;
     end if;
 end;
 $$;

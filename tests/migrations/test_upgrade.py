@@ -100,6 +100,31 @@ def test_an_upgrade_while_the_application_writes_loses_nothing(database: pg.Data
     assert after[: len(before)] == before
 
 
+def test_a_bridge_of_before_can_read_until_the_new_feed_is_there(
+    empty_database: pg.Database,
+) -> None:
+    """The code may have to wait a minute for a lock, after the migrations are committed."""
+    migrate(empty_database.url, release=shapes.until(SHIPPED, 9))
+    called = [
+        "rowcast.fresh(xid8[], xid8[], bigint)",
+        "rowcast.fresh_leaves()",
+        "rowcast.leaves_query(text[], boolean)",
+    ]
+    with empty_database.connect() as conn:
+        for function in called:
+            conn.execute(f"create function {function} returns int return 1".encode())
+
+        def there() -> list[bool]:
+            query = "select to_regprocedure(f) is not null from unnest(%s::text[]) as f"
+            return [row[0] for row in conn.execute(query, [called])]
+
+        told: list[tuple[str, list[bool]]] = []
+        migrate(empty_database.url, on_event=lambda line: told.append((line, there())))
+        between = [found for line, found in told if "_leaves applied" in line]
+        assert between == [[True] * 3]
+        assert there() == [False] * 3
+
+
 def publish(conn: pg.Connection) -> list[tuple[object, ...]]:
     """Publish one durable message and one broadcast; return all rows."""
     for kind in ("message", "broadcast"):
@@ -161,6 +186,25 @@ def test_a_dump_restores_into_another_database_of_the_cluster(
         restore(empty_database.url, dump)
     assert_same(database.url, empty_database.url, rows)
     assert migrate(empty_database.url) == Applied((), False, SHIPPED.version)
+
+
+def test_a_dump_restores_with_the_columns_that_a_team_has_added(
+    database: pg.Database, empty_database: pg.Database
+) -> None:
+    filled(database.url)
+    shown = "select rowcast.messages_json(array_agg(m order by m.seq)) from realtime_messages as m"
+    with database.connect() as conn, empty_database.connect() as copy:
+        conn.execute("alter table realtime_channels add column team text default 'ours'")
+        conn.execute(
+            "alter table realtime_messages"
+            " add column kind text generated always as (payload ->> 'text') stored"
+        )
+        with dumped(database.url) as dump:
+            restore(empty_database.url, dump)
+        assert copy.execute("select distinct m.kind from realtime_messages as m").fetchone() == (
+            "ü",
+        )
+        assert conn.execute(shown).fetchone() == copy.execute(shown).fetchone()
 
 
 def test_a_dump_restores_into_another_cluster_which_migrate_then_makes_its_home(

@@ -72,6 +72,39 @@ def test_the_spans_are_exactly_what_ended_in_between(
     assert set(covered) == ended(now) - ended(then)
 
 
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(then=snapshots(), now=snapshots(), quiet=st.booleans())
+def test_the_single_span_of_a_drain_is_the_one_of_spans(
+    tx: Connection,
+    then: tuple[int, frozenset[int]],
+    now: tuple[int, frozenset[int]],
+    quiet: bool,
+) -> None:
+    """feed() has a short cut where nothing ran and nothing runs; its condition and its span."""
+    if quiet:
+        then, now = (then[0], frozenset()), (now[0], frozenset())
+    source: str = only(tx, "select prosrc from pg_proc where proname = 'feed'")
+    condition = re.search(r"if (v_xmin = .+) then\n", source)
+    span = re.findall(r"v_(?:first|last) := array\[(.+)\];", source)
+    assert condition is not None
+    assert len(span) == 2
+    row = tx.execute(
+        f"select {condition[1]}, v_xmin < v_xmax, array[{span[0]}, {span[1]}]::text[], s.all"
+        " from (select %s::pg_snapshot as v_then, %s::pg_snapshot as v_now) as given,"
+        " lateral (select pg_snapshot_xmin(v_then) as v_xmin, pg_snapshot_xmax(v_now) as v_xmax)"
+        " as x, lateral (select array_agg(array[s.first::text, s.last::text]) as all"
+        " from rowcast.spans(v_then, v_now) as s) as s".encode(),
+        [written(then), written(now)],
+    ).fetchone()
+    assert row is not None
+    short, some, found, spans = row
+    assert short or not quiet
+    if short:
+        assert spans == ([found] if some else None)
+
+
 def write(database: pg.Database, writer: int, until: float, committed: set[str]) -> None:
     """Transactions of any length that end in any way; what is committed is noted afterwards."""
     dice = random.Random(writer)

@@ -306,6 +306,24 @@ def test_a_leaf_counts_from_the_moment_a_snapshot_shows_it(
         assert drain(old, before).events == ["fallen"]
 
 
+def test_a_registry_that_changes_while_a_restore_is_adopted_has_its_next_version(
+    database: pg.Database, db: Connection
+) -> None:
+    version = "select o.leaves from rowcast.origin as o"
+    db.execute("update rowcast.origin set system_identifier = 1")
+    with database.connect(autocommit=False) as adopting, database.connect() as other:
+        assert only(adopting, "select rowcast.adopt()") is True
+        adopted = only(adopting, version)
+        change = "insert into rowcast.leaf (name, from_at, to_at) values ('new', now(), 'infinity')"
+        waiting = threading.Thread(target=other.execute, args=(change,))
+        waiting.start()
+        blocked = "select count(*) from pg_locks where not granted and pid = %s"
+        eventually(lambda: only(db, blocked, [other.info.backend_pid]), what="it waits")
+        adopting.commit()
+        waiting.join()
+    assert only(db, version) > adopted
+
+
 def test_a_leaf_past_midnight_holds_both_sides_of_it(db: Connection) -> None:
     midnight = LONG_AGO + DAY
     hour = timedelta(hours=1)

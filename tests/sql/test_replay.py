@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -186,6 +187,27 @@ def test_truncated_broadcasts_leave_messages_recovered(db: Connection, bridge: C
     db.execute("truncate rowcast.messages_broadcast")
     answer = one(bridge, since, past(db, bridge))
     assert (answer.state, answer.events) == ("durable", ["message"])
+
+
+@pytest.mark.parametrize(("noted", "broadcasts"), [("expired", False), ("expired_broadcast", True)])
+def test_of_two_losses_at_once_the_newer_one_counts(
+    database: pg.Database, db: Connection, noted: str, broadcasts: bool
+) -> None:
+    lose = "select rowcast.lose_everything(%s)"
+    newest = f"select xid::text::bigint from rowcast.{noted} where channel_name = '**'"
+    db.execute(lose, [broadcasts])
+    with database.connect(autocommit=False) as newer, database.connect() as older:
+        newer.execute(f"update rowcast.{noted} set xid = xid".encode())
+        waiting = threading.Thread(target=older.execute, args=(lose, [broadcasts]))
+        waiting.start()
+        blocked = "select count(*) from pg_locks where not granted and pid = %s"
+        eventually(lambda: only(db, blocked, [older.info.backend_pid]), what="it waits")
+        only(db, "select pg_current_xact_id()::text")
+        newer.execute(lose, [broadcasts])
+        wanted = only(newer, newest)
+        newer.commit()
+        waiting.join()
+    assert only(db, newest) == wanted
 
 
 def test_a_snapshot_that_may_be_older_than_what_is_lost_truncates_nothing(db: Connection) -> None:
