@@ -45,6 +45,8 @@ GATHER = 0.02
 # Seconds between calls that move the marks; slower where they take long.
 MARKS = 5.0
 BACKOFF_MAX = 5.0
+# Seconds at the end to note what came of requests, also where they themselves get none.
+LAST_WORDS = 2.0
 # A lease outlasts a request twice over, and a margin for the database.
 LEASE_MARGIN = 5.0
 
@@ -67,6 +69,7 @@ class Outbox:
         self._most = settings.webhook_concurrency
         self._lease = 2 * settings.webhook_timeout + LEASE_MARGIN
         self._grace = settings.drain_timeout
+        self._last_words = max(self._grace, LAST_WORDS)
         self._waiting: deque[Delivery] = deque()  # claimed, not begun
         self._claimed = asyncio.Event()
         self._flying: dict[asyncio.Task[None], Delivery] = {}
@@ -243,14 +246,14 @@ class Outbox:
             await asyncio.wait(cut_off)
         await back
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._grace):
+            async with asyncio.timeout(self._last_words):
                 await self._settle_noted()
         # Of these some may just have been noted; those are no longer held.
         await self._give_back(list(cut_off.values()))
 
     async def _give_back(self, deliveries: list[Delivery]) -> None:
         try:
-            async with asyncio.timeout(self._grace):
+            async with asyncio.timeout(self._last_words):
                 if deliveries:
                     await self._database.return_deliveries(self._worker, deliveries)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:

@@ -262,10 +262,13 @@ def test_sigterm_finishes_what_is_under_way_and_begins_nothing(
     assert {d.lease_by for d in deliveries(db)} == {None}
 
 
-def test_what_does_not_end_in_time_is_given_back(db: Connection, database: pg.Database) -> None:
+@pytest.mark.parametrize("patience", [0, 0.3])
+def test_what_does_not_end_in_time_is_given_back(
+    db: Connection, database: pg.Database, patience: float
+) -> None:
     with (
         receiver(lambda _: hang()) as hook,
-        daemon(database, **{**ALLOWED, "drain_timeout": 0.3}) as bridge,
+        daemon(database, **{**ALLOWED, "drain_timeout": patience}) as bridge,
     ):
         add_channel(db, "room:*", webhook_urls=[hook.url()])
         publish(db, "room:1")
@@ -338,7 +341,10 @@ async def test_what_was_not_begun_is_given_back_before_what_is_under_way_has_end
             go_on.set()
             await ending
     assert (len(hook.heard), other.heard) == (1, [])
-    assert sorted((d.state, d.attempt) for d in deliveries(db)) == [("delivered", 1), ("pending", 0)]
+    assert sorted((d.state, d.attempt) for d in deliveries(db)) == [
+        ("delivered", 1),
+        ("pending", 0),
+    ]
 
 
 def hang() -> int:
