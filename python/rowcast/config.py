@@ -11,7 +11,6 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
@@ -157,7 +156,8 @@ class Settings:
                     f"{variable(name)} is not set: give the connection URL of the login"
                     f" {'rowcast_bridge' if name == 'database_url' else 'rowcast_caller'}."
                 )
-            if urlsplit(getattr(self, name)).scheme not in ("postgres", "postgresql"):
+            # Only the scheme: what takes a URL apart quotes a password that it cannot read.
+            if getattr(self, name).partition("://")[0] not in ("postgres", "postgresql"):
                 raise ConfigError(f"{variable(name)} must look like postgresql://user@host/db.")
         if not self.jwt_secret and not self.jwks_url:
             raise ConfigError(

@@ -71,7 +71,7 @@ def use_existing(url: str, env: Mapping[str, str], tell: Tell) -> Urls:
     Raises:
         RowcastError: it cannot be reached or migrated.
     """
-    if urlsplit(url).scheme not in ("postgres", "postgresql"):
+    if url.partition("://")[0] not in ("postgres", "postgresql"):
         raise ConfigError("--database-url must look like postgresql://user:password@host/database.")
     migrate(url, on_event=tell, env=env)
     base = embedded.default_data_dir(env).parent

@@ -45,6 +45,8 @@ GATHER = 0.02
 # Seconds between calls that move the marks; slower where they take long.
 MARKS = 5.0
 BACKOFF_MAX = 5.0
+# Seconds at the end to note what came of requests, also where they themselves get none.
+LAST_WORDS = 2.0
 # A lease outlasts a request twice over, and a margin for the database.
 LEASE_MARGIN = 5.0
 
@@ -67,6 +69,7 @@ class Outbox:
         self._most = settings.webhook_concurrency
         self._lease = 2 * settings.webhook_timeout + LEASE_MARGIN
         self._grace = settings.drain_timeout
+        self._last_words = max(self._grace, LAST_WORDS)
         self._waiting: deque[Delivery] = deque()  # claimed, not begun
         self._claimed = asyncio.Event()
         self._flying: dict[asyncio.Task[None], Delivery] = {}
@@ -163,7 +166,7 @@ class Outbox:
         """Begin what was claimed, a portion for each time the loop looks at its sockets."""
         while True:
             await self._claimed.wait()
-            for _ in range(min(PORTION, len(self._waiting))):
+            for _ in range(0 if self._ending else min(PORTION, len(self._waiting))):
                 delivery = self._waiting.popleft()
                 task = asyncio.create_task(self._deliver(delivery))
                 self._flying[task] = delivery
@@ -232,21 +235,27 @@ class Outbox:
 
     async def _land(self) -> None:
         """Wait for what is under way; what takes too long or was not begun is given back."""
-        back = list(self._waiting)
+        # Now: another bridge need not wait for the receivers that this one waits for.
+        back = asyncio.create_task(self._give_back(list(self._waiting)))
         self._waiting.clear()
-        if self._flying:
-            await asyncio.wait(self._flying, timeout=self._grace)
+        await asyncio.wait({back, *self._flying}, timeout=self._grace)
         cut_off = dict(self._flying)
         for task in cut_off:
             task.cancel()
         if cut_off:
             await asyncio.wait(cut_off)
-        try:
-            async with asyncio.timeout(self._grace):
+        await back
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._last_words):
                 await self._settle_noted()
-                # Of these some may just have been noted; those are no longer held.
-                back += cut_off.values()
-                await self._database.return_deliveries(self._worker, back)
+        # Of these some may just have been noted; those are no longer held.
+        await self._give_back(list(cut_off.values()))
+
+    async def _give_back(self, deliveries: list[Delivery]) -> None:
+        try:
+            async with asyncio.timeout(self._last_words):
+                if deliveries:
+                    await self._database.return_deliveries(self._worker, deliveries)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
             observe("outbox_lost", error=error)
 

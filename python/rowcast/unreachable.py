@@ -128,11 +128,12 @@ def explain(problem: BaseException, url: str, named: str = "the connection URL")
         named: how the user named it: a variable.
     """
     said = " ".join(str(problem).split()) or type(problem).__name__
-    target = _target(url, said)
+    # asyncpg ends a password at a "#" or a "?", and quotes what follows the ":" as no port.
+    target = "" if type(problem) is ValueError else _target(url, said)
     if isinstance(target, str):
         return Unreachable(
-            f"{named[:1].upper()}{named[1:]} cannot be read{target}: {FORM}, with %40 for an @ "
-            "and %2F for a / in the password.",
+            f"{named[:1].upper()}{named[1:]} cannot be read{target}: {FORM}, with %40 for an @, "
+            "%2F for a /, %23 for a # and %3F for a ? in the password.",
             False,
         )
     if isinstance(problem, TimeoutError):

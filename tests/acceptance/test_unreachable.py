@@ -132,6 +132,29 @@ def test_a_bridge_waits_for_a_server_and_refuses_what_only_a_setting_can_mend(
         assert "Traceback" not in said, said
 
 
+@pytest.mark.parametrize("sign", ["#", "?", "[", "]", "/", "@", "\u2100", ":", "%zz"])
+def test_a_password_that_has_to_be_encoded_is_never_told(sign: str, bare: dict[str, str]) -> None:
+    """What takes a URL apart quotes the part that it cannot read."""
+    url = f"postgresql://postgres:{PASSWORD}{sign}{PASSWORD}@127.0.0.1:1/app"
+    names = ("ROWCAST_DATABASE_URL", "ROWCAST_CALLER_URL", "ROWCAST_MIGRATE_URL")
+    env = {**bare, **dict.fromkeys(names, url), "ROWCAST_JWT_SECRET": SECRET}
+    dev = ("dev", "--port", "0", "--database-url", url)
+    for arguments in (("status",), ("migrate",), ("doctor",), ("config",), dev):
+        done = rowcast(*arguments, env=env)
+        said = done.stdout + done.stderr
+        assert PASSWORD not in said, arguments
+        assert "Traceback" not in said, said
+    with started("serve", "--port", "0", env=env) as command:
+        if sign == ":":
+            command.says("event=feed_lost")
+        else:
+            assert command.process.wait(30) == 1
+            assert "ROWCAST_DATABASE_URL cannot be read" in command.log
+            assert "%23 for a #" in command.log
+        assert PASSWORD not in command.log
+        assert "Traceback" not in command.log
+
+
 def test_the_other_login_is_named_where_it_is_the_one(
     database: pg.Database, bare: dict[str, str]
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -260,10 +262,13 @@ def test_sigterm_finishes_what_is_under_way_and_begins_nothing(
     assert {d.lease_by for d in deliveries(db)} == {None}
 
 
-def test_what_does_not_end_in_time_is_given_back(db: Connection, database: pg.Database) -> None:
+@pytest.mark.parametrize("patience", [0, 0.3])
+def test_what_does_not_end_in_time_is_given_back(
+    db: Connection, database: pg.Database, patience: float
+) -> None:
     with (
         receiver(lambda _: hang()) as hook,
-        daemon(database, **{**ALLOWED, "drain_timeout": 0.3}) as bridge,
+        daemon(database, **{**ALLOWED, "drain_timeout": patience}) as bridge,
     ):
         add_channel(db, "room:*", webhook_urls=[hook.url()])
         publish(db, "room:1")
@@ -273,10 +278,9 @@ def test_what_does_not_end_in_time_is_given_back(db: Connection, database: pg.Da
     assert (row.state, row.attempt, row.lease_by) == ("pending", 0, None)
 
 
-async def test_what_was_claimed_and_not_begun_is_given_back(
-    db: Connection, database: pg.Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outbox, "PORTION", 0)
+@contextlib.asynccontextmanager
+async def own_outbox(database: pg.Database) -> AsyncIterator[outbox.Outbox]:
+    """One that runs in this process, so that a test can hold it up."""
     settings = Settings.from_env(
         {
             "ROWCAST_DATABASE_URL": database.bridge_url,
@@ -284,20 +288,63 @@ async def test_what_was_claimed_and_not_begun_is_given_back(
             "ROWCAST_JWT_SECRET": SECRET,
         }
     )
+    own = Database(settings)
+    await own.open()
+    box = outbox.Outbox(own, Sender(Guard(["127.0.0.0/8"]), 15.0), settings)
+    running = asyncio.create_task(box.run())
+    try:
+        yield box
+        await asyncio.wait_for(box.finish(), 10)
+    finally:
+        running.cancel()
+        await own.close()
+
+
+async def test_what_was_claimed_and_not_begun_is_given_back(
+    db: Connection, database: pg.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PORTION", 0)
     with receiver() as hook:
         add_channel(db, "room:*", webhook_urls=[hook.url()])
         publish(db, "room:1")
-        own = Database(settings)
-        await own.open()
-        box = outbox.Outbox(own, Sender(Guard(["127.0.0.0/8"]), 1.0), settings)
-        running = asyncio.create_task(box.run())
-        await asyncio.to_thread(eventually, lambda: only(db, LEASED))
-        await asyncio.wait_for(box.finish(), 10)
-        running.cancel()
-        await own.close()
+        async with own_outbox(database):
+            await asyncio.to_thread(eventually, lambda: only(db, LEASED))
     (row,) = deliveries(db)
     assert (row.state, row.attempt, row.lease_by) == ("pending", 0, None)
     assert hook.heard == []
+
+
+async def test_what_was_not_begun_is_given_back_before_what_is_under_way_has_ended(
+    db: Connection, database: pg.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other bridges need not wait for it, nor for its lease if this one is killed meanwhile."""
+    go_on = threading.Event()
+
+    def answer(_: Heard) -> int:
+        go_on.wait(20)
+        return 200
+
+    with receiver(answer) as hook, receiver() as other:
+        add_channel(db, "room:*", webhook_urls=[hook.url()])
+        add_channel(db, "hall:*", webhook_urls=[other.url()])
+        async with own_outbox(database) as box:
+            publish(db, "room:1")
+            await asyncio.to_thread(hook.wait, 1)
+            monkeypatch.setattr(outbox, "PORTION", 0)
+            publish(db, "hall:1")
+            await asyncio.to_thread(eventually, lambda: only(db, LEASED) == 2)
+            ending = asyncio.create_task(box.finish())
+            await asyncio.to_thread(eventually, lambda: only(db, LEASED) == 1, timeout=5)
+            assert not ending.done()
+            # Nothing is begun any more, however much the loop could.
+            monkeypatch.setattr(outbox, "PORTION", 16)
+            go_on.set()
+            await ending
+    assert (len(hook.heard), other.heard) == (1, [])
+    assert sorted((d.state, d.attempt) for d in deliveries(db)) == [
+        ("delivered", 1),
+        ("pending", 0),
+    ]
 
 
 def hang() -> int:

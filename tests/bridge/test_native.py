@@ -115,6 +115,23 @@ def test_what_is_nested_too_deeply_is_refused_by_its_ref(frame: bytes, ref: byte
     assert "nested" in str(refusal)
 
 
+@pytest.mark.parametrize("unit", [b',"ref":1', b',"a":1,"ref":1', b',"ref":""', b',"ref":1 '])
+@pytest.mark.parametrize("end", [b"", b"}", b"} x", b'"', b":"])
+def test_a_frame_full_of_refs_costs_no_more_than_another(unit: bytes, end: bytes) -> None:
+    """A hundred of them hold up everybody, before anything is known of who sends them."""
+
+    def seconds(unit: bytes) -> float:
+        frame = b'{"op":"publish","payload":[' + unit * (2048 // len(unit)) + end
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            native.decode(frame)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert seconds(unit) < 10 * seconds(b',"of":1') + 0.0005
+
+
 def test_a_frame_that_is_broken_elsewhere_keeps_its_ref() -> None:
     """A lone surrogate, which browsers send as an escape."""
     _, ref, refusal = native.decode(b'{"op":"publish","payload":"\\ud800","ref":"8"}')

@@ -68,7 +68,10 @@ _PLAIN = rb"(?:" + _TEXT + rb"|[\w.+-]{1,40})"
 _MEMBER = rb"\s*" + _TEXT + rb"\s*:\s*" + _PLAIN + rb"\s*"
 _REF = rb'\s*"ref"\s*:\s*(' + _PLAIN + rb")\s*"
 _HEAD = re.compile(rb"\s*\{(?:" + _MEMBER + rb",)*?" + _REF + rb",", re.DOTALL)
-_TAIL = re.compile(rb"," + _REF + rb"(?:," + _MEMBER + rb")*\}\s*\Z", re.DOTALL)
+# Between the last ref and the end there is no other: with one allowed, a frame full of refs would
+# be read to its end from each of them.
+_OTHER = rb'(?!\s*"ref")' + _MEMBER
+_TAIL = re.compile(rb"," + _REF + rb"(?:," + _OTHER + rb")*\}\s*\Z", re.DOTALL)
 _OPS = {kind.__struct_config__.tag for kind in Known.__args__}
 
 
