@@ -242,9 +242,7 @@ class Outbox:
         cut_off = dict(self._flying)
         for task in cut_off:
             task.cancel()
-        if cut_off:
-            await asyncio.wait(cut_off)
-        await back
+        await asyncio.wait({back, *cut_off})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._last_words):
                 await self._settle_noted()
