@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the server before the workers are, for all of them to share it.
 
     Without workers it starts when the first test asks: many tests need none.
+
+    A shell starts what runs in its background with Ctrl-C ignored, and programs inherit that.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         ensure_server(config)
 
