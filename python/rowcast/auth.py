@@ -53,6 +53,14 @@ class Verifier:
             raise AuthError(f"The token is longer than {MAX_TOKEN} bytes.")
         try:
             header = jwt.get_unverified_header(token)
+        except jwt.InvalidSignatureError:
+            raise AuthError("The token's signature does not fit the key that is used here.") from None
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            raise AuthError(
+                "The token is no JSON Web Token: that is three parts joined by dots,"
+                " such as `rowcast token` prints."
+            ) from None
+        try:
             key, algorithms = await self._key(header)
             claims = jwt.decode(
                 token,
@@ -69,6 +77,8 @@ class Verifier:
             )
         except jwt.ExpiredSignatureError:
             raise AuthError("The token has expired: send a new one.", "token_expired") from None
+        except jwt.InvalidSignatureError:
+            raise AuthError("The token's signature does not fit the key that is used here.") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise AuthError(f"The token is not valid: {error}.") from None
         return self._caller(claims, roles)

@@ -23,7 +23,7 @@ class Unreachable(NamedTuple):
 
     Args:
         sentence: for whoever named the database.
-        passing: whether it may be otherwise in a moment, without that anybody changes a setting.
+        passing: whether it may be otherwise in a moment, without anybody changing a setting.
     """
 
     sentence: str

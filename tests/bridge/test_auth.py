@@ -177,6 +177,16 @@ async def test_tokens_that_are_none_are_refused(token: str) -> None:
     assert (await refusal(verifier(), token)).code == "invalid_token"
 
 
+@pytest.mark.parametrize("token", ["", "abc", "...", "💥.💥.💥", "a.b", "bm8.bm8.bm8", "[]"])
+async def test_what_is_no_token_at_all_is_told_what_one_looks_like(token: str) -> None:
+    assert "three parts joined by dots" in str(await refusal(verifier(), token))
+
+
+@pytest.mark.parametrize("token", ["other secret", "no signature"])
+async def test_a_signature_that_does_not_fit_is_told_apart(token: str) -> None:
+    assert "signature does not fit" in str(await refusal(verifier(), BAD_TOKENS[token]))
+
+
 async def test_an_expired_token_is_told_apart_and_clocks_may_differ_a_little() -> None:
     token = jwt.encode(claims(exp=int(time.time()) - 10), SECRET, "HS256")
     assert (await refusal(verifier(jwt_leeway=0), token)).code == "token_expired"
