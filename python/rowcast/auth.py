@@ -53,8 +53,6 @@ class Verifier:
             raise AuthError(f"The token is longer than {MAX_TOKEN} bytes.")
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.InvalidSignatureError:
-            raise AuthError("The token's signature does not fit the key that is used here.") from None
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise AuthError(
                 "The token is no JSON Web Token: that is three parts joined by dots,"
@@ -78,7 +76,7 @@ class Verifier:
         except jwt.ExpiredSignatureError:
             raise AuthError("The token has expired: send a new one.", "token_expired") from None
         except jwt.InvalidSignatureError:
-            raise AuthError("The token's signature does not fit the key that is used here.") from None
+            raise AuthError("The token's signature does not fit the key in use.") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise AuthError(f"The token is not valid: {error}.") from None
         return self._caller(claims, roles)

@@ -17,7 +17,7 @@ import contextlib
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -68,9 +68,11 @@ class Outbox:
         self._worker = uuid4()
         self._most = settings.webhook_concurrency
         self._lease = 2 * settings.webhook_timeout + LEASE_MARGIN
+        self._fresh = self._lease - settings.webhook_timeout
         self._grace = settings.drain_timeout
         self._last_words = max(self._grace, LAST_WORDS)
-        self._waiting: deque[Delivery] = deque()  # claimed, not begun
+        # Claimed and not begun, with the time until which there is time for a request.
+        self._waiting: deque[tuple[float, Delivery]] = deque()
         self._claimed = asyncio.Event()
         self._flying: dict[asyncio.Task[None], Delivery] = {}
         self._busy: Counter[UUID] = Counter()
@@ -148,6 +150,7 @@ class Outbox:
         free = self._most - len(self._flying) - len(self._waiting)
         if free <= 0:
             return POLL  # woken when a request has ended
+        until = time.monotonic() + self._fresh
         claimed = await self._database.claim_deliveries(
             self._worker, min(free, BATCH), self._lease, self._busy
         )
@@ -155,7 +158,7 @@ class Outbox:
             self._busy[delivery.endpoint_id] += 1
             self._touched.add(delivery.endpoint_id)
         if claimed:
-            self._waiting.extend(claimed)
+            self._waiting.extend((until, delivery) for delivery in claimed)
             self._claimed.set()
             return 0.0
         seconds, self._channels = await self._database.delivery_outlook(self._busy)
@@ -164,10 +167,13 @@ class Outbox:
 
     async def _begin(self) -> None:
         """Begin what was claimed, a portion for each time the loop looks at its sockets."""
-        while True:
-            await self._claimed.wait()
-            for _ in range(0 if self._ending else min(PORTION, len(self._waiting))):
-                delivery = self._waiting.popleft()
+        while await self._claimed.wait() and not self._ending:
+            for _ in range(min(PORTION, len(self._waiting))):
+                until, delivery = self._waiting.popleft()
+                if time.monotonic() > until:
+                    # This process or the network stood still: somebody else may send it by now.
+                    self._release(delivery)
+                    continue
                 task = asyncio.create_task(self._deliver(delivery))
                 self._flying[task] = delivery
                 task.add_done_callback(self._landed)
@@ -188,13 +194,16 @@ class Outbox:
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         delivery = self._flying.pop(task)
+        self._release(delivery)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The lease runs out and counts as an attempt, so this ends.
+            observe("internal_error", error=repr(error), delivery=delivery.id)
+
+    def _release(self, delivery: Delivery) -> None:
         self._busy[delivery.endpoint_id] -= 1
         if not self._busy[delivery.endpoint_id]:
             del self._busy[delivery.endpoint_id]
         self._woken.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # The lease runs out and counts as an attempt, so this ends.
-            observe("internal_error", error=repr(error), delivery=delivery.id)
 
     async def _settle(self) -> None:
         while True:
@@ -236,24 +245,27 @@ class Outbox:
     async def _land(self) -> None:
         """Wait for what is under way; what takes too long or was not begun is given back."""
         # Now: another bridge need not wait for the receivers that this one waits for.
-        back = asyncio.create_task(self._give_back(list(self._waiting)))
+        waiting = [delivery for _, delivery in self._waiting]
         self._waiting.clear()
+        back = asyncio.create_task(self._give_back(waiting))
         await asyncio.wait({back, *self._flying}, timeout=self._grace)
         cut_off = dict(self._flying)
         for task in cut_off:
             task.cancel()
         await asyncio.wait({back, *cut_off})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._last_words):
-                await self._settle_noted()
+        await self._in_time(self._settle_noted())
         # Of these some may just have been noted; those are no longer held.
         await self._give_back(list(cut_off.values()))
 
     async def _give_back(self, deliveries: list[Delivery]) -> None:
+        if deliveries:
+            await self._in_time(self._database.return_deliveries(self._worker, deliveries))
+
+    async def _in_time(self, work: Awaitable[None]) -> None:
+        """Do it if the database answers soon; the leases run out otherwise."""
         try:
             async with asyncio.timeout(self._last_words):
-                if deliveries:
-                    await self._database.return_deliveries(self._worker, deliveries)
+                await work
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
             observe("outbox_lost", error=error)
 

@@ -424,6 +424,35 @@ def test_a_bridge_that_was_stopped_for_long_does_not_overrule_the_other(
     assert [a[2] for a in attempts(db, row.id)] == ["lost", None]
 
 
+def test_a_claim_that_comes_after_its_lease_is_not_begun(
+    db: Connection, database: pg.Database
+) -> None:
+    """The bridge is stopped while the database makes the claim, and another one sends."""
+    settings = {**ALLOWED, "webhook_timeout": 0.1}
+    with receiver() as hook, daemon(database, **settings) as first:
+        add_channel(db, "room:*", webhook_urls=[hook.url()])
+        first.signal(signal.SIGSTOP)
+        publish(db, "room:1")
+        with database.connect() as holder, holder.transaction():
+            holder.execute("lock table rowcast.delivery in share mode")
+            first.signal(signal.SIGCONT)
+            eventually(
+                lambda: only(db, "select count(*) from pg_locks where not granted") > 0,
+                what="a claim that waits",
+            )
+            first.signal(signal.SIGSTOP)
+        with daemon(database, **settings):
+            settled(db)
+        first.signal(signal.SIGCONT)
+        # What was claimed first would be begun first.
+        publish(db, "room:2")
+        settled(db, count=2)
+    assert sorted(json.loads(heard.body)["channelName"] for heard in hook.heard) == [
+        "room:1",
+        "room:2",
+    ]
+
+
 def test_a_bridge_told_to_send_none_sends_none(db: Connection, database: pg.Database) -> None:
     with receiver() as hook, daemon(database, **ALLOWED, webhook_concurrency=0) as bridge:
         add_channel(db, "room:*", webhook_urls=[hook.url()])
