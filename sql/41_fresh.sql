@@ -85,7 +85,8 @@ declare
         pg_snapshot_xmin(pg_current_snapshot()), null
     );
     v_covers text;
-    v_body text;
+    v_name text;
+    v_single boolean;
 begin
     select
         format(
@@ -101,27 +102,23 @@ begin
     into v_covers
     from rowcast.leaf as l
     where l.name <> all (v_leaves);
-    v_body := rowcast.leaves_query(v_leaves, true, false, v_covers);
     if exists (
         select from pg_catalog.pg_proc as p
-        where p.pronamespace = 'rowcast'::regnamespace and p.proname = 'fresh_span' and p.prosrc = v_body
+        where p.pronamespace = 'rowcast'::regnamespace and p.proname = 'fresh_span'
+            and p.prosrc = rowcast.leaves_query(v_leaves, true, false, v_covers)
     ) then
         return false;
     end if;
-    execute format(
-        'create or replace function rowcast.fresh_span('
-        'p_first xid8[], p_last xid8[], p_floor bigint, p_leaves bigint, p_xmin xid8, p_now timestamptz)'
-        ' returns table (kind text, seq bigint, id uuid, type text, channel_id uuid, channel_name text,'
-        ' event_name text, payload text, sender_type text, sender_id text, created_at timestamptz)'
-        ' language sql stable as %L', v_body
-    );
-    execute format(
-        'create or replace function rowcast.fresh_spans('
-        'p_first xid8[], p_last xid8[], p_floor bigint, p_leaves bigint, p_xmin xid8, p_now timestamptz)'
-        ' returns table (kind text, seq bigint, id uuid, type text, channel_id uuid, channel_name text,'
-        ' event_name text, payload text, sender_type text, sender_id text, created_at timestamptz)'
-        ' language sql stable as %L', rowcast.leaves_query(v_leaves, false, false, v_covers)
-    );
+    for v_name, v_single in values ('fresh_span', true), ('fresh_spans', false) loop
+        execute format(
+            'create or replace function rowcast.%I('
+            'p_first xid8[], p_last xid8[], p_floor bigint, p_leaves bigint, p_xmin xid8, p_now timestamptz)'
+            ' returns table (kind text, seq bigint, id uuid, type text, channel_id uuid, channel_name text,'
+            ' event_name text, payload text, sender_type text, sender_id text, created_at timestamptz)'
+            ' language sql stable as %L',
+            v_name, rowcast.leaves_query(v_leaves, v_single, false, v_covers)
+        );
+    end loop;
     return true;
 end;
 $$;

@@ -119,7 +119,7 @@ LINES_OF_PARTS = {
     r"hub|session|wire(\.(base|events|frames|native|operations))?": 730,
     r"access|batch|handles|identity|recheck|service|subscribing": 1040,
     r"attendance|audience|presence|room|tracking": 640,
-    r"egress|outbox|signing": 430,
+    r"egress|outbox|signing": 436,
     r"administration|http\.(handlers|openapi|problems|rest|routes)|sqlstates": 1040,
     r"http\.(broadcast|phoenix)|wire\.phoenix\w*": 650,
     r"http\.(engineio|socketio)|wire\.(engineio|socketio\w*)": 790,
