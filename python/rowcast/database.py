@@ -104,7 +104,7 @@ class UnfitError(ConfigError):
 
 
 class Database:
-    """Connections and one typed method per function.
+    """Connections and one typed method per function. Made inside a running event loop.
 
     Args:
         settings: URLs, pool size, timeouts.
@@ -113,28 +113,25 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._pooled = bool(settings.listen_url) or settings.doorbell == "poll"
-        self._bridge: Pool | None = None
-        self._caller: Pool | None = None
+        self._bridge = self._pool(settings.database_url)
+        self._caller = self._pool(settings.caller_url)
 
     async def open(self) -> None:
-        """Create the pools; they connect when they are first used."""
-        self._bridge = await self._pool(self._settings.database_url)
-        self._caller = await self._pool(self._settings.caller_url)
+        """Open the pools; they connect when they are first used."""
+        await self._bridge
+        await self._caller
 
     async def close(self) -> None:
         """Close the pools; what still runs is cancelled after a moment."""
         for pool in (self._bridge, self._caller):
-            if pool is not None:
-                try:
-                    await asyncio.wait_for(pool.close(), 2)
-                except TimeoutError:
-                    pool.terminate()
+            try:
+                await asyncio.wait_for(pool.close(), 2)
+            except TimeoutError:
+                pool.terminate()
 
-    async def _pool(self, url: str) -> Pool:
+    def _pool(self, url: str) -> Pool:
         options = self._options(pooled=self._pooled, statement_timeout=self._settings.query_timeout)
-        return await asyncpg.create_pool(
-            url, min_size=0, max_size=self._settings.pool_size, **options
-        )
+        return asyncpg.create_pool(url, min_size=0, max_size=self._settings.pool_size, **options)
 
     def _options(self, *, pooled: bool, statement_timeout: float) -> dict[str, Any]:
         return {
@@ -208,8 +205,6 @@ class Database:
             UnfitError: a login is superuser, owner, bypasses row security, or is a member of a
                 role that it must not be.
         """
-        assert self._bridge is not None
-        assert self._caller is not None
         for pool, name in (
             (self._bridge, "ROWCAST_DATABASE_URL"),
             (self._caller, "ROWCAST_CALLER_URL"),
@@ -254,7 +249,6 @@ class Database:
         self, wanted: Sequence[tuple[str, Position]], until: Position
     ) -> list[asyncpg.Record]:
         """Read what each channel got between a position and `until`; see `rowcast.replay`."""
-        assert self._bridge is not None
         rows: list[asyncpg.Record] = await self._bridge.fetch(
             REPLAY,
             [channel for channel, _ in wanted],
@@ -296,7 +290,6 @@ class Database:
 
     @asynccontextmanager
     async def _as_caller(self, *, brief: bool) -> AsyncIterator[Connection]:
-        assert self._caller is not None
         async with self._caller.acquire() as connection:
             if not brief:
                 yield connection
@@ -309,7 +302,6 @@ class Database:
         self, role: str, claims: str, channel: str, limit: int, until: Position, floor: int
     ) -> list[asyncpg.Record]:
         """Read the newest messages that the caller may read."""
-        assert self._caller is not None
         rows: list[asyncpg.Record] = await self._caller.fetch(
             HISTORY, role, claims, channel, limit, until.snapshot, floor
         )
@@ -321,7 +313,6 @@ class Database:
         Returns:
             What was done, as JSON; None when another bridge is at it.
         """
-        assert self._bridge is not None
         async with self._bridge.acquire() as connection:
             # Each in its own transaction: what one of them waits for does not undo the other.
             async with connection.transaction():
@@ -341,7 +332,6 @@ class Database:
             as_caller: ask with the caller login instead of the bridge's.
         """
         pool = self._caller if as_caller else self._bridge
-        assert pool is not None
         row: asyncpg.Record | None = await pool.fetchrow(query, *values)
         assert row is not None
         return row
@@ -357,7 +347,6 @@ class Database:
             lease: for how many seconds.
             busy: how many of each endpoint the worker has under way.
         """
-        assert self._bridge is not None
         rows = await self._bridge.fetch(
             CLAIM, worker, limit, timedelta(seconds=lease), list(busy), list(busy.values())
         )
@@ -381,7 +370,6 @@ class Database:
         self, worker: UUID, outcomes: Sequence[tuple[Delivery, Answer]]
     ) -> int:
         """Note what came of attempts; returns how many the worker still held."""
-        assert self._bridge is not None
         count: int = await self._bridge.fetchval(
             SETTLE,
             worker,
@@ -408,7 +396,6 @@ class Database:
 
     async def raise_marks(self, busy: Sequence[UUID]) -> None:
         """Move the marks from which claims read."""
-        assert self._bridge is not None
         async with self._bridge.acquire() as connection, connection.transaction():
             await connection.execute(LIMIT_TIME, PATIENT)
             await connection.fetchval(MARKS, busy, timeout=65)
@@ -431,7 +418,6 @@ class Database:
         self, node: UUID, members: Sequence[tuple[str, str, str | None, int, bool]], limit: int
     ) -> list[int] | None:
         """Write (channel, key, state, sessions, anonymous) each; see `rowcast.presence_write`."""
-        assert self._bridge is not None
         columns = [list(column) for column in zip(*members, strict=True)]
         refused: list[int] | None = await self._bridge.fetchval(
             WRITE_PRESENCE, node, *columns, limit
@@ -440,7 +426,6 @@ class Database:
 
     async def read_presence(self, channels: Sequence[str]) -> list[asyncpg.Record]:
         """Read who is present in some channels; see `rowcast.presence_read`."""
-        assert self._bridge is not None
         rows: list[asyncpg.Record] = await self._bridge.fetch(READ_PRESENCE, channels)
         return rows
 
@@ -461,7 +446,6 @@ class Database:
 
     async def alive(self) -> None:
         """Raise when the database does not answer."""
-        assert self._bridge is not None
         await self._bridge.fetchval("select 1", timeout=2)
 
     async def doze(self, connection: Connection) -> bool:
