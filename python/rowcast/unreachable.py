@@ -138,6 +138,8 @@ def explain(problem: BaseException, url: str, named: str = "the connection URL")
         )
     if isinstance(problem, TimeoutError):
         said = f"timed out: {said}"
+    if isinstance(problem, FileNotFoundError) and "sslrootcert=" in url:
+        said = f"certificate file: {said}"  # asyncpg says the same of a missing socket
     for pattern, passing, cause, remedy in CAUSES:
         if re.search(pattern, said):
             told = f"{cause}; {remedy}".format(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import psycopg
 import pytest
 
@@ -186,3 +187,10 @@ def test_what_other_servers_say_is_understood(said: str, told: str, passing: boo
     found = explain(OSError(said), "postgresql://ann:x@db/app")
     assert told in found.sentence
     assert found.passing is passing
+
+
+async def test_a_missing_certificate_file_is_no_missing_socket() -> None:
+    url = "postgresql://ann:x@127.0.0.1/app?sslmode=verify-full&sslrootcert=/nosuch.pem"
+    with pytest.raises(FileNotFoundError) as caught:
+        await asyncpg.connect(url)
+    assert "sslrootcert=FILE" in explain(caught.value, url).sentence
