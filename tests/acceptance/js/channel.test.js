@@ -55,6 +55,21 @@ test('handlers given in the chain of subscribe() end with that subscription; oth
   assert.equal(own.length, 0);
 });
 
+test('handlers of a channel that is subscribed twice stay until the last of these ends', async (t) => {
+  const server = await startPeer(t);
+  const { peer, client } = await server.joined(['b']);
+  const heard = new Queue();
+  const channel = client.realtime.channel('a').on('message', ({ id }) => heard.push(id));
+  const [first, second] = [channel.subscribe(), channel.subscribe()];
+  peer.ok(await peer.hear('subscribe'), { channel: 'a', cursor: 'c1' });
+  first.unsubscribe();
+  first.unsubscribe();
+  peer.messages('a', ['m1']);
+  assert.equal(await heard.next(), 'm1');
+  second.unsubscribe();
+  assert.equal((await peer.hear('unsubscribe')).channel, 'a');
+});
+
 test('an unsubscribed channel can be subscribed at once again, and an old answer does not confirm it', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
