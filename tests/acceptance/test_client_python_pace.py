@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 import pytest
 
@@ -123,3 +124,40 @@ async def test_closing_ends_iterations_and_gives_what_waits_an_error(start: Star
         await soon(sending)
     assert caught.value.code == "disconnected"
     await soon(conversation.ended.wait())
+
+
+async def test_a_reader_who_stays_away_costs_no_memory_for_each_cursor(start: Start) -> None:
+    realtime, _, conversation, heard = await start()
+    other = realtime.channel("b")
+    await subscribed(conversation, other)
+    await conversation.messages("b", ["m1"])
+
+    async def go_on(first: int, last: int) -> None:
+        for n in range(first, last):
+            await conversation.messages("a", [f"m{n}"])
+            await conversation.say({"op": "cursor", "cursor": f"c{n}"})
+        await ids(heard, last - first)
+        await settled(realtime, conversation)
+
+    await go_on(0, 100)
+    tracemalloc.start()
+    try:
+        await go_on(100, 200)
+        before = tracemalloc.take_snapshot()
+        await go_on(200, 1200)
+        after = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    assert realtime.cursor == "c0"
+    place = tracemalloc.Filter(inclusive=True, filename_pattern="*/client/delivery.py")
+    sizes = [
+        sum(entry.size for entry in snapshot.filter_traces([place]).statistics("filename"))
+        for snapshot in (before, after)
+    ]
+    assert sizes[1] - sizes[0] < 50_000
+    reader = aiter(other)
+    assert (await soon(anext(reader))).id == "m1"
+    waiting = asyncio.create_task(anext(reader))
+    await asyncio.sleep(0)
+    assert realtime.cursor == "c1199"
+    waiting.cancel()

@@ -54,6 +54,7 @@ class Joins:
         self._delays = delays
         self._timeout = timeout
         self._first = progress.cursor
+        self._taken: set[str] = set()
         self._stopped: RealtimeError | None = None
         self._joins: dict[str, Join] = {}
         self._link: Link | None = None
@@ -92,8 +93,9 @@ class Joins:
         if join.phase is Phase.IDLE:
             self._joins[join.name] = join
             join.phase = Phase.WAITING
-            # A process that resumes an earlier one does so for every channel it takes up.
-            join.after = join.after or self._first
+            # A process that resumes an earlier one does so for every channel it takes up, once.
+            if join.name not in self._taken:
+                join.after = join.after or self._first
             self.ask([join])
         if listen:
             if not join.wanted and not join.hears_messages:
@@ -136,6 +138,7 @@ class Joins:
         join.phase, join.live, join.after, join.retries = Phase.IDLE, False, None, 0
         join.wanted = False
         join.turn += 1
+        join.left += error is None
         self.left(join, error)
         join.seen = Seen()
         if join.confirmed is not None and not join.confirmed.done():
@@ -228,6 +231,8 @@ class Joins:
         after, resumed = join.after, join.live or join.after is not None
         join.cancel()
         join.phase, join.live, join.after, join.retries = Phase.JOINED, True, None, 0
+        if self._first is not None:
+            self._taken.add(join.name)
         self._progress.settle(join.name)
         self._offer(frame.get("cursor"))
         if join.confirmed is not None and not join.confirmed.done():

@@ -178,9 +178,10 @@ class Link:
 
     async def _revive(self) -> Frame:
         # Past the window: it is full when the server is stuck.
-        await self._send(Ticket(str(next(self._refs)), '{"op":"ping"}', lambda _: None, 1))
+        ping = Ticket(str(next(self._refs)), '{"op":"ping"}', lambda _: None, 1)
         try:
             async with asyncio.timeout(min(PING_ANSWER_TIMEOUT, self.heartbeat)):
+                await self._send(ping)
                 return await self._receive()
         except TimeoutError:
             raise LostError(1006, "The server stopped answering.") from None
