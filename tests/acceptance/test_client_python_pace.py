@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed
+from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed, told
 from acceptance.peer import Peer, soon
 from rowcast.client import Message, RealtimeError
 
@@ -46,6 +46,16 @@ async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(peer: Peer) -
                 break
     await pouring
     await realtime.close()
+
+
+async def test_a_channel_that_nobody_reads_stops_the_reading_and_is_named(start: Start) -> None:
+    realtime, _, conversation, _ = await start(max_queue=5)
+    errors = await told(realtime, "error")
+    await subscribed(conversation, realtime.channel("b"))
+    await conversation.messages("b", [f"m{n}" for n in range(10)])
+    error = await soon(errors.get())
+    assert (error.code, error.channel) == ("unread", "b")
+    assert errors.empty()
 
 
 async def test_one_that_sends_while_too_much_waits_gets_its_answer(start: Start) -> None:

@@ -66,6 +66,7 @@ class Inbox:
         self._taking = False
         self.closed = False
         self.used = False  # somebody iterates
+        self.blamed = False
         self.error: RealtimeError | None = None
         self.given = 0
         self.done = 0  # taken, and the consumer has come back for the next
@@ -222,8 +223,19 @@ class Delivery:
             if item.inbox is not None and not item.inbox.closed:
                 item.inbox.put(item.argument)
                 self._inboxes.add(item.inbox)
+                if self._waiting >= self._limit and not (item.inbox.used or item.inbox.blamed):
+                    self._blame(item.inbox, item.argument.channel)
             else:
                 self.leave(1)
+
+    def _blame(self, inbox: Inbox, channel: str) -> None:
+        """Else nobody would find out why nothing comes any more."""
+        inbox.blamed = True
+        text = (
+            f"Nobody iterates {channel}, so reading stops: iterate it, unsubscribe from it, or hear"
+            " its messages with on()."
+        )
+        self._failed(RealtimeError("unread", text, channel=channel))
 
     async def _call(self, callback: Callback, argument: Any) -> None:
         try:
