@@ -263,6 +263,35 @@ async def test_a_subscribe_that_is_cancelled_leaves_nothing_subscribed(peer: Pee
     await realtime.close()
 
 
+async def test_what_a_busy_server_refuses_is_taken_back_nevertheless(
+    start: Start, peer: Peer
+) -> None:
+    realtime, channel, conversation, _ = await start()
+
+    async def busy(op: str) -> None:
+        request = await conversation.hear(op)
+        await conversation.refuse(request, "rate_limited", retryAfter=0.01)
+
+    tracking = asyncio.create_task(channel.track({"x": 1}))
+    await conversation.ok(await conversation.hear("track"))
+    await soon(tracking)
+    untracking = asyncio.create_task(channel.untrack())
+    await busy("untrack")
+    await conversation.ok(await conversation.hear("untrack"))
+    await soon(untracking)
+    await channel.unsubscribe()
+    await busy("unsubscribe")
+    await busy("unsubscribe")
+    await conversation.ok(await conversation.hear("unsubscribe"))
+    await subscribed(conversation, channel)
+    await channel.unsubscribe()
+    await busy("unsubscribe")
+    await subscribed(conversation, channel)  # wanted again
+    await asyncio.sleep(0.05)  # longer than it would have waited
+    await settled(realtime, conversation)
+    assert conversation.frames.empty()
+
+
 async def test_after_unsubscribe_nothing_more_is_told(start: Start) -> None:
     realtime, channel, conversation, heard = await start()
     entered, leave = asyncio.Event(), asyncio.Event()

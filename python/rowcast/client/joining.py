@@ -12,14 +12,13 @@ from typing import Any
 from .delivery import Delivery, Inbox, Listeners
 from .frames import Frame, RealtimeError, encode, refusal
 from .join import Join, Phase
-from .link import Link
+from .link import LONGEST_PAUSE, Link
 from .resume import Progress, Seen
 
 __all__ = ["LONGEST_PAUSE", "RETRYABLE", "Joins", "Report"]
 
 NAMES_PER_FRAME = 50
 FIRST_JOIN_RETRIES = 5
-LONGEST_PAUSE = 3600.0
 # Refusals that speak of the moment, not of the caller.
 RETRYABLE = {"unavailable", "rate_limited", "internal", "token_expired"}
 
@@ -133,7 +132,11 @@ class Joins:
                 if frame is not None and asked.pop(join.name, (None, 0))[0] and ticket is not None:
                     link.forget(ticket)
 
-            link.ask(encode({"op": "unsubscribe", "channel": join.name}), answer)
+            link.insist(
+                encode({"op": "unsubscribe", "channel": join.name}),
+                answer,
+                lambda: (self.find(join.name) or join).phase is Phase.IDLE,
+            )
         join.cancel()
         join.phase, join.live, join.after, join.retries = Phase.IDLE, False, None, 0
         join.wanted = False

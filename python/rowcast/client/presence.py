@@ -149,11 +149,15 @@ class Presences:
             done = asyncio.get_running_loop().create_future()
 
             def answer(frame: Frame | None) -> None:
-                # With the connection the presence has ended as well.
+                # With the connection, or the subscription, the presence has ended as well.
                 error = refusal(frame, name) if frame and frame["op"] == "error" else None
                 tracking.settle([done], error)
 
-            self._link.ask(encode({"op": "untrack", "channel": name}), answer)
+            self._link.insist(
+                encode({"op": "untrack", "channel": name}),
+                answer,
+                lambda: name not in self._tracked and join.phase is Phase.JOINED,
+            )
         if tracking.joined and not join.wanted:
             self._joins.leave(join)
         if done is not None:

@@ -674,7 +674,7 @@ class Realtime {
     if (this.#link?.ready && (state.phase === 'joined' || state.phase === 'joining')) {
       const { link, asked } = { link: this.#link, asked: state.asked };
       // Either way it is over; the subscription it ended may remain without an answer.
-      link.ask({ op: 'unsubscribe', channel: state.name }, (answer) => {
+      this.#insist({ op: 'unsubscribe', channel: state.name }, () => state.phase === 'idle', (answer) => {
         if (answer !== null && asked?.names.delete(state.name)) link.forget(asked.ticket);
       });
     }
@@ -698,6 +698,21 @@ class Realtime {
     }
     state.phase = 'idle'; // the server knows already
     this.#leave(state);
+  }
+
+  /** Asks again what the server was too busy for, while it is still wanted; else it would stay as it was. */
+  #insist(request, wanted, answer) {
+    const link = this.#link;
+    link.ask(request, (frame) => {
+      if (frame?.code !== 'rate_limited') {
+        answer(frame);
+        return;
+      }
+      this.#within(pause(frame.retryAfter, TRACK_PAUSE_MS), () => {
+        if (link.ready && wanted()) this.#insist(request, wanted, answer);
+        else answer(null);
+      });
+    });
   }
 
   #join(states) {
@@ -1019,8 +1034,9 @@ class Realtime {
       if (this.#state === 'open' && state.phase === 'joined') {
         const waiters = new Set();
         this.#waiter(waiters, resolve, state);
-        this.#link.ask({ op: 'untrack', channel: state.name }, (answer) => {
-          // With the session its presence has ended as well.
+        const wanted = () => state.tracking === null && state.phase === 'joined';
+        this.#insist({ op: 'untrack', channel: state.name }, wanted, (answer) => {
+          // With the session, or the subscription, its presence has ended as well.
           const done = answer === null || answer.op === 'ok';
           for (const settle of waiters) settle(done ? { data: {}, error: null } : failure(refusal(answer, state.name)));
         });
