@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+from collections import deque
 from collections.abc import AsyncIterator
 
 __all__ = ["Cutter", "cutting"]
@@ -21,6 +23,8 @@ class Cutter:
         self.swallowing = False
         self.swallowed = asyncio.Event()
         self.connected = asyncio.Event()  # again, since the last cut
+        # Of each of the next connections: how many bytes it may carry up and down until it is cut.
+        self.limits: deque[tuple[float, float]] = deque()
         self._port = port
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -33,14 +37,22 @@ class Cutter:
             return
         self.connected.set()
         self._writers |= {writer, here}
-        await asyncio.gather(self._pass(reader, here), self._pass(there, writer, answers=True))
+        up, down = self.limits.popleft() if self.limits else (math.inf, math.inf)
+        await asyncio.gather(
+            self._pass(reader, here, up), self._pass(there, writer, down, answers=True)
+        )
         self._writers -= {writer, here}
 
     async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool = False
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        left: float,
+        answers: bool = False,
     ) -> None:
         with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
+            while left > 0 and (data := await reader.read(int(min(left, 65536)))):
+                left -= len(data)
                 if answers and self.swallowing:
                     self.swallowed.set()
                     continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,22 @@ async def cut_often(cutter: Cutter) -> None:
         await cutter.connected.wait()
 
 
+async def cut_everywhere(cutter: Cutter) -> None:
+    """At every so many bytes of what a connection says, from its handshake to its replay."""
+    for n in range(36):
+        cutter.limits += [(math.inf, 67 * n), (17 * n, math.inf)]
+    left = -1
+    while cutter.limits:
+        if left == len(cutter.limits):
+            cutter.cut()  # nobody has said so much
+        left = len(cutter.limits)
+        await asyncio.sleep(0.2)
+
+
+Trouble = Callable[[Cutter], Coroutine[Any, Any, None]]
+TROUBLES: list[Trouble] = [cut_often, cut_everywhere]
+
+
 class Ledger:
     """What was heard, and whether it is what was said."""
 
@@ -115,7 +132,8 @@ class Ledger:
         assert total >= 2 * (MESSAGES + len(CHANNELS))
 
 
-async def test_the_python_client(database: pg.Database, bridge: Daemon) -> None:
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_the_python_client(database: pg.Database, bridge: Daemon, trouble: Trouble) -> None:
     ledger = Ledger()
 
     def hear(message: Message) -> None:
@@ -133,14 +151,17 @@ async def test_the_python_client(database: pg.Database, bridge: Daemon) -> None:
             await channel.subscribe()
         for writer in ("one", "two"):
             work.create_task(asyncio.to_thread(publish, database, writer))
-        work.create_task(cut_often(cutter))
+        work.create_task(trouble(cutter))
         for n in range(100):
             await realtime.channel("chat:0").send("e", {"from": "me", "n": n})
         await ledger.complete.wait()
     ledger.check()
 
 
-async def test_the_javascript_client(database: pg.Database, bridge: Daemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_the_javascript_client(
+    database: pg.Database, bridge: Daemon, tmp_path: Path, trouble: Trouble
+) -> None:
     ledger = Ledger()
     node = await asyncio.to_thread(Node, tmp_path)
     module = node.write("client.mjs", NODE_CLIENT)
@@ -158,7 +179,7 @@ async def test_the_javascript_client(database: pg.Database, bridge: Daemon, tmp_
             async with asyncio.TaskGroup() as work:
                 for writer in ("one", "two"):
                     work.create_task(asyncio.to_thread(publish, database, writer))
-                work.create_task(cut_often(cutter))
+                work.create_task(trouble(cutter))
                 while not ledger.complete.is_set():
                     channel, *said = (await process.stdout.readline()).decode().split()
                     if channel in CHANNELS:

@@ -161,6 +161,32 @@ def test_a_refused_subscription_and_a_bad_token_are_told(
     assert lines.count("connect invalid_token") == 2
 
 
+def test_somebody_else_has_the_channels_and_the_presence_of_the_client(
+    node: Node, bridge: Daemon
+) -> None:
+    """The server gives him another session, and nothing that was subscribed stays behind."""
+    lines = run(
+        node,
+        "node",
+        bridge.url,
+        PAGE["Connecting"][0],
+        "const channel = client.realtime.channel('chat:else');",
+        "const heard = new Promise((resolve) => { channel.on('message', (_, m) => resolve(m)); });",
+        "const present = new Promise((resolve) => {",
+        "  channel.on('presence', ({ type, key }) => { if (type + key === 'joinbob') resolve();",
+        "  });",
+        "});",
+        "await channel.subscribe().ready;",
+        "await channel.track({ on: true });",
+        f"await client.realtime.connect({{ accessToken: '{token('bob')}' }});",
+        "await channel.send({ event: 'e' });",
+        "console.log('heard', (await heard).senderId);",
+        "await present;",
+        "client.realtime.disconnect();",
+    )
+    assert "heard bob" in lines
+
+
 def test_the_page_of_the_bridge_shows_what_the_readme_inserts(
     node: Node, bridge: Daemon, module_database: pg.Database
 ) -> None:

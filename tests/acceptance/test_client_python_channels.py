@@ -240,3 +240,84 @@ async def test_hostile_frames_are_reported_and_end_nothing(start: Start) -> None
     assert await ids(heard, 1) == ["m1"]
     assert realtime.connected
     assert errors.qsize() > 8
+
+
+async def test_a_subscribe_that_is_cancelled_leaves_nothing_subscribed(peer: Peer) -> None:
+    """Its messages would wait for a reader who never comes, until the client stops reading."""
+    realtime = client(peer)
+    conversation = await opened(peer, realtime)
+    channel = realtime.channel("a")
+    one, other = [asyncio.create_task(channel.subscribe()) for _ in range(2)]
+    request = await conversation.hear("subscribe")
+    one.cancel()
+    await asyncio.wait([one])
+    await conversation.ok(request, channel="a", cursor="c0")  # the other still waits for it
+    await soon(other)
+    await channel.unsubscribe()
+    await conversation.ok(await conversation.hear("unsubscribe"))
+    again = asyncio.create_task(channel.subscribe())
+    await conversation.hear("subscribe")
+    again.cancel()
+    assert (await conversation.hear("unsubscribe"))["channel"] == "a"
+    assert not channel.subscribed
+    await realtime.close()
+
+
+async def test_what_a_busy_server_refuses_is_taken_back_nevertheless(
+    start: Start, peer: Peer
+) -> None:
+    realtime, channel, conversation, _ = await start()
+
+    async def busy(op: str) -> None:
+        request = await conversation.hear(op)
+        await conversation.refuse(request, "rate_limited", retryAfter=0.01)
+
+    tracking = asyncio.create_task(channel.track({"x": 1}))
+    await conversation.ok(await conversation.hear("track"))
+    await soon(tracking)
+    untracking = asyncio.create_task(channel.untrack())
+    await busy("untrack")
+    await conversation.ok(await conversation.hear("untrack"))
+    await soon(untracking)
+    await channel.unsubscribe()
+    await busy("unsubscribe")
+    await busy("unsubscribe")
+    await conversation.ok(await conversation.hear("unsubscribe"))
+    await subscribed(conversation, channel)
+    await channel.unsubscribe()
+    await busy("unsubscribe")
+    await subscribed(conversation, channel)  # wanted again
+    await asyncio.sleep(0.05)  # longer than it would have waited
+    await settled(realtime, conversation)
+    assert conversation.frames.empty()
+
+
+async def test_after_unsubscribe_nothing_more_is_told(start: Start) -> None:
+    realtime, channel, conversation, heard = await start()
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_: Message) -> None:
+        entered.set()
+        await leave.wait()
+
+    channel.on("message", slowly)
+    presence = await told(channel, "presence")
+    await conversation.messages("a", ["m1", "m2"])
+    events = [{"type": "join", "key": "bob", "presence": {}}]
+    await conversation.say({"op": "presence", "channel": "a", "events": events})
+    await soon(entered.wait())
+    statuses = await told(realtime, "status")
+    await conversation.say({"op": "status", "status": "ok"})
+    sending = asyncio.create_task(channel.send("e"))
+    await conversation.ok(await conversation.hear("publish"))
+    await soon(sending)  # all that was said before has been read
+    assert channel.presence_state() == [{}]
+    await channel.unsubscribe()
+    leave.set()
+    await soon(statuses.get())
+    assert [message.id for message in drained(heard)] == ["m1"]
+    assert presence.empty()
+
+
+def drained(queue: asyncio.Queue[Message]) -> list[Message]:
+    return [queue.get_nowait() for _ in range(queue.qsize())]

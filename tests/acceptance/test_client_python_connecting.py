@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from acceptance.client_scenes import Start, client, opened, told
+from acceptance.client_scenes import Start, client, opened, settled, told
 from acceptance.peer import Peer, soon
 from rowcast.client import RealtimeError, connect
 
@@ -135,3 +135,74 @@ async def test_a_silent_server_is_asked_and_left_when_it_stays_silent(peer: Peer
     await first.hear("ping")
     await (await peer.next()).welcome()
     await realtime.close()
+
+
+async def test_a_callback_may_close_the_client_and_nothing_of_it_stays(start: Start) -> None:
+    before = asyncio.all_tasks()
+    realtime, channel, conversation, _ = await start()
+    closed = asyncio.Event()
+
+    async def close(_: object) -> None:
+        await realtime.close()
+        await asyncio.sleep(0)  # what the callback does behind it is done as well
+        closed.set()
+
+    channel.on("said", close)
+    await conversation.messages("a", ["m1", "m2"])
+    await soon(closed.wait())
+    await soon(conversation.ended.wait())
+    ours = {task for task in asyncio.all_tasks() - before if "rowcast/client" in str(task)}
+    if ours:
+        await asyncio.wait(ours, timeout=5)
+    assert all(task.done() for task in ours), ours
+
+
+async def test_a_token_callable_may_close_the_client(peer: Peer) -> None:
+    calls = 0
+
+    async def ask() -> str:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            await realtime.close()
+        return "token"
+
+    realtime = client(peer, token=ask)
+    conversation = await opened(peer, realtime)
+    (run,) = [task for task in asyncio.all_tasks() if "Realtime._run" in str(task)]
+    conversation.cut()
+    await soon(asyncio.wait([run]))
+    assert peer.conversations.empty()
+
+
+async def test_a_client_is_opened_once(peer: Peer) -> None:
+    realtime = client(peer)
+    await opened(peer, realtime)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="make another"):
+            await realtime.open()
+        await realtime.close()
+
+
+async def test_closing_can_be_cancelled(peer: Peer) -> None:
+    asked: asyncio.Queue[int] = asyncio.Queue()
+
+    async def ask() -> str:
+        asked.put_nowait(asked.qsize() + 1)
+        if asked.qsize() > 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.Event().wait()  # takes its time to end
+        return "token"
+
+    realtime = client(peer, token=ask)
+    conversation = await opened(peer, realtime)
+    await conversation.say({"op": "status", "status": "token_expiring"})
+    await settled(realtime, conversation)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await realtime.close()
+    await soon(conversation.ended.wait())
+    (refreshing,) = [task for task in asyncio.all_tasks() if "Identity._refresh" in str(task)]
+    refreshing.cancel()

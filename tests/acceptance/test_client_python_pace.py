@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 import pytest
 
-from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed
+from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed, told
 from acceptance.peer import Peer, soon
 from rowcast.client import Message, RealtimeError
 
@@ -45,6 +46,16 @@ async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(peer: Peer) -
                 break
     await pouring
     await realtime.close()
+
+
+async def test_a_channel_that_nobody_reads_stops_the_reading_and_is_named(start: Start) -> None:
+    realtime, _, conversation, _ = await start(max_queue=5)
+    errors = await told(realtime, "error")
+    await subscribed(conversation, realtime.channel("b"))
+    await conversation.messages("b", [f"m{n}" for n in range(10)])
+    error = await soon(errors.get())
+    assert (error.code, error.channel) == ("unread", "b")
+    assert errors.empty()
 
 
 async def test_one_that_sends_while_too_much_waits_gets_its_answer(start: Start) -> None:
@@ -123,3 +134,40 @@ async def test_closing_ends_iterations_and_gives_what_waits_an_error(start: Star
         await soon(sending)
     assert caught.value.code == "disconnected"
     await soon(conversation.ended.wait())
+
+
+async def test_a_reader_who_stays_away_costs_no_memory_for_each_cursor(start: Start) -> None:
+    realtime, _, conversation, heard = await start()
+    other = realtime.channel("b")
+    await subscribed(conversation, other)
+    await conversation.messages("b", ["m1"])
+
+    async def go_on(first: int, last: int) -> None:
+        for n in range(first, last):
+            await conversation.messages("a", [f"m{n}"])
+            await conversation.say({"op": "cursor", "cursor": f"c{n}"})
+        await ids(heard, last - first)
+        await settled(realtime, conversation)
+
+    await go_on(0, 100)
+    tracemalloc.start()
+    try:
+        await go_on(100, 200)
+        before = tracemalloc.take_snapshot()
+        await go_on(200, 1200)
+        after = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    assert realtime.cursor == "c0"
+    place = tracemalloc.Filter(inclusive=True, filename_pattern="*/client/delivery.py")
+    sizes = [
+        sum(entry.size for entry in snapshot.filter_traces([place]).statistics("filename"))
+        for snapshot in (before, after)
+    ]
+    assert sizes[1] - sizes[0] < 50_000
+    reader = aiter(other)
+    assert (await soon(anext(reader))).id == "m1"
+    waiting = asyncio.create_task(anext(reader))
+    await asyncio.sleep(0)
+    assert realtime.cursor == "c1199"
+    waiting.cancel()

@@ -149,3 +149,45 @@ async def test_users_of_a_real_bridge_see_each_other(database: pg.Database) -> N
                 ("join", "ann"),
                 ("leave", "bob"),
             ]
+
+
+async def test_a_refused_state_leaves_the_one_before_it(start: Start, peer: Peer) -> None:
+    _, channel, conversation, _ = await start()
+    tracking = asyncio.create_task(channel.track({"x": 1}))
+    await conversation.ok(await conversation.hear("track"))
+    await soon(tracking)
+    tracking = asyncio.create_task(channel.track({"x": "too large"}))
+    await conversation.refuse(await conversation.hear("track"), "payload_too_large", channel="a")
+    with pytest.raises(RealtimeError):
+        await soon(tracking)
+    conversation.cut()
+    conversation = await peer.next()
+    await conversation.welcome()
+    await conversation.confirm()
+    request = await conversation.hear("track")
+    assert request["state"] == {"x": 1}
+    await conversation.ok(request)
+    untracking = asyncio.create_task(channel.untrack())
+    await conversation.ok(await conversation.hear("untrack"))
+    await soon(untracking)
+
+
+async def test_a_presence_that_cannot_be_shown_again_at_once_is_tried_again(
+    start: Start, peer: Peer
+) -> None:
+    _, channel, conversation, _ = await start()
+    errors = await told(channel, "error")
+    tracking = asyncio.create_task(channel.track({"x": 1}))
+    await conversation.ok(await conversation.hear("track"))
+    await soon(tracking)
+    conversation.cut()
+    conversation = await peer.next()
+    await conversation.welcome()
+    await conversation.confirm()
+    request = await conversation.hear("track")
+    await conversation.refuse(request, "unavailable", channel="a", retryAfter=0.01)
+    request = await conversation.hear("track")
+    assert request["state"] == {"x": 1}
+    # For good: nobody awaits it, so it is an event.
+    await conversation.refuse(request, "too_many_members", channel="a")
+    assert (await soon(errors.get())).code == "too_many_members"

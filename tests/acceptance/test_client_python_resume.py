@@ -163,3 +163,30 @@ async def test_a_channel_closed_for_now_is_resumed_from_that_moment(
     await conversation.ok(request, channel="a", cursor="c2", recovered=True)
     assert await ids(heard, 2) == ["m1", "m2"]
     assert await soon(closed.get()) == {"channel": "a", "code": code, "final": False}
+
+
+async def test_what_is_taken_up_anew_does_not_resume_from_the_stored_cursor(peer: Peer) -> None:
+    """What came since was heard already."""
+    realtime = client(peer, after="stored")
+    conversation = await opened(peer, realtime)
+    channel = realtime.channel("a")
+    for after in ("stored", None):
+        waiting = asyncio.create_task(channel.subscribe())
+        assert (await conversation.confirm()).get("after") == after
+        await soon(waiting)
+        await channel.unsubscribe()
+        await conversation.ok(await conversation.hear("unsubscribe"))
+    await realtime.close()
+
+
+async def test_messages_of_an_ended_subscription_are_not_heard_by_the_next(start: Start) -> None:
+    _, channel, conversation, heard = await start()
+    await channel.unsubscribe()
+    waiting = asyncio.create_task(channel.subscribe(history=3))
+    ended, request = await conversation.hear("unsubscribe"), await conversation.hear("subscribe")
+    await conversation.messages("a", ["m2"])  # was on its way
+    await conversation.ok(ended)
+    await conversation.messages("a", ["m1", "m2"], history=True)
+    await conversation.ok(request, channel="a", cursor="c1")
+    await soon(waiting)
+    assert await ids(heard, 2) == ["m1", "m2"]

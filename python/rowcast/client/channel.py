@@ -94,13 +94,19 @@ class Channel:
         join = self._joins.of(self._name)
         if join.phase is Phase.IDLE:
             join.history, join.echo, join.after = history, echo, after
+        confirmed = self._joins.want(join)
+        join.waiting += 1
         try:
             async with asyncio.timeout(self._timeout):
-                await asyncio.shield(self._joins.want(join))
+                await asyncio.shield(confirmed)
         except TimeoutError:
-            self._joins.leave(join)
             text = f"The subscription of {self._name} was not answered in time."
             raise RealtimeError("timeout", text, channel=self._name) from None
+        finally:
+            join.waiting -= 1
+            # Given up, or cancelled: nobody would read what came.
+            if not join.waiting and not confirmed.done():
+                self._joins.leave(join)
         return self
 
     async def unsubscribe(self) -> None:

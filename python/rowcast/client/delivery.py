@@ -66,6 +66,7 @@ class Inbox:
         self._taking = False
         self.closed = False
         self.used = False  # somebody iterates
+        self.blamed = False
         self.error: RealtimeError | None = None
         self.given = 0
         self.done = 0  # taken, and the consumer has come back for the next
@@ -143,6 +144,7 @@ class Delivery:
         self, limit: int, urgent: Callable[[], bool], failed: Callable[[RealtimeError], None]
     ) -> None:
         self.cursor: str | None = None
+        self.stopped = False
         self._limit = limit
         self._urgent = urgent
         self._failed = failed
@@ -150,7 +152,7 @@ class Delivery:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._waiting = 0
-        self._marks: deque[tuple[str, list[tuple[Inbox, int]]]] = deque()
+        self._marks: deque[tuple[str, dict[Inbox, int]]] = deque()
         self._inboxes: set[Inbox] = set()
 
     def tell(
@@ -191,34 +193,49 @@ class Delivery:
     def settle(self) -> None:
         """Move the application's cursor over everything it has handled."""
         while self._marks:
-            cursor, inboxes = self._marks[0]
-            if any(inbox.done < given and not inbox.closed for inbox, given in inboxes):
+            cursor, unread = self._marks[0]
+            if any(inbox.done < given and not inbox.closed for inbox, given in unread.items()):
                 return
             self._marks.popleft()
             self.cursor = cursor
 
     async def run(self) -> None:
-        """Hand out what is queued, for ever."""
-        while True:
+        """Hand out what is queued, until it is cancelled, or stopped by one of its callbacks."""
+        while not self.stopped:
             while not self._items:
                 self._arrived.clear()
                 await self._arrived.wait()
             item = self._items.popleft()
             if isinstance(item, _Mark):
                 self._inboxes = {f for f in self._inboxes if not f.closed and f.done < f.given}
-                self._marks.append((item.cursor, [(inbox, inbox.given) for inbox in self._inboxes]))
+                unread = {inbox: inbox.given for inbox in self._inboxes}
+                if self._marks and self._marks[-1][1] == unread:
+                    self._marks.pop()  # the newer one waits for the same
+                self._marks.append((item.cursor, unread))
                 self.settle()
                 continue
             if isinstance(item, _End):
                 item.inbox.close(item.error)
                 continue
             for callback in item.callbacks():
-                await self._call(callback, item.argument)
+                if not self.stopped:
+                    await self._call(callback, item.argument)
             if item.inbox is not None and not item.inbox.closed:
                 item.inbox.put(item.argument)
                 self._inboxes.add(item.inbox)
+                if self._waiting >= self._limit and not (item.inbox.used or item.inbox.blamed):
+                    self._blame(item.inbox, item.argument.channel)
             else:
                 self.leave(1)
+
+    def _blame(self, inbox: Inbox, channel: str) -> None:
+        """Else nobody would find out why nothing comes any more."""
+        inbox.blamed = True
+        text = (
+            f"Nobody iterates {channel}, so reading stops: iterate it, unsubscribe from it, or hear"
+            " its messages with on()."
+        )
+        self._failed(RealtimeError("unread", text, channel=channel))
 
     async def _call(self, callback: Callback, argument: Any) -> None:
         try:

@@ -33,6 +33,10 @@ class Incoming:
         if join is None or join.phase is Phase.IDLE:
             return
         now = join.moved = time.monotonic()
+        earlier = frame.get("history") is True or frame.get("replay") is True
+        if join.phase is Phase.JOINING and not earlier:
+            # Live ones come behind the answer: these are of a subscription that was ended.
+            return
         items = frame.get("messages")
         if not isinstance(items, list):
             text = "The server sent messages that are no list."
@@ -57,7 +61,7 @@ class Incoming:
         def callbacks() -> list[Callback]:
             return join.messages(message.type, message.event)
 
-        self._delivery.tell(callbacks, message, join.inbox)
+        self._delivery.tell(join.unless_left(callbacks), message, join.inbox)
 
     def deleted(self, frame: Frame) -> None:
         """A `deleted` frame."""

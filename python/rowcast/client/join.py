@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -42,6 +43,8 @@ class Join:
     history: int = 0
     retries: int = 0
     turn: int = 0  # which join an answer belongs to
+    left: int = 0  # how often the application has left it
+    waiting: int = 0  # how many calls wait for it to be confirmed
     asked: dict[str, tuple[Join, int]] = field(default_factory=dict)
     ticket: Ticket | None = None
     timer: asyncio.TimerHandle | None = None
@@ -60,6 +63,11 @@ class Join:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+    def unless_left(self, callbacks: Callable[[], list[Callback]]) -> Callable[[], list[Callback]]:
+        """The same callbacks, and none once the application has left the channel."""
+        left = self.left
+        return lambda: callbacks() if self.left == left else []
 
     def messages(self, message_type: str, event: str) -> list[Callback]:
         """The callbacks for a message."""

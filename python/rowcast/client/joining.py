@@ -12,14 +12,13 @@ from typing import Any
 from .delivery import Delivery, Inbox, Listeners
 from .frames import Frame, RealtimeError, encode, refusal
 from .join import Join, Phase
-from .link import Link
+from .link import LONGEST_PAUSE, Link
 from .resume import Progress, Seen
 
 __all__ = ["LONGEST_PAUSE", "RETRYABLE", "Joins", "Report"]
 
 NAMES_PER_FRAME = 50
 FIRST_JOIN_RETRIES = 5
-LONGEST_PAUSE = 3600.0
 # Refusals that speak of the moment, not of the caller.
 RETRYABLE = {"unavailable", "rate_limited", "internal", "token_expired"}
 
@@ -54,6 +53,7 @@ class Joins:
         self._delays = delays
         self._timeout = timeout
         self._first = progress.cursor
+        self._taken: set[str] = set()
         self._stopped: RealtimeError | None = None
         self._joins: dict[str, Join] = {}
         self._link: Link | None = None
@@ -92,8 +92,9 @@ class Joins:
         if join.phase is Phase.IDLE:
             self._joins[join.name] = join
             join.phase = Phase.WAITING
-            # A process that resumes an earlier one does so for every channel it takes up.
-            join.after = join.after or self._first
+            # A process that resumes an earlier one does so for every channel it takes up, once.
+            if join.name not in self._taken:
+                join.after = join.after or self._first
             self.ask([join])
         if listen:
             if not join.wanted and not join.hears_messages:
@@ -131,11 +132,16 @@ class Joins:
                 if frame is not None and asked.pop(join.name, (None, 0))[0] and ticket is not None:
                     link.forget(ticket)
 
-            link.ask(encode({"op": "unsubscribe", "channel": join.name}), answer)
+            link.insist(
+                encode({"op": "unsubscribe", "channel": join.name}),
+                answer,
+                lambda: (self.find(join.name) or join).phase is Phase.IDLE,
+            )
         join.cancel()
         join.phase, join.live, join.after, join.retries = Phase.IDLE, False, None, 0
         join.wanted = False
         join.turn += 1
+        join.left += error is None
         self.left(join, error)
         join.seen = Seen()
         if join.confirmed is not None and not join.confirmed.done():
@@ -228,6 +234,8 @@ class Joins:
         after, resumed = join.after, join.live or join.after is not None
         join.cancel()
         join.phase, join.live, join.after, join.retries = Phase.JOINED, True, None, 0
+        if self._first is not None:
+            self._taken.add(join.name)
         self._progress.settle(join.name)
         self._offer(frame.get("cursor"))
         if join.confirmed is not None and not join.confirmed.done():

@@ -14,10 +14,12 @@ import aiohttp
 
 from .frames import Frame, RealtimeError, encode, parse, refusal
 
-__all__ = ["Link", "LostError", "Ticket"]
+__all__ = ["LONGEST_PAUSE", "Link", "LostError", "Ticket"]
 
 HANDSHAKE_TIMEOUT = 10.0
 PING_ANSWER_TIMEOUT = 10.0
+BUSY_PAUSE = 1.0
+LONGEST_PAUSE = 3600.0
 # Servers bound the unanswered requests of a session, each name of a subscription counted.
 WINDOW = 64
 
@@ -134,6 +136,24 @@ class Link:
         self.asked()
         return ticket
 
+    def insist(self, request: str, answer: Answer, wanted: Callable[[], bool]) -> None:
+        """Ask again what the server was too busy for, while it is still wanted."""
+
+        def again() -> None:
+            if wanted():
+                self.insist(request, answer, wanted)
+            else:
+                answer(None)
+
+        def answered(frame: Frame | None) -> None:
+            if frame is None or frame.get("code") != "rate_limited":
+                answer(frame)
+            else:
+                pause = min(max(_number(frame.get("retryAfter"), BUSY_PAUSE), 0.0), LONGEST_PAUSE)
+                asyncio.get_running_loop().call_later(pause, again)
+
+        self.ask(request, answered)
+
     def forget(self, ticket: Ticket) -> None:
         """Wait for one answer less."""
         ticket.asks -= 1
@@ -178,9 +198,10 @@ class Link:
 
     async def _revive(self) -> Frame:
         # Past the window: it is full when the server is stuck.
-        await self._send(Ticket(str(next(self._refs)), '{"op":"ping"}', lambda _: None, 1))
+        ping = Ticket(str(next(self._refs)), '{"op":"ping"}', lambda _: None, 1)
         try:
             async with asyncio.timeout(min(PING_ANSWER_TIMEOUT, self.heartbeat)):
+                await self._send(ping)
                 return await self._receive()
         except TimeoutError:
             raise LostError(1006, "The server stopped answering.") from None

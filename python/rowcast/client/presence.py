@@ -10,7 +10,7 @@ from typing import Any
 from .delivery import Delivery
 from .frames import Frame, RealtimeError, encode, refusal
 from .join import Join, Phase
-from .joining import LONGEST_PAUSE, Joins
+from .joining import LONGEST_PAUSE, RETRYABLE, Joins, Report
 from .link import Link
 
 __all__ = ["Presences"]
@@ -27,6 +27,7 @@ class _Tracking:
     joined: bool  # whether it was this that subscribed to the channel
     fresh: bool = True
     sending: bool = False
+    shown: str | None = None  # what the server has taken
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
     def settle(self, waiting: list[asyncio.Future[None]], error: RealtimeError | None) -> None:
@@ -46,12 +47,14 @@ class Presences:
     Args:
         joins: the channels.
         delivery: where events go.
+        report: told of errors that nobody awaits.
         timeout: seconds until an unanswered request is an error.
     """
 
-    def __init__(self, joins: Joins, delivery: Delivery, timeout: float) -> None:
+    def __init__(self, joins: Joins, delivery: Delivery, report: Report, timeout: float) -> None:
         self._joins = joins
         self._delivery = delivery
+        self._report = report
         self._timeout = timeout
         self._link: Link | None = None
         self._tracked: dict[str, _Tracking] = {}
@@ -110,7 +113,7 @@ class Presences:
         if kind != "leave":
             join.members[key] = presence
         event = {"type": kind, "key": key, "presence": last if presence is None else presence}
-        self._delivery.tell(lambda: join.listeners.of("presence"), event)
+        self._delivery.tell(join.unless_left(lambda: join.listeners.of("presence")), event)
 
     # What the application wants
 
@@ -146,11 +149,15 @@ class Presences:
             done = asyncio.get_running_loop().create_future()
 
             def answer(frame: Frame | None) -> None:
-                # With the connection the presence has ended as well.
+                # With the connection, or the subscription, the presence has ended as well.
                 error = refusal(frame, name) if frame and frame["op"] == "error" else None
                 tracking.settle([done], error)
 
-            self._link.ask(encode({"op": "untrack", "channel": name}), answer)
+            self._link.insist(
+                encode({"op": "untrack", "channel": name}),
+                answer,
+                lambda: name not in self._tracked and join.phase is Phase.JOINED,
+            )
         if tracking.joined and not join.wanted:
             self._joins.leave(join)
         if done is not None:
@@ -171,7 +178,7 @@ class Presences:
         if tracking.sending or not tracking.fresh:
             return
         tracking.sending, tracking.fresh = True, False
-        waiting = tracking.waiting.copy()
+        text, waiting = tracking.text, tracking.waiting.copy()
         head = encode({"op": "track", "channel": join.name})
 
         def answer(frame: Frame | None) -> None:
@@ -179,19 +186,26 @@ class Presences:
                 return  # tracked again after the reconnect
             tracking.sending = False
             error = refusal(frame, join.name) if frame["op"] == "error" else None
-            if error is not None and error.code == "rate_limited":
+            again = text == tracking.shown  # after a reconnect
+            if error is not None and error.code in (RETRYABLE if again else {"rate_limited"}):
                 tracking.fresh = True
                 pause = min(error.retry_after or PAUSE, LONGEST_PAUSE)
                 asyncio.get_running_loop().call_later(pause, self._pump, join)
                 return
+            if error is None:
+                tracking.shown = text
             tracking.settle(waiting, error)
             if self._tracked.get(join.name) is not tracking:
                 return
-            if error is not None and not tracking.fresh:
+            if error is None or tracking.fresh:
+                self._pump(join)
+            elif again or tracking.shown is None:
                 del self._tracked[join.name]
                 if tracking.joined and not join.wanted:
                     self._joins.leave(join)
             else:
-                self._pump(join)
+                tracking.text = tracking.shown  # the others still see it
+            if error is not None and again and not waiting:
+                self._report(error, join.listeners)  # nobody awaits it
 
-        link.ask(f'{head[:-1]},"state":{tracking.text}}}', answer)
+        link.ask(f'{head[:-1]},"state":{text}}}', answer)

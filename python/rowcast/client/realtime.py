@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -65,7 +64,7 @@ class Realtime:
             delays,
             timeouts[0],
         )
-        self._presences = Presences(self._joins, self._delivery, timeouts[0])
+        self._presences = Presences(self._joins, self._delivery, self._report, timeouts[0])
         self._joins.joined, self._joins.left = self._presences.joined, self._presences.left
         self._incoming = Incoming(self._joins, self._delivery, self._report)
         self._outbox = Outbox(self._timeout, limits[1])
@@ -126,9 +125,10 @@ class Realtime:
 
         Raises:
             RealtimeError: the token is bad, or nobody answered in time.
+            RuntimeError: it was opened before.
         """
-        if self._tasks:
-            raise RuntimeError("The client is open already.")
+        if self._opened is not None:
+            raise RuntimeError("A client is opened once: make another one with connect().")
         self._opened = asyncio.get_running_loop().create_future()
         self._tasks = [
             asyncio.create_task(self._delivery.run()),
@@ -147,14 +147,19 @@ class Realtime:
 
     async def close(self) -> None:
         """Leave. What waits for an answer gets an error, iterations end."""
+        self._delivery.stopped = True
         self._stop(None)
-        tasks, self._tasks = self._tasks, []
-        tasks += self._identity.tasks
+        # The one that a callback closes us from ends by itself, when the callback has.
+        own = asyncio.current_task()
+        tasks = [task for task in (*self._tasks, *self._identity.tasks) if task is not own]
+        self._tasks = []
         for task in tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
 
     def _stop(self, error: RealtimeError | None) -> None:
         closed = error or RealtimeError("disconnected", "The client was closed.")
@@ -180,7 +185,7 @@ class Realtime:
                 error = self._judge(lost, was_open)
             except RealtimeError as failed:  # the token could not be had
                 error = failed
-                if not self._ever_open:
+                if not self._ever_open or self._delivery.stopped:
                     self._stop(failed)
                     return
                 self._report(failed)
@@ -199,6 +204,8 @@ class Realtime:
     async def _once(self) -> None:
         """One connection, to its end."""
         token = await self._identity.token()
+        if self._delivery.stopped:  # by the one who was asked
+            raise RealtimeError("disconnected", "The client was closed.")
         limits = aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=OPEN_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout) as session:

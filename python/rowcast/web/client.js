@@ -14,6 +14,7 @@
 
 const HANDSHAKE_MS = 10_000;
 const PING_ANSWER_MS = 10_000;
+const CLOSE_MS = 1_000;
 const STABLE_MS = 5_000;
 const SHORTEST_HEARTBEAT_MS = 50;
 const SHORTEST_TICK_MS = 20;
@@ -270,7 +271,9 @@ class Link {
     this.#end(code, reason);
     socket.close();
     // A dead peer never answers a close; `ws` would keep the process for it.
-    if (code !== 1000) socket.terminate?.();
+    const leave = () => socket.terminate?.();
+    if (code !== 1000) leave();
+    else setTimeout(leave, CLOSE_MS).unref?.();
   }
 
   #end(code, reason) {
@@ -410,21 +413,26 @@ class ChannelState {
   /** Applies presence events; a whole list (`full`) becomes the events that lead to it from what was known. */
   present(events, full) {
     const entries = events.filter((event) => isObject(event) && typeof event.key === 'string');
-    if (!full) {
-      for (const { type, key, presence } of entries) this.#member(type, key, presence);
-      return;
-    }
-    const next = new Map();
-    for (const entry of entries) if (entry.type !== 'leave') next.set(entry.key, entry.presence ?? entry.state);
-    for (const key of [...this.members.keys()]) if (!next.has(key)) this.#member('leave', key);
-    for (const [key, presence] of next) {
-      const known = this.members.has(key);
-      if (known && JSON.stringify(this.members.get(key)) === JSON.stringify(presence)) continue;
-      this.#member(known ? 'update' : 'join', key, presence);
+    const { turn } = this;
+    for (const change of full ? this.#changes(entries) : entries) {
+      if (this.turn !== turn) return; // a callback has just unsubscribed
+      this.#member(change);
     }
   }
 
-  #member(type, key, presence) {
+  #changes(entries) {
+    const next = new Map();
+    for (const entry of entries) if (entry.type !== 'leave') next.set(entry.key, entry.presence ?? entry.state);
+    const changes = [...this.members.keys()].filter((key) => !next.has(key)).map((key) => ({ type: 'leave', key }));
+    for (const [key, presence] of next) {
+      const known = this.members.has(key);
+      if (known && JSON.stringify(this.members.get(key)) === JSON.stringify(presence)) continue;
+      changes.push({ type: known ? 'update' : 'join', key, presence });
+    }
+    return changes;
+  }
+
+  #member({ type, key, presence }) {
     const last = this.members.get(key);
     if (type === 'leave') this.members.delete(key);
     else this.members.set(key, presence);
@@ -463,8 +471,12 @@ class Channel {
     const { listeners, realtime } = this.#state;
     for (const entry of this.#owned) listeners.add(entry);
     return realtime.subscribe(this.#state, (subscription) => {
-      for (const entry of this.#owned) listeners.remove(entry);
+      const others = [...this.#state.subscriptions].filter((other) => other !== subscription);
+      for (const entry of this.#owned) {
+        if (!others.some(({ channel }) => channel.#owned.includes(entry))) listeners.remove(entry);
+      }
       realtime.unsubscribe(this.#state, subscription);
+      realtime.settle(this.#state);
     }, this);
   }
 
@@ -520,6 +532,7 @@ class Realtime {
   #cursor;
   #offered = null;
   #resuming = new Set();
+  #taken = new Set();
   #online = () => { if (this.#state === 'waiting') this.#open(); };
 
   constructor(options) {
@@ -596,7 +609,9 @@ class Realtime {
       await this.#refresh();
     } catch (error) {
       if (!TOKEN_CODES.has(error.code)) throw error;
-      await this.#connect(true);
+      const connected = this.#connect(true);
+      this.#listeners.emit('disconnect', { code: 1000, reason: 'The server wants a new connection for this token.' });
+      await connected;
     }
   }
 
@@ -639,8 +654,8 @@ class Realtime {
       subscription.confirm();
     } else if (state.phase === 'idle') {
       state.phase = 'waiting';
-      // A process that resumes an older session does so for every channel it takes up.
-      state.after = this.#options.after;
+      // A process that resumes an older session does so for every channel it takes up, once.
+      state.after = this.#taken.has(state.name) ? undefined : this.#options.after;
       this.#join([state]);
     } else {
       this.#want();
@@ -659,7 +674,7 @@ class Realtime {
     if (this.#link?.ready && (state.phase === 'joined' || state.phase === 'joining')) {
       const { link, asked } = { link: this.#link, asked: state.asked };
       // Either way it is over; the subscription it ended may remain without an answer.
-      link.ask({ op: 'unsubscribe', channel: state.name }, (answer) => {
+      this.#insist({ op: 'unsubscribe', channel: state.name }, () => state.phase === 'idle', (answer) => {
         if (answer !== null && asked?.names.delete(state.name)) link.forget(asked.ticket);
       });
     }
@@ -683,6 +698,21 @@ class Realtime {
     }
     state.phase = 'idle'; // the server knows already
     this.#leave(state);
+  }
+
+  /** Asks again what the server was too busy for, while it is still wanted; else it would stay as it was. */
+  #insist(request, wanted, answer) {
+    const link = this.#link;
+    link.ask(request, (frame) => {
+      if (frame?.code !== 'rate_limited') {
+        answer(frame);
+        return;
+      }
+      this.#within(pause(frame.retryAfter, TRACK_PAUSE_MS), () => {
+        if (link.ready && wanted()) this.#insist(request, wanted, answer);
+        else answer(null);
+      });
+    });
   }
 
   #join(states) {
@@ -735,15 +765,17 @@ class Realtime {
   }
 
   #joined(state, answer) {
-    const { after, live, name } = state;
+    const { after, live, name, turn } = state;
     Object.assign(state, { phase: 'joined', live: true, after: undefined, retries: 0 });
-    if (Array.isArray(answer.presence)) state.present(answer.presence, true);
+    if (this.#options.after !== undefined) this.#taken.add(name);
     this.#resuming.delete(state);
     this.#offer(answer.cursor);
     for (const subscription of state.subscriptions) subscription.confirm();
+    if (Array.isArray(answer.presence)) state.present(answer.presence, true);
+    if (state.turn !== turn) return; // a callback has just unsubscribed
     const resumed = live || after !== undefined;
     state.listeners.emit('subscribed', { channel: name, resumed });
-    if (resumed) {
+    if (resumed && state.turn === turn) {
       const recovered = after !== undefined && answer.recovered !== false;
       const ephemeral = after !== undefined && answer.ephemeral !== false;
       const reason = answer.reason ?? (after === undefined ? 'no_cursor' : undefined);
@@ -759,8 +791,9 @@ class Realtime {
       state.phase = 'waiting';
       this.#resumed(state);
       if (error.code === 'token_expired') this.#refreshOnce();
-      if (state.retries === 0) this.#report(error, state);
-      this.#rejoinLater(state, error.retryAfter);
+      const first = state.retries === 0;
+      this.#rejoinLater(state, error.retryAfter); // before a callback can disconnect
+      if (first) this.#report(error, state);
       return;
     }
     const { live, name } = state;
@@ -787,9 +820,9 @@ class Realtime {
     if (PASSING.has(code)) {
       state.phase = 'waiting';
       state.after = this.#cursor;
-      state.listeners.emit('closed', { channel, code, final: false });
       if (code === 'expired') this.#refreshOnce(); // it is joined again when that has succeeded
-      else if (state.phase === 'waiting') this.#rejoinLater(state);
+      else this.#rejoinLater(state);
+      state.listeners.emit('closed', { channel, code, final: false });
       return;
     }
     const error = new RealtimeError(String(code), `The server closed channel ${channel}: ${code}.`, { channel });
@@ -843,6 +876,7 @@ class Realtime {
   #messages(frame) {
     const state = this.#channels.get(frame.channel);
     if (!state || state.phase === 'idle') return;
+    const { turn } = state;
     state.progressAt = now();
     const strange = (text) => this.#report(new RealtimeError('invalid_frame', text, { channel: state.name }), state);
     if (!Array.isArray(frame.messages)) {
@@ -850,8 +884,10 @@ class Realtime {
       return;
     }
     const meta = { history: frame.history === true, replay: frame.replay === true };
+    // Live ones come behind the answer; these are of a subscription before it, which was ended.
+    if (state.phase === 'joining' && !meta.history && !meta.replay) return;
     for (const message of frame.messages) {
-      if (state.phase === 'idle') return; // a callback has just unsubscribed
+      if (state.turn !== turn) return; // a callback has just unsubscribed, or disconnected
       if (!isObject(message)) {
         strange('The server sent a message that is no object.');
       } else if (typeof message.id !== 'string' || state.seen.add(message.id, now(), message.type === 'message')) {
@@ -932,7 +968,7 @@ class Realtime {
       return failure(new RealtimeError('invalid_message', text, { channel: state.name }));
     }
     return new Promise((resolve) => {
-      state.tracking ??= { waiters: new Set(), sending: false, fresh: false, pausedUntil: 0, hold: null };
+      state.tracking ??= { waiters: new Set(), sending: false, fresh: false, shown: null, pausedUntil: 0, hold: null };
       const { tracking } = state;
       tracking.text = copy;
       tracking.fresh = true;
@@ -959,22 +995,27 @@ class Realtime {
     if (!tracking?.fresh || tracking.sending || state.phase !== 'joined' || this.#state !== 'open') return;
     if (tracking.pausedUntil > now()) return; // a tick comes back to it
     const settles = [...tracking.waiters];
+    const { text } = tracking;
     tracking.sending = true;
     tracking.fresh = false;
     const head = JSON.stringify({ op: 'track', channel: state.name });
-    this.#link.ask(`${head.slice(0, -1)},"state":${tracking.text}}`, (answer) => {
+    this.#link.ask(`${head.slice(0, -1)},"state":${text}}`, (answer) => {
       tracking.sending = false;
       if (answer === null) return; // tracked again after the reconnect
-      if (answer.op === 'error' && answer.code === 'rate_limited') {
+      const again = answer.op === 'error' && text === tracking.shown; // after a reconnect
+      if (answer.op === 'error' && (again ? RETRYABLE.has(answer.code) : answer.code === 'rate_limited')) {
         tracking.fresh = true;
         tracking.pausedUntil = now() + pause(answer.retryAfter, TRACK_PAUSE_MS);
         return;
       }
       const error = answer.op === 'ok' ? null : refusal(answer, state.name);
+      if (!error) tracking.shown = text;
       for (const settle of settles) settle(error ? failure(error) : { data: {}, error: null });
       if (state.tracking !== tracking) return;
-      if (error && !tracking.fresh) this.#untracked(state);
-      else this.#pump(state);
+      if (!error || tracking.fresh) this.#pump(state);
+      else if (again || tracking.shown === null) this.#untracked(state);
+      else tracking.text = tracking.shown; // the others still see it
+      if (again && settles.length === 0) this.#report(error, state); // nobody awaits it
     });
   }
 
@@ -993,8 +1034,9 @@ class Realtime {
       if (this.#state === 'open' && state.phase === 'joined') {
         const waiters = new Set();
         this.#waiter(waiters, resolve, state);
-        this.#link.ask({ op: 'untrack', channel: state.name }, (answer) => {
-          // With the session its presence has ended as well.
+        const wanted = () => state.tracking === null && state.phase === 'joined';
+        this.#insist({ op: 'untrack', channel: state.name }, wanted, (answer) => {
+          // With the session, or the subscription, its presence has ended as well.
           const done = answer === null || answer.op === 'ok';
           for (const settle of waiters) settle(done ? { data: {}, error: null } : failure(refusal(answer, state.name)));
         });
@@ -1037,7 +1079,7 @@ class Realtime {
       if (attempt !== this.#attempt) return;
       if (!this.#everOpen) throw error;
       this.#report(error);
-      this.#retry(error);
+      if (attempt === this.#attempt) this.#retry(error); // else a callback has decided
       return;
     }
     if (attempt !== this.#attempt) return;
@@ -1095,7 +1137,7 @@ class Realtime {
       this.#stop(error, { quiet: told });
     } else {
       if (another && !told) this.#report(error);
-      this.#retry(error);
+      if (attempt === this.#attempt) this.#retry(error);
     }
   }
 
@@ -1116,6 +1158,7 @@ class Realtime {
       clearTimeout(state.timer);
       if (state.phase === 'joined') state.after = this.#cursor;
       if (state.phase !== 'idle') state.phase = 'waiting';
+      state.turn += 1; // nothing of this socket is for it any more
       if (state.tracking) state.tracking.fresh = true;
     }
     this.#resuming.clear();
@@ -1139,7 +1182,6 @@ class Realtime {
     this.#attempt += 1;
     this.#state = 'closed';
     this.#leaveLink();
-    this.#suspend();
     const waiting = this.#connecting.splice(0);
     for (const { reject } of waiting) reject(error);
     for (const entry of [...this.#outbox]) this.#published(entry, entry.refused(error.code, error.message));
@@ -1147,6 +1189,7 @@ class Realtime {
       for (const settle of [...(state.tracking?.waiters ?? [])]) settle(failure(error));
       for (const subscription of state.subscriptions) subscription.fail(error);
     }
+    for (const { expire } of this.#waits) expire(); // of functions that owe a token
     this.#waits.clear();
     if (wasOpen) this.#listeners.emit('disconnect', { code: 1000, reason: error.message });
     // Who awaits connect() is told there.
@@ -1157,6 +1200,7 @@ class Realtime {
     const link = this.#link;
     this.#link = null;
     link?.drop('', 1000);
+    this.#suspend();
   }
 
   /** Sends the newest token on the open connection. */
@@ -1173,12 +1217,14 @@ class Realtime {
     if (link.ready) this.#join([...this.#channels.values()].filter((state) => state.phase === 'waiting'));
   }
 
-  /** Refreshes because the server asks for it, once at a time. */
+  /** Refreshes because the server asks for it, once at a time on one connection. */
   #refreshOnce() {
-    if (this.#refreshing || typeof this.#token !== 'function') return;
-    this.#refreshing = this.#refresh()
-      .catch((error) => this.#report(asError(error)))
-      .finally(() => { this.#refreshing = null; });
+    const link = this.#link;
+    if (this.#refreshing === link || typeof this.#token !== 'function') return;
+    this.#refreshing = link;
+    this.#refresh()
+      .catch((error) => { if (link.ready) this.#report(asError(error)); })
+      .finally(() => { if (this.#refreshing === link) this.#refreshing = null; });
   }
 
   // ---- time and trouble -------------------------------------------------------------------------

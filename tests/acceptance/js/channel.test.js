@@ -55,6 +55,46 @@ test('handlers given in the chain of subscribe() end with that subscription; oth
   assert.equal(own.length, 0);
 });
 
+test('handlers of a channel that is subscribed twice stay until the last of these ends', async (t) => {
+  const server = await startPeer(t);
+  const { peer, client } = await server.joined(['b']);
+  const heard = new Queue();
+  const channel = client.realtime.channel('a').on('message', ({ id }) => heard.push(id));
+  const [first, second] = [channel.subscribe(), channel.subscribe()];
+  peer.ok(await peer.hear('subscribe'), { channel: 'a', cursor: 'c1' });
+  first.unsubscribe();
+  first.unsubscribe();
+  peer.messages('a', ['m1']);
+  assert.equal(await heard.next(), 'm1');
+  second.unsubscribe();
+  assert.equal((await peer.hear('unsubscribe')).channel, 'a');
+});
+
+test('what a busy server refuses is taken back nevertheless, unless it is wanted again', async (t) => {
+  const server = await startPeer(t);
+  const { peer, client, channels, subscriptions } = await server.joined(['a', 'b'], { timeout: 200 });
+  const tracked = channels[0].track({ x: 1 });
+  peer.ok(await peer.hear('track'));
+  await soon(tracked);
+  const untracked = channels[0].untrack();
+  const busy = async (op) => peer.refuse(await peer.hear(op), 'rate_limited', { retryAfter: 0.01 });
+  await busy('untrack');
+  peer.ok(await peer.hear('untrack'));
+  assert.equal((await soon(untracked)).error, null);
+  subscriptions[0].unsubscribe();
+  await busy('unsubscribe');
+  await busy('unsubscribe');
+  peer.ok(await peer.hear('unsubscribe'));
+  subscriptions[1].unsubscribe();
+  await busy('unsubscribe');
+  const again = channels[1].subscribe();
+  peer.ok(await peer.hear('subscribe'), { channel: 'b', cursor: 'c1' });
+  await soon(again.ready);
+  await new Promise((resolve) => { setTimeout(resolve, 150); }); // longer than it would have waited
+  await peer.settled(client);
+  assert.equal(peer.unread, 0);
+});
+
 test('an unsubscribed channel can be subscribed at once again, and an old answer does not confirm it', async (t) => {
   const server = await startPeer(t);
   const client = server.client();

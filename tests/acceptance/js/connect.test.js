@@ -247,3 +247,70 @@ test('after disconnect() connect() takes the subscriptions up where they stopped
   await next.welcome();
   assert.equal((await next.hear('subscribe')).after, 'c1');
 });
+
+test('somebody else on a new connection has the channels that were subscribed', async (t) => {
+  const server = await startPeer(t);
+  const { peer, client, channels, heard } = await server.joined(['a']);
+  const told = new Queue();
+  client.realtime.on('disconnect', () => told.push('disconnect'));
+  client.realtime.on('connect', () => told.push('connect'));
+  const tracked = channels[0].track({ x: 1 });
+  peer.ok(await peer.hear('track'));
+  await soon(tracked);
+  const bob = client.realtime.connect({ accessToken: 'bob' });
+  peer.refuse(await peer.hear('auth'), 'invalid_token');
+  const next = await server.next();
+  await next.welcome();
+  await soon(bob);
+  const request = await next.hear('subscribe');
+  assert.deepEqual([request.channel, request.after], ['a', 'c0']);
+  next.messages('a', ['m1'], { replay: true });
+  next.ok(request, { channel: 'a', cursor: 'c1', recovered: true });
+  assert.equal(await heard[0].next(), 'm1');
+  assert.deepEqual((await next.hear('track')).state, { x: 1 });
+  assert.deepEqual([await told.next(), await told.next()], ['disconnect', 'connect']);
+});
+
+test('a refresh that hangs while the client is disconnected does not keep later ones from being made', async (t) => {
+  const server = await startPeer(t);
+  const given = [];
+  const client = server.client({ accessToken: () => (given.push(1) === 2 ? new Promise(() => {}) : `token${given.length}`) });
+  client.realtime.connect();
+  const peer = await server.next();
+  await peer.welcome();
+  peer.say({ op: 'status', status: 'token_expiring' });
+  await peer.settled(client);
+  client.realtime.disconnect();
+  client.realtime.connect();
+  const next = await server.next();
+  assert.equal((await next.welcome()).token, 'token3');
+  next.say({ op: 'status', status: 'token_expiring' });
+  assert.equal((await next.hear('auth')).token, 'token4');
+});
+
+test('disconnect() settles a setAuth() whose function hangs', async (t) => {
+  const server = await startPeer(t);
+  const client = server.client();
+  const connected = client.realtime.connect();
+  await (await server.next()).welcome();
+  await soon(connected);
+  const changed = client.realtime.setAuth(() => new Promise(() => {}));
+  client.realtime.disconnect();
+  await assert.rejects(soon(changed), { code: 'token_unavailable' });
+  assert.equal(client.errors.length, 0);
+});
+
+test('disconnect() lets the process go although the other side never answers', async (t) => {
+  const server = await startPeer(t);
+  const client = server.client();
+  const connected = client.realtime.connect();
+  const peer = await server.next();
+  await peer.welcome();
+  await soon(connected);
+  peer.socket._socket.pause(); // half open: what is sent to it is never read
+  const began = performance.now();
+  client.realtime.disconnect();
+  const sockets = () => process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap').length;
+  while (sockets() > 1 && performance.now() - began < 10_000) await new Promise((resolve) => { setTimeout(resolve, 20); });
+  assert.equal(sockets(), 1); // the other side's
+});

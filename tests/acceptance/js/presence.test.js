@@ -101,6 +101,45 @@ test('a reconnected client is present again', async (t) => {
   assert.deepEqual((await next.hear('track')).state, { x: 1 });
 });
 
+test('a refused state leaves the one before it: untrack() takes that back, a reconnect shows it again', async (t) => {
+  const server = await startPeer(t);
+  const { peer, channels } = await server.joined(['a']);
+  const first = channels[0].track({ x: 1 });
+  peer.ok(await peer.hear('track'));
+  await soon(first);
+  const second = channels[0].track({ x: 'too large' });
+  peer.refuse(await peer.hear('track'), 'payload_too_large', { channel: 'a' });
+  assert.equal((await soon(second)).error.code, 'payload_too_large');
+  peer.socket.terminate();
+  const next = await server.next();
+  await next.welcome();
+  next.ok(await next.hear('subscribe'), { channel: 'a', cursor: 'c1', recovered: true });
+  const again = await next.hear('track');
+  assert.deepEqual(again.state, { x: 1 });
+  next.ok(again);
+  const untracked = channels[0].untrack();
+  next.ok(await next.hear('untrack'));
+  assert.equal((await soon(untracked)).error, null);
+});
+
+test('a presence that cannot be shown again at once after a reconnect is tried again', async (t) => {
+  const server = await startPeer(t);
+  const { peer, channels, client } = await server.joined(['a']);
+  const tracked = channels[0].track({ x: 1 });
+  peer.ok(await peer.hear('track'));
+  await soon(tracked);
+  peer.socket.terminate();
+  const next = await server.next();
+  await next.welcome();
+  next.ok(await next.hear('subscribe'), { channel: 'a', cursor: 'c1', recovered: true });
+  next.refuse(await next.hear('track'), 'unavailable', { channel: 'a', retryAfter: 0.01 });
+  const again = await next.hear('track');
+  assert.deepEqual(again.state, { x: 1 });
+  next.refuse(again, 'too_many_members', { channel: 'a' }); // for good: nobody awaits it, so it is an event
+  const error = await client.errors.next();
+  assert.deepEqual([error.code, error.channel], ['too_many_members', 'a']);
+});
+
 test('untrack() takes the presence back and ends the join that track() made', async (t) => {
   const server = await startPeer(t);
   const client = server.client();

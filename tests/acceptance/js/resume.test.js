@@ -200,6 +200,11 @@ test('a process resumes an earlier one with createClient({ after })', async (t) 
   await peer.settled(client);
   client.realtime.channel('b').subscribe();
   assert.equal((await peer.hear('subscribe')).after, 'stored');
+  // What came since was heard: a channel that is taken up anew begins anew.
+  client.realtime.channel('a').unsubscribe();
+  peer.ok(await peer.hear('unsubscribe'));
+  client.realtime.channel('a').subscribe();
+  assert.equal((await peer.hear('subscribe')).after, undefined);
 });
 
 test('a publish whose answer was lost is sent again with the same id', async (t) => {
