@@ -141,8 +141,8 @@ class Phoenix:
         may join several topics with one."""
         name = frame.topic.removeprefix(TOPIC) if frame.topic.startswith(TOPIC) else ""
         if frame.event == "broadcast" and name not in self._joined:
-            for channel, (join_ref, _) in self._joined.items():
-                if join_ref == frame.join_ref and name == spoiled(channel):
+            for channel in (*self._joined, *self._joining):
+                if self._asked(channel)[0] == frame.join_ref and name == spoiled(channel):
                     return channel
         return name
 
