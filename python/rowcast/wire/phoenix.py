@@ -153,18 +153,20 @@ class Phoenix:
             return request.join_ref, request.join
         return self._joined.get(channel, (None, Join()))
 
-    def _operations(self, frame: Frame, channel: str, pushed: Broadcast | None) -> Sequence[Op]:
+    def _replaced(self, frame: Frame, channel: str) -> bool:
         join_ref, _ = self._asked(channel)
-        replaced = None not in (join_ref, frame.join_ref) and join_ref != frame.join_ref
+        return None not in (join_ref, frame.join_ref) and join_ref != frame.join_ref
+
+    def _operations(self, frame: Frame, channel: str, pushed: Broadcast | None) -> Sequence[Op]:
         match frame.event:
             case "phx_join":
                 return self._join(frame, channel)
             case "broadcast":
                 return self._broadcast(frame, channel, pushed or read_broadcast(frame))
-            case "phx_leave" if replaced:
+            case "phx_leave" if self._replaced(frame, channel):
                 # What it would end has ended. Clients leave once more what they have replaced.
                 return (Ping(self._note("other", frame)),)
-            case "presence" if replaced:
+            case "presence" if self._replaced(frame, channel):
                 raise Refusal("not_subscribed", REPLACED)
             case "phx_leave":
                 return (Unsubscribe(self._note("leave", frame), channel),)
