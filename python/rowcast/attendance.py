@@ -6,6 +6,7 @@ The one place that subscribing and the hub tell of joins and leaves.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from .presence import Presence
 from .session import Session, State, Subscription
 from .tracking import Tracking, key_of
 from .wire.events import Done, Event, Member, Refused
-from .wire.operations import Track, Untrack
+from .wire.operations import Publish, Track, Untrack
 
 __all__ = ["Attendance"]
 
@@ -41,6 +42,7 @@ class Attendance:
         self._audience = audience
         self._presence = presence
         self._tracking = tracking
+        self.publish: Callable[[Session, Publish], None]  # of who publishes, and sets it
         tracking.answer = self._answer
 
     async def enter(self, session: Session, subscription: Subscription) -> None:
@@ -81,11 +83,12 @@ class Attendance:
             for key, state in self._presence.members(channel)
         ]
 
-    def ask(self, session: Session, op: Track | Untrack) -> None:
-        """Show a member, or no more; behind a subscription to the channel that is pending.
+    def ask(self, session: Session, op: Publish | Track | Untrack) -> None:
+        """Show a member, or no more, or publish what only a subscriber may; behind a subscription
+        to the channel that is pending.
 
         Raises:
-            Refusal: see `track` and `untrack`.
+            Refusal: see `track` and `untrack`, and `publish` of the service.
         """
         subscription = session.subscriptions.get(op.channel)
         if subscription is not None and subscription.state is State.PENDING:
@@ -93,6 +96,8 @@ class Attendance:
                 self.admit(op.channel, bytes(op.state))
             session.pending += 1  # so there are at most as many as there may be requests
             subscription.behind.append(op)
+        elif isinstance(op, Publish):
+            self.publish(session, op)
         elif isinstance(op, Track):
             self.track(session, op.channel, bytes(op.state), op.ref)
         else:
@@ -112,7 +117,7 @@ class Attendance:
             session.refuse(op.ref, refusal, op.channel)
 
     @staticmethod
-    def _behind(session: Session, subscription: Subscription) -> list[Track | Untrack]:
+    def _behind(session: Session, subscription: Subscription) -> list[Publish | Track | Untrack]:
         behind, subscription.behind = subscription.behind, []
         session.pending -= len(behind)
         return behind

@@ -69,6 +69,7 @@ class Service:
         self._rechecks = rechecks
         self._subscribing = subscribing
         self._tasks: set[asyncio.Task[None]] = set()
+        attendance.publish = self.publish
 
     async def open(self, session: Session, token: str) -> bool:
         """Greet a client.
@@ -146,13 +147,9 @@ class Service:
                     self._spawn(session, work, refuse)
             case Unsubscribe():
                 self._subscribing.unsubscribe(session, op)
-            case Publish():
-                caller = session.authenticated()
-                if op.subscribed and not session.hears(op.channel):
-                    raise Refusal("not_subscribed")
-                refuse = partial(session.refuse, op.ref, channel=op.channel)
-                self._spawn(session, self._publish(session, caller, op), refuse)
-            case Track() | Untrack():
+            case Publish(subscribed=False):
+                self.publish(session, op)
+            case Publish() | Track() | Untrack():
                 session.authenticated()
                 self._attendance.ask(session, op)
             case _:
@@ -181,6 +178,18 @@ class Service:
         return caller
 
     # Requests that ask the database
+
+    def publish(self, session: Session, op: Publish) -> None:
+        """Publish, and answer then.
+
+        Raises:
+            Refusal: no token came yet, or the session is not subscribed and must be.
+        """
+        caller = session.authenticated()
+        if op.subscribed and not session.hears(op.channel):
+            raise Refusal("not_subscribed")
+        refuse = partial(session.refuse, op.ref, channel=op.channel)
+        self._spawn(session, self._publish(session, caller, op), refuse)
 
     def _spawn(self, session: Session, work: Work, refuse: Refuse) -> None:
         session.pending += 1

@@ -21,7 +21,7 @@ from .observe import metrics, observe
 from .wire.base import Wire
 from .wire.events import Event, Refused
 from .wire.native import NATIVE
-from .wire.operations import Subscribe, Track, Untrack
+from .wire.operations import Publish, Subscribe, Track, Untrack
 
 __all__ = ["Pipe", "Session", "State", "Subscription"]
 
@@ -67,7 +67,7 @@ class Subscription:
     resuming: bool = False  # pending with a cursor, which a newer one must not replace yet
     request: Subscribe | None = None  # what it is pending for, until that is answered
     # What the client sent behind it without waiting for the answer; done after it, in its order.
-    behind: list[Track | Untrack] = field(default_factory=list)
+    behind: list[Publish | Track | Untrack] = field(default_factory=list)
     # Our own publishes under way: with own=False, what comes now may be one of them.
     publishing: int = 0
     counted: bool = False  # as audience: the policies have allowed it

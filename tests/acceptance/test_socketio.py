@@ -99,7 +99,7 @@ async def test_a_post_does_not_open_anything_and_pages_may_ask_first(bridge: Dae
         ('40{"token":""}', "No authentication provided"),
         ('40{"token":"anon_x"}', "API key"),
         ('40{"apiKey":"ik_x"}', "API key"),
-        ('40{"token":"a.b.c"}', "not valid"),
+        ('40{"token":"a.b.c"}', "no JSON Web Token"),
         (f'40{{"token":"{token(exp=1)}"}}', "expired"),
         (f'40{{"token":"{token(role="postgres")}"}}', "role"),
     ],

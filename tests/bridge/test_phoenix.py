@@ -170,7 +170,7 @@ def test_a_token_in_a_join_comes_before_it_and_only_when_it_is_new(client: Clien
     assert client.told(Authenticated(auth.ref, "alice", "authenticated", 1)) == []
     assert client.told(Subscribed(subscribe.ref, "room"))
     assert len(client.ask("realtime:hall", "phx_join", {"access_token": "user"})) == 1
-    assert len(client.ask("realtime:hall", "phx_join", {"access_token": "sb_publishable"})) == 1
+    assert len(client.ask("realtime:lobby", "phx_join", {"access_token": "sb_publishable"})) == 1
     assert client.ask("realtime:room", "access_token", {"access_token": "user"}) == []
     assert client.ask("realtime:room", "access_token", {"access_token": None}) == []
     [refresh] = client.ask("realtime:room", "access_token", {"access_token": "newer"})
@@ -274,6 +274,46 @@ def test_older_clients_spoil_topics_but_their_join_says_which_is_meant() -> None
     assert (op.channel, op.event) == ("комната", "ë")
 
 
+def test_a_ref_that_two_joins_share_says_nothing_about_a_topic(client: Client) -> None:
+    client.join("public")
+    body = {"event": "e", "payload": {}}
+    [op] = client.ask("realtime:private", "broadcast", body)
+    assert op.channel == "private"
+
+
+@pytest.mark.parametrize("depth", [0, 5000])
+def test_what_cannot_be_read_is_refused_by_its_refs(client: Client, depth: int) -> None:
+    payload = b'{"event":"e","payload":' + b"[" * depth + b"]" * depth + (b"}" if depth else b"")
+    data = client.text("realtime:room", "broadcast", "?", "7", "j").replace(b'"?"', payload)
+    ops, ref, refusal = client.wire.decode(data, binary=False)
+    assert not ops
+    assert refusal is not None
+    [told] = client.told(Refused.because(ref, refusal))
+    assert told[:4] == ("j", "7", "realtime:room", "phx_reply")
+    for broken in (b"x", b"[" * 9999, b"[1,2,3,4", b'{"topic":{}'):
+        _, ref, refusal = client.wire.decode(broken, binary=False)
+        assert refusal is not None
+        [told] = client.told(Refused.because(ref, refusal))
+        assert told[:4] == (None, None, "phoenix", "phx_reply")
+
+
+def test_a_join_that_was_not_tried_ends_neither_one_that_lives_nor_one_that_waits(
+    client: Client,
+) -> None:
+    client.join("room", ack=True)
+    [second] = client.ask("realtime:room", "phx_join", {}, "2", "2")
+    unsubscribe, third = client.ask("realtime:room", "phx_join", {}, "3", "3")
+    assert isinstance(unsubscribe, Unsubscribe)
+    client.told(Refused.because(third.ref, Refusal("rate_limited")))
+    [_, fourth] = client.ask("realtime:room", "phx_join", {}, "4", "4")
+    client.told(Refused.because(second.ref, Refusal("not_subscribed"), "room"))
+    assert client.told(Done(fourth.ref, "room")) == []
+    [reply] = client.told(Subscribed(fourth.ref, "room"))
+    assert (reply[0], reply[1], reply[4]["status"]) == ("4", "4", "ok")
+    assert not client.wire._requests  # noqa: SLF001
+    assert not client.wire._joining  # noqa: SLF001
+
+
 def test_leaving_ends_the_join_and_twice_is_no_error(client: Client) -> None:
     client.join()
     [op] = client.ask("realtime:room", "phx_leave", {}, "5")
@@ -356,7 +396,7 @@ def test_replay_is_history_since_a_time(client: Client) -> None:
     assert [f[4]["payload"] for f in client.heard(*rows, flag="history")] == ["new"]
     for since in ("x", True, -1, 1e300, None):
         config = {"broadcast": {"replay": {"since": since}}}
-        [op] = client.ask("realtime:room", "phx_join", {"config": config})
+        *_, op = client.ask("realtime:room", "phx_join", {"config": config})
         assert op.history in (0, 25)
 
 

@@ -116,12 +116,12 @@ PARTS = {
 LINES_OF_PARTS = {
     r"__init__|bridge|census|http(\.app|\.sockets)?|listening|node|unreachable": 820,
     r"database|doorbell|feed": 660,
-    r"hub|session|wire(\.(base|events|frames|native|operations))?": 730,
+    r"hub|session|wire(\.(base|events|frames|native|operations|salvage))?": 740,
     r"access|batch|handles|identity|recheck|service|subscribing": 1040,
     r"attendance|audience|presence|room|tracking": 640,
     r"egress|outbox|signing": 436,
     r"administration|http\.(handlers|openapi|problems|rest|routes)|sqlstates": 1040,
-    r"http\.(broadcast|phoenix)|wire\.phoenix\w*": 650,
+    r"http\.(broadcast|phoenix)|wire\.phoenix\w*": 715,
     r"http\.(engineio|socketio)|wire\.(engineio|socketio\w*)": 790,
     r"allowance|auth|caller|config|cursor|errors|message|observe|pattern": 700,
 }

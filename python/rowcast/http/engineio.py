@@ -111,7 +111,7 @@ class Connection:
         """Wait for something to say, and return it as the answer to a poll."""
         self.polled = True
         try:
-            while not (self._queue or self._closing or self.probing or self.gone):
+            while not (self._queue or self._closing or self.taken or self.gone):
                 self._news.clear()
                 await self._news.wait()
         finally:
@@ -126,6 +126,11 @@ class Connection:
     def closing(self) -> bool:
         """Whether nothing is to follow what a poll gets."""
         return self.gone or (self._closing and not self._queue)
+
+    @property
+    def taken(self) -> bool:
+        """Whether a WebSocket is used, or tried."""
+        return self.pipe is not None or self.probing
 
     def probe(self, *, begins: bool) -> None:
         """A WebSocket is being tried, or was not taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 
@@ -132,7 +133,7 @@ class SocketIODoor:
         try:
             body = await request.read()
             for packet in engineio.cut(body, self._settings.frame_burst):
-                if connection.gone:
+                if connection.gone or connection.session.closed:
                     break
                 await self._take(connection, packet)
         except web.HTTPRequestEntityTooLarge:
@@ -171,7 +172,7 @@ class SocketIODoor:
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() != "websocket":
             return self._bad(request, *BAD_REQUEST)
-        if connection.pipe is not None or connection.probing:
+        if connection.taken:
             return self._bad(request, *BAD_REQUEST)
         return await self._websocket(request, connection)
 
@@ -204,20 +205,20 @@ class SocketIODoor:
         self, response: web.WebSocketResponse, connection: Connection, pipe: SocketPipe
     ) -> bool:
         """Whether the client goes over to this WebSocket. Until it says so, it polls."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.auth_timeout):
-                if await _packet(response) != engineio.PING + engineio.PROBE:
+                # Of two that are open only one may take over: nobody would close the other.
+                if await _packet(response) != engineio.PING + engineio.PROBE or connection.taken:
                     return False
                 connection.probe(begins=True)
-                pipe.write(text_frame(engineio.PONG + engineio.PROBE))
-                if await _packet(response) != engineio.UPGRADE or connection.closing:
-                    return False
-                connection.upgrade(pipe)
-                return True
-        except TimeoutError:
-            return False
-        finally:
-            connection.probe(begins=False)
+                try:
+                    pipe.write(text_frame(engineio.PONG + engineio.PROBE))
+                    if await _packet(response) == engineio.UPGRADE and not connection.closing:
+                        connection.upgrade(pipe)
+                        return True
+                finally:
+                    connection.probe(begins=False)
+        return False
 
     async def _receive(self, response: web.WebSocketResponse, connection: Connection) -> None:
         async for message in response:

@@ -7,7 +7,6 @@ Postgres accepts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,13 +22,13 @@ from .operations import (
     Op,
     Ping,
     Publish,
-    Ref,
     Subscribe,
     Track,
     Unsubscribe,
     Untrack,
     check,
 )
+from .salvage import salvaged
 
 __all__ = ["NATIVE", "Native", "decode", "encode_messages"]
 
@@ -58,20 +57,8 @@ Known = Auth | Subscribe | Unsubscribe | Publish | Track | Untrack | Ping
 
 _decoder = msgspec.json.Decoder(Known)
 _envelope = msgspec.json.Decoder(_Envelope)
-_reference = msgspec.json.Decoder(Ref | int)
 _quote = msgspec.json.Encoder()
 
-# So much at either end of a frame is searched for its ref: names and refs have at most 255 bytes.
-SALVAGED = 2048
-_TEXT = rb'"(?:[^"\\]|\\.){0,1600}"'
-_PLAIN = rb"(?:" + _TEXT + rb"|[\w.+-]{1,40})"
-_MEMBER = rb"\s*" + _TEXT + rb"\s*:\s*" + _PLAIN + rb"\s*"
-_REF = rb'\s*"ref"\s*:\s*(' + _PLAIN + rb")\s*"
-_HEAD = re.compile(rb"\s*\{(?:" + _MEMBER + rb",)*?" + _REF + rb",", re.DOTALL)
-# Between the last ref and the end there is no other: with one allowed, a frame full of refs would
-# be read to its end from each of them.
-_OTHER = rb'(?!\s*"ref")' + _MEMBER
-_TAIL = re.compile(rb"," + _REF + rb"(?:," + _OTHER + rb")*\}\s*\Z", re.DOTALL)
 _OPS = {kind.__struct_config__.tag for kind in Known.__args__}
 
 
@@ -96,9 +83,9 @@ def _explain(data: bytes, error: Exception) -> tuple[Any, Refusal]:
     try:
         envelope = _envelope.decode(data)
     except RecursionError:
-        return _salvaged(data), Refusal("invalid_message", "The frame is nested too deeply.")
+        return salvaged(data, "ref"), Refusal("invalid_message", "The frame is nested too deeply.")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-        return _salvaged(data), Refusal(
+        return salvaged(data, "ref"), Refusal(
             "invalid_frame", f"The frame is not a JSON object: {error}."
         )
     ref = envelope.ref if isinstance(envelope.ref, str | int) else None
@@ -107,23 +94,6 @@ def _explain(data: bytes, error: Exception) -> tuple[Any, Refusal]:
     if not isinstance(envelope.op, str) or envelope.op not in _OPS:
         return ref, Refusal("unknown_op", f"Use one of the ops {', '.join(sorted(_OPS))}.")
     return ref, Refusal("invalid_frame", f"The frame does not fit op {envelope.op}: {error}.")
-
-
-def _salvaged(data: bytes) -> str | int | None:
-    """The ref of a frame that cannot be read as a whole, so that its request gets an answer.
-
-    It is looked for before and behind what is nested: between it and either end there are only
-    members with plain values, so it is one of the frame's own. Should the frame be no JSON at all,
-    it is its sender who is told a wrong one.
-    """
-    found = _HEAD.match(data, 0, SALVAGED) or _TAIL.search(data, max(0, len(data) - SALVAGED))
-    if found is None:
-        return None
-    try:
-        ref: str | int = _reference.decode(found[1])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    return ref
 
 
 def encode_messages(channel: str, messages: Sequence[Message], flag: str | None = None) -> bytes:

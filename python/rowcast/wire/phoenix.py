@@ -43,7 +43,17 @@ from .operations import (
     Untrack,
     check,
 )
-from .phoenix_frames import TOPIC, Broadcast, Frame, Reference, broadcasts, cut, push
+from .phoenix_frames import (
+    TOPIC,
+    Broadcast,
+    BrokenError,
+    Frame,
+    Reference,
+    broadcasts,
+    cut,
+    push,
+    text,
+)
 from .phoenix_join import Join, read_join
 
 __all__ = ["Phoenix"]
@@ -58,6 +68,10 @@ FOR_GOOD = {"revoked", "disabled", "deleted", "expired"}
 # Keys of a server of their own kind, which are no tokens.
 OPAQUE = "sb_"
 UNCONFIRMED = 100
+REPLACED = "Another join has replaced this one."
+
+
+_broadcast = msgspec.json.Decoder(Broadcast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,11 @@ class _Request:
     join: Join | None = None
     token: str | None = None
     ack: bool = False
+
+
+# Who is told of a frame that nobody knows the request of. No channel: one of realtime-py would
+# end with an error that it is told.
+NOBODY = _Request("other", "phoenix", None, None)
 
 
 class Phoenix:
@@ -89,7 +108,7 @@ class Phoenix:
         self._requests: dict[int, _Request] = {}
         self._count = 0
         self._joined: dict[str, tuple[Reference, Join]] = {}
-        self._since: dict[str, str] = {}
+        self._joining: dict[str, int] = {}  # the newest join that is not answered yet
         self._unconfirmed: deque[tuple[bytes, str, list[tuple[str, str]]]] = deque(
             maxlen=UNCONFIRMED
         )
@@ -98,8 +117,9 @@ class Phoenix:
         """See `Wire`."""
         try:
             frame, broadcast = cut(self.format, data, binary=binary)
-        except (ValueError, RecursionError) as error:
-            return (), None, Refusal("invalid_frame", f"This is no frame of Phoenix: {error}.")
+        except BrokenError as error:
+            refusal = Refusal("invalid_frame", f"This is no frame of Phoenix: {error}.")
+            return (), self._note("other", error.frame), refusal
         if frame.topic == "phoenix" and frame.event == "heartbeat":
             number = self._note("other", frame)
             return (Ping(number),), number, None
@@ -117,19 +137,37 @@ class Phoenix:
 
     def _channel(self, frame: Frame) -> str:
         """The channel that is meant. Clients that write the low bytes of characters spoil the
-        topic of a push, but not the ref of its join."""
-        if frame.event == "broadcast" and frame.topic.removeprefix(TOPIC) not in self._joined:
-            for channel, (join_ref, _) in self._joined.items():
-                if join_ref is not None and join_ref == frame.join_ref:
+        topic of a push, but not the ref of its join; which alone says nothing, because a client
+        may join several topics with one."""
+        name = frame.topic.removeprefix(TOPIC) if frame.topic.startswith(TOPIC) else ""
+        if frame.event == "broadcast" and name not in self._joined:
+            for channel in (*self._joined, *self._joining):
+                if self._asked(channel)[0] == frame.join_ref and name == spoiled(channel):
                     return channel
-        return frame.topic.removeprefix(TOPIC) if frame.topic.startswith(TOPIC) else ""
+        return name
 
-    def _operations(self, frame: Frame, channel: str, broadcast: Broadcast | None) -> Sequence[Op]:
-        if broadcast is not None:
-            return self._broadcast(frame, channel, broadcast)
+    def _asked(self, channel: str) -> tuple[Reference, Join]:
+        """The newest join of a channel, answered or not."""
+        request = self._requests.get(self._joining.get(channel, 0))
+        if request is not None and request.join is not None:
+            return request.join_ref, request.join
+        return self._joined.get(channel, (None, Join()))
+
+    def _replaced(self, frame: Frame, channel: str) -> bool:
+        join_ref, _ = self._asked(channel)
+        return None not in (join_ref, frame.join_ref) and join_ref != frame.join_ref
+
+    def _operations(self, frame: Frame, channel: str, pushed: Broadcast | None) -> Sequence[Op]:
         match frame.event:
             case "phx_join":
                 return self._join(frame, channel)
+            case "broadcast":
+                return self._broadcast(frame, channel, pushed or read_broadcast(frame))
+            case "phx_leave" if self._replaced(frame, channel):
+                # What it would end has ended. Clients leave once more what they have replaced.
+                return (Ping(self._note("other", frame)),)
+            case "presence" if self._replaced(frame, channel):
+                raise Refusal("not_subscribed", REPLACED)
             case "phx_leave":
                 return (Unsubscribe(self._note("leave", frame), channel),)
             case "access_token":
@@ -150,25 +188,24 @@ class Phoenix:
         if token is not None and (token == self._token or token.startswith(OPAQUE)):
             token = None
         number = self._note("join", frame, join=join, token=token)
-        if join.since is not None:
-            self._since[channel] = join.since
         names = (number, channel, None, None, join.history, join.own, join.presence)
         subscribe = Resume(*names, handle=join.resume) if join.resume else Subscribe(*names)
-        return (subscribe,) if token is None else (Auth(number, token), subscribe)
+        renewal = () if token is None else (Auth(number, token),)
+        # Its client waits for this join alone: an answer to the one before would be nobody's.
+        former = (Unsubscribe(number, channel),) if channel in self._joining else ()
+        self._joining[channel] = number
+        return (*renewal, *former, subscribe)
 
     def _broadcast(self, frame: Frame, channel: str, broadcast: Broadcast) -> Sequence[Op]:
         if not broadcast.event:
             raise Refusal("invalid_message", "A broadcast needs an event.")
-        _, join = self._joined.get(channel, (None, Join()))
+        _, join = self._asked(channel)
         number = self._note("other", frame, ack=join.ack)
         kind = "message" if join.persist or broadcast.persist else "broadcast"
         return (Publish(number, channel, broadcast.event, broadcast.payload, kind),)
 
     def _presence(self, frame: Frame, channel: str) -> Sequence[Op]:
-        try:
-            asked = msgspec.json.decode(frame.payload, type=Broadcast)
-        except (ValueError, RecursionError) as error:
-            raise Refusal("invalid_message", f"presence: {error}.") from None
+        asked = read_broadcast(frame)
         number = self._note("other", frame)
         if asked.event == "untrack":
             return (Untrack(number, channel),)
@@ -210,7 +247,7 @@ class Phoenix:
         self, channel: str, messages: Sequence[Message], flag: str | None = None
     ) -> bytes:
         """See `Wire`."""
-        if flag == "history" and (since := self._since.get(channel)):
+        if flag == "history" and (since := self._asked(channel)[1].since):
             messages = [message for message in messages if message.timestamp >= since]
         return broadcasts(self.format, channel, messages, flag)
 
@@ -233,7 +270,7 @@ class Phoenix:
         request = self._requests.pop(event.ref)
         join = request.join or Join()
         self._joined[event.channel] = (request.join_ref, join)
-        self._since.pop(event.channel, None)
+        self._settle(event.channel, event.ref)
         data = self._reply(request)
         if join.presence:
             # Also an empty one: until it comes, clients hold back what they hear of presence.
@@ -250,7 +287,17 @@ class Phoenix:
             del self._requests[event.ref]
         return b""
 
+    def _settle(self, channel: str, number: int) -> None:
+        """A join is answered. Before it there may be one that it did not get to replace."""
+        if self._joining.get(channel) == number:
+            del self._joining[channel]
+            for earlier, request in self._requests.items():
+                if request.kind == "join" and request.topic == TOPIC + channel:
+                    self._joining[channel] = earlier
+
     def _done(self, event: Done) -> bytes:
+        if self._requests[event.ref].kind == "join":
+            return b""  # the one that it replaces has ended
         request = self._requests.pop(event.ref)
         if request.kind == "leave" and event.channel is not UNSET:
             self._joined.pop(event.channel, None)
@@ -258,10 +305,9 @@ class Phoenix:
 
     def _refused(self, event: Refused) -> bytes:
         reason = f"{CODES.get(event.code, event.code)}: {event.message}"
-        if event.ref is None:
-            # About the session, like the end of its token.
+        if event.ref is None and event.code == "token_expired":
             return b"".join(self._system(channel, "error", reason) for channel in self._joined)
-        request = self._requests.pop(event.ref)
+        request = NOBODY if event.ref is None else self._requests.pop(event.ref)
         if request.kind == "token":
             return self._system(request.topic.removeprefix(TOPIC), "error", reason)
         if request.kind == "leave" and event.code == "not_subscribed":
@@ -269,8 +315,9 @@ class Phoenix:
         response = {"reason": reason}
         if request.kind == "join":
             channel = request.topic.removeprefix(TOPIC)
-            self._joined.pop(channel, None)
-            self._since.pop(channel, None)
+            self._settle(channel, event.ref)
+            if event.channel is not UNSET:  # else it did not get as far as to replace the former
+                self._joined.pop(channel, None)
         else:
             response["error"] = reason
         return self._reply(request, "error", response)
@@ -321,6 +368,23 @@ class Phoenix:
             "channel": channel,
         }
         return self._push(channel, "system", msgspec.json.encode(payload))
+
+
+def spoiled(channel: str) -> str:
+    """What is left of a name of which a client writes the low byte of each UTF-16 unit."""
+    return text(channel.encode("utf-16-le", "surrogatepass")[::2])
+
+
+def read_broadcast(frame: Frame) -> Broadcast:
+    """What is in the payload of an event "broadcast" or "presence".
+
+    Raises:
+        Refusal: it is neither.
+    """
+    try:
+        return _broadcast.decode(frame.payload)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("invalid_message", f"{frame.event}: {error}.") from None
 
 
 def read_token(payload: msgspec.Raw) -> str | None:

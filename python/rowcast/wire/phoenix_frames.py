@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,17 +18,20 @@ import msgspec
 
 from ..message import Message
 from .frames import binary_frame, text_frame
+from .salvage import PLAIN, SALVAGED, salvaged
 
 __all__ = [
     "TOPIC",
     "VERSIONS",
     "Broadcast",
+    "BrokenError",
     "Frame",
     "Reference",
     "binary_payload",
     "broadcasts",
     "cut",
     "push",
+    "text",
 ]
 
 # vsn of the URL → format of the wire
@@ -80,33 +84,62 @@ class _Bytes(msgspec.Struct, forbid_unknown_fields=True):
     data: str = msgspec.field(name=BYTES)
 
 
+class BrokenError(ValueError):
+    """What came is no frame; `frame` is what can be answered of it."""
+
+    def __init__(self, frame: Frame, error: Exception) -> None:
+        super().__init__(str(error))
+        self.frame = frame
+
+
 _object = msgspec.json.Decoder(Frame)
 _array = msgspec.json.Decoder(_Array)
-_broadcast = msgspec.json.Decoder(Broadcast)
 _meta_of_push = msgspec.json.Decoder(_Meta)
 _bytes = msgspec.json.Decoder(_Bytes)
 _valid = msgspec.json.Decoder(msgspec.Raw)
+# What stands before the payload of an array.
+_HEAD = re.compile(rb"\s*\[(?:\s*" + PLAIN + rb"\s*,){4}", re.DOTALL)
 
 
 def cut(form: str, data: bytes, *, binary: bool) -> tuple[Frame, Broadcast | None]:
-    """Cut a frame of a client, and what is in it when its event is "broadcast".
+    """Cut a frame of a client, and what is in it when it is a binary one.
 
     Raises:
-        ValueError: it is none. (msgspec's errors are ValueErrors, too.)
+        BrokenError: it is none.
     """
-    if binary:
-        if form != "phoenix2":
-            raise ValueError("version 1.0.0 has text frames only")
-        return _cut_push(data)
+    try:
+        if binary:
+            if form != "phoenix2":
+                raise ValueError("version 1.0.0 has text frames only")
+            return _cut_push(data)
+        return _cut_text(form, data), None
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, too
+        raise BrokenError(_answerable(form, data, binary=binary), error) from None
+
+
+def _cut_text(form: str, data: bytes) -> Frame:
     if form == "phoenix2":
         array = _array.decode(data)
-        frame = Frame(array.topic, array.event, array.payload, array.ref, array.join_ref)
-    else:
-        frame = _object.decode(data)
-    return frame, _broadcast.decode(frame.payload) if frame.event == "broadcast" else None
+        return Frame(array.topic, array.event, array.payload, array.ref, array.join_ref)
+    return _object.decode(data)
 
 
-def _cut_push(data: bytes) -> tuple[Frame, Broadcast]:
+def _answerable(form: str, data: bytes, *, binary: bool) -> Frame:
+    """The refs and the topic of what cannot be read; else what is about no topic."""
+    try:
+        if binary:
+            return _cut_head(data)[0]
+        if form == "phoenix2":
+            head = _HEAD.match(data, 0, SALVAGED)
+            return _cut_text(form, (head[0] if head else b"") + b"{}]")
+        topic, ref, join_ref = (salvaged(data, name) for name in ("topic", "ref", "join_ref"))
+        return Frame(str(topic or "phoenix"), "", ref=ref, join_ref=join_ref)
+    except ValueError:
+        return Frame("phoenix", "")
+
+
+def _cut_head(data: bytes) -> tuple[Frame, str, bytes, bytes]:
+    """The head of a binary frame: whose it is, its event, its meta, its payload."""
     if len(data) < 7 or data[0] != PUSH:
         raise ValueError("the only binary frame is a push, kind 3")
     parts: list[bytes] = []
@@ -116,19 +149,23 @@ def _cut_push(data: bytes) -> tuple[Frame, Broadcast]:
         at += size
     if at > len(data):
         raise ValueError("the head of the frame is longer than the frame")
-    join_ref, ref, topic, event = (_text(part) for part in parts[:4])
-    payload = data[at:]
+    join_ref, ref, topic, event = (text(part) for part in parts[:4])
+    frame = Frame(topic, "broadcast", ref=ref or None, join_ref=join_ref or None)
+    return frame, event, parts[4], data[at:]
+
+
+def _cut_push(data: bytes) -> tuple[Frame, Broadcast]:
+    frame, event, meta, payload = _cut_head(data)
     if data[6] == BINARY:
         payload = binary_payload(payload)
     elif data[6] != JSON:
         raise ValueError("the encoding of the payload is 0, binary, or 1, JSON")
-    persist = _meta_of_push.decode(parts[4]).persist if parts[4] else None
+    persist = _meta_of_push.decode(meta).persist if meta else None
     # The payload stays as it came: parsing and printing it again would change numbers.
-    broadcast = Broadcast(event, _valid.decode(payload), persist)
-    return Frame(topic, "broadcast", ref=ref or None, join_ref=join_ref or None), broadcast
+    return frame, Broadcast(event, _valid.decode(payload), persist)
 
 
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
     """Newer clients write UTF-8, older ones the low byte of each UTF-16 unit."""
     try:
         return data.decode()

@@ -160,8 +160,6 @@ class SocketIO:
             case "realtime:unsubscribe":
                 channel = msgspec.json.decode(said.body, type=_Channel).channel
                 request.kind, request.channel = "unsubscribe", channel
-                # What is asked from now on is not answered with what was asked before.
-                self._subscribing.pop(channel, None)
                 return (Unsubscribe(number, channel),)
             case "realtime:publish":
                 message = msgspec.json.decode(said.body, type=_Message)
@@ -259,7 +257,7 @@ class SocketIO:
         channel = request.channel or (event.channel or None)
         if request.kind == "connect":
             return self._rejected(request, event)
-        if request.kind == "unsubscribe":
+        if request.kind == "unsubscribe" and event.code == "not_subscribed":
             return _acks(request, {"ok": True, "channel": channel})  # it is what was asked for
         if request.kind == "subscribe":
             self._settle(channel, event.ref)
