@@ -55,7 +55,7 @@ class Verifier:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise AuthError(
-                "The token is no JSON Web Token: that is three parts joined by dots,"
+                "The token is no JSON Web Token: that is three base64url parts joined by dots,"
                 " such as `rowcast token` prints."
             ) from None
         try:

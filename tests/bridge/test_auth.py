@@ -179,7 +179,7 @@ async def test_tokens_that_are_none_are_refused(token: str) -> None:
 
 @pytest.mark.parametrize("token", ["", "abc", "...", "💥.💥.💥", "a.b", "bm8.bm8.bm8", "[]"])
 async def test_what_is_no_token_at_all_is_told_what_one_looks_like(token: str) -> None:
-    assert "three parts joined by dots" in str(await refusal(verifier(), token))
+    assert "three base64url parts joined by dots" in str(await refusal(verifier(), token))
 
 
 @pytest.mark.parametrize("token", ["other secret", "no signature"])
