@@ -46,13 +46,35 @@ end;
 comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
 'Inclusive ranges of xids that were not visible in the first snapshot and have ended by the second.';
 
+-- An ALTER TABLE that rewrites a leaf, as a new column with a volatile default does, makes all its rows
+-- its own: a snapshot from before it is over sees none of them. Who has waited for the lock of such a
+-- statement has found nothing, and must not go on from there. The snapshot shows the leaf's old
+-- file then, and the function knows the new one.
+create or replace function rowcast.rewritten()
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select exists (
+        select from pg_catalog.pg_partition_tree('public.realtime_messages') as t
+        join pg_catalog.pg_class as c on t.relid = c.oid
+        where t.isleaf and c.relfilenode <> pg_relation_filenode(c.oid)
+    );
+end;
+
+comment on function rowcast.rewritten() is
+'Whether a leaf has another file now than in the snapshot of this statement.';
+
 -- One drain. The first row is the snapshot itself, also when nothing is new: rows, snapshot and
 -- boot id belong to one statement. STABLE, so that every query in here uses that snapshot.
 --
 -- It names only the few leaves that are needed: through the parent an empty drain costs 42 ms with
 -- 400 leaves. Mostly these are the ones for which there is a compiled query, which says so with
 -- its first row. No LIMIT: it misleads the planner; the loop stops early, and answers `more` when
--- the caller has to read by portal.
+-- the caller has to read by portal. Who waits for a lock waits longer than a millisecond, and only
+-- then it is asked what for.
 create or replace function rowcast.feed(
     p_snapshot text, p_boot uuid, p_issued_at timestamptz, p_rows integer, p_bytes integer
 )
@@ -161,6 +183,10 @@ begin
         return next;
     end loop;
     close v_found;
+    if clock_timestamp() > v_time + interval '1 millisecond' and rowcast.rewritten() then
+        raise exception 'realtime_messages was rewritten while a drain waited for it'
+        using errcode = '40001', hint = 'Drain again from the same snapshot.';
+    end if;
 end;
 $$;
 

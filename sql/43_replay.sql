@@ -175,6 +175,10 @@ begin
             end loop;
         end if;
     end loop;
+    if rowcast.rewritten() then
+        raise exception 'realtime_messages was rewritten while a replay waited for it'
+        using errcode = '40001', hint = 'Ask again.';
+    end if;
 end;
 $$;
 
