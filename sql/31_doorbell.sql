@@ -10,7 +10,7 @@
 -- that is gone.
 --
 -- No share is given either while somebody waits for the whole. Nobody of ours ever does, but any
--- login may, beside a bridge that sleeps. So only where there is neither, which is rare, the table of
+-- login may, beside a bridge that sleeps. So where there is neither, which is rare, the table of
 -- locks is asked; to ask it always would cost more than the publish.
 --
 -- All locks and releases stand in one expression: as two statements a cancel in between

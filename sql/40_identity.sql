@@ -22,8 +22,8 @@ comment on function rowcast.boot_id() is
 -- Makes the rows of a restored or copied database its own: everything up to now is history.
 -- The unlogged side came with the dump, so it is emptied; cursors of the old cluster end here.
 --
--- Rows that came by replication may have left their sequence behind: the highest of them is the floor,
--- and the sequence goes on above it.
+-- Rows that came by replication may have left their sequence behind: the highest of them is the
+-- floor, and the sequence goes on above it.
 create or replace function rowcast.adopt()
 returns boolean
 language plpgsql
@@ -36,7 +36,7 @@ declare
     v_floor bigint;
     v_newest bigint;
 begin
-    lock table rowcast.origin in share row exclusive mode;
+    lock table rowcast.origin in exclusive mode; -- not beside upkeep, which locks the row
     if exists (select from rowcast.origin as o where o.system_identifier = v_here) then
         return false;
     end if;

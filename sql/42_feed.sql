@@ -46,10 +46,10 @@ end;
 comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
 'Inclusive ranges of xids that were not visible in the first snapshot and have ended by the second.';
 
--- An ALTER TABLE that rewrites a leaf, as a new column with a volatile default does, makes all its rows
--- its own: a snapshot from before it is over sees none of them. Who has waited for the lock of such a
--- statement has found nothing, and must not go on from there. The snapshot shows the leaf's old
--- file then, and the function knows the new one.
+-- An ALTER TABLE that rewrites a leaf, as a new column with a volatile default does, makes all its
+-- rows its own: a snapshot from before it is over sees none of them. Who has waited for the lock of
+-- such a statement has found nothing, and must not go on from there. The snapshot shows the leaf's
+-- old file then, and the function knows the new one.
 create or replace function rowcast.rewritten()
 returns boolean
 language sql
@@ -57,7 +57,7 @@ stable
 security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
-    select exists (
+    select exists(
         select from pg_catalog.pg_partition_tree('public.realtime_messages') as t
         join pg_catalog.pg_class as c on t.relid = c.oid
         where t.isleaf and c.relfilenode <> pg_relation_filenode(c.oid)

@@ -89,9 +89,9 @@ $$;
 comment on function rowcast.expire_broadcasts() is
 'Deletes broadcasts past their retention and remembers what each channel lost; returns how many.';
 
--- Everything that must happen now and then. One caller at a time; the others return at once. The lock
--- is one of a row: an advisory lock any login could take, and keep, and nothing would ever expire.
--- `again` asks for the next call without delay.
+-- Everything that must happen now and then. One caller at a time; the others return at once. The
+-- lock is one of a row: an advisory one any login could take, and keep, and nothing would ever
+-- expire. `again` asks for the next call without delay.
 create or replace function rowcast.upkeep()
 returns jsonb
 language plpgsql

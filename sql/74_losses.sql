@@ -57,9 +57,9 @@ create or replace trigger realtime_messages_85_lost
 after truncate on public.realtime_messages
 for each statement execute function rowcast.messages_lost();
 
--- What a leaf does not have from its parent. A statement trigger there does not fire for a leaf that
--- is named itself. And where somebody publishes all tables for logical replication, a message without
--- a replica identity could not be deleted any more. New leaves get theirs from make_leaf().
+-- What a leaf does not have from its parent. A statement trigger there does not fire for a leaf
+-- that is named itself. And where somebody publishes all tables for logical replication, a message
+-- without a replica identity could not be deleted any more. New leaves get theirs from make_leaf().
 create or replace function rowcast.watch_leaf(p_leaf text)
 returns void
 language plpgsql
