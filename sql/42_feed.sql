@@ -49,8 +49,8 @@ comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
 -- An ALTER TABLE that rewrites a leaf, as a new column with a volatile default does, makes all its
 -- rows its own: a snapshot from before it is over sees none of them. Who has waited for the lock of
 -- such a statement has found nothing, and must not go on from there. The snapshot shows the leaf's
--- old file then, and the function knows the new one.
-create or replace function rowcast.rewritten()
+-- old file then, and the function knows the new one. It asks for what was read and locks nothing.
+create or replace function rowcast.rewritten(p_leaves text[])
 returns boolean
 language sql
 stable
@@ -58,14 +58,14 @@ security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
     select exists(
-        select from pg_catalog.pg_partition_tree('public.realtime_messages') as t
-        join pg_catalog.pg_class as c on t.relid = c.oid
-        where t.isleaf and c.relfilenode <> pg_relation_filenode(c.oid)
+        select from unnest(p_leaves) as l (name)
+        join pg_catalog.pg_class as c on c.oid = to_regclass(format('rowcast.%I', l.name))
+        where c.relfilenode <> pg_relation_filenode(c.oid)
     );
 end;
 
-comment on function rowcast.rewritten() is
-'Whether a leaf has another file now than in the snapshot of this statement.';
+comment on function rowcast.rewritten(text[]) is
+'Whether one of these leaves has another file now than in the snapshot of this statement.';
 
 -- One drain. The first row is the snapshot itself, also when nothing is new: rows, snapshot and
 -- boot id belong to one statement. STABLE, so that every query in here uses that snapshot.
@@ -183,7 +183,9 @@ begin
         return next;
     end loop;
     close v_found;
-    if clock_timestamp() > v_time + interval '1 millisecond' and rowcast.rewritten() then
+    if clock_timestamp() > v_time + interval '1 millisecond'
+        and rowcast.rewritten(rowcast.leaves_for(v_xmin, v_since))
+    then
         raise exception 'realtime_messages was rewritten while a drain waited for it'
         using errcode = '40001', hint = 'Drain again from the same snapshot.';
     end if;
