@@ -46,27 +46,6 @@ end;
 comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
 'Inclusive ranges of xids that were not visible in the first snapshot and have ended by the second.';
 
--- An ALTER TABLE that rewrites a leaf, as a new column with a volatile default does, makes all its
--- rows its own: a snapshot from before it is over sees none of them. Who has waited for the lock of
--- such a statement has found nothing, and must not go on from there. The snapshot shows the leaf's
--- old file then, and the function knows the new one. It asks for what was read and locks nothing.
-create or replace function rowcast.rewritten(p_leaves text[])
-returns boolean
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-begin atomic
-    select exists(
-        select from unnest(p_leaves) as l (name)
-        join pg_catalog.pg_class as c on c.oid = to_regclass(format('rowcast.%I', l.name))
-        where c.relfilenode <> pg_relation_filenode(c.oid)
-    );
-end;
-
-comment on function rowcast.rewritten(text[]) is
-'Whether one of these leaves has another file now than in the snapshot of this statement.';
-
 -- One drain. The first row is the snapshot itself, also when nothing is new: rows, snapshot and
 -- boot id belong to one statement. STABLE, so that every query in here uses that snapshot.
 --
