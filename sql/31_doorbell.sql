@@ -9,6 +9,10 @@
 -- publisher that holds it alone, and whoever gets a share and with it the whole has met one
 -- that is gone.
 --
+-- No share is given either while somebody waits for the whole. Nobody of ours ever does, but any
+-- login may, beside a bridge that sleeps. So where there is neither, which is rare, the table of
+-- locks is asked; to ask it always would cost more than the publish.
+--
 -- All locks and releases stand in one expression: as two statements a cancel in between
 -- leaves the session lock held for ever (89 of 150 cancels). Where prepared transactions are
 -- possible bridges poll, because PREPARE refuses a transaction that notified.
@@ -20,21 +24,32 @@ language plpgsql
 volatile
 security invoker
 as $$
+declare
+    v_sleeps boolean := case
+        when pg_catalog.pg_try_advisory_lock(1919903587, 1)
+            then not pg_catalog.pg_advisory_unlock(1919903587, 1)
+        when not pg_catalog.pg_try_advisory_lock_shared(1919903587, 1)
+            then null
+        when pg_catalog.pg_try_advisory_lock(1919903587, 1)
+            then not (
+                pg_catalog.pg_advisory_unlock(1919903587, 1)
+                and pg_catalog.pg_advisory_unlock_shared(1919903587, 1)
+            )
+        else pg_catalog.pg_advisory_unlock_shared(1919903587, 1)
+    end;
 begin
-    if (
-        case
-            when pg_catalog.pg_try_advisory_lock(1919903587, 1)
-                then not pg_catalog.pg_advisory_unlock(1919903587, 1)
-            when not pg_catalog.pg_try_advisory_lock_shared(1919903587, 1)
-                then false
-            when pg_catalog.pg_try_advisory_lock(1919903587, 1)
-                then not (
-                    pg_catalog.pg_advisory_unlock(1919903587, 1)
-                    and pg_catalog.pg_advisory_unlock_shared(1919903587, 1)
-                )
-            else pg_catalog.pg_advisory_unlock_shared(1919903587, 1)
-        end
-    ) then
+    if v_sleeps is null then
+        v_sleeps := exists (
+            select from pg_catalog.pg_locks as l
+            where l.locktype operator(pg_catalog.=) 'advisory'
+            and l.classid operator(pg_catalog.=) 1919903587
+            and l.objid operator(pg_catalog.=) 1
+            and l.objsubid operator(pg_catalog.=) 2
+            and l.mode operator(pg_catalog.=) 'ShareLock'
+            and l.granted
+        );
+    end if;
+    if v_sleeps then
         if pg_catalog.current_setting('max_prepared_transactions')::pg_catalog.int4 operator(pg_catalog.=) 0 then
             perform pg_catalog.pg_notify('rowcast', '');
         end if;
@@ -56,7 +71,8 @@ for each statement execute function rowcast.ring();
 
 -- Who may have passed the doorbell without hearing that a bridge sleeps: transactions that hold
 -- a writer's lock on our tables. Locks are released after the transaction is visible, so once
--- these are gone a drain sees all they wrote. Waiting for the oldest xid of the cluster
+-- these are gone a drain sees all they wrote. Of the leaves as well: whoever names one has no lock
+-- of their parent. Waiting for the oldest xid of the cluster
 -- instead would wait for transactions that have nothing to do with us.
 create or replace function rowcast.writers()
 returns text[]
@@ -73,9 +89,9 @@ begin atomic
             where d.datname = current_database()
         )
         and l.relation in (
-            'public.realtime_messages'::regclass,
-            'rowcast.signal'::regclass,
-            'rowcast.presence'::regclass
+            select t.relid from pg_partition_tree('public.realtime_messages') as t
+            union all
+            values ('rowcast.signal'::regclass), ('rowcast.presence'::regclass)
         )
         and l.granted
         and l.mode in (
@@ -84,7 +100,7 @@ begin atomic
 end;
 
 comment on function rowcast.writers() is
-'Virtual transaction ids that hold a writer''s lock on the message, signal or presence table.';
+'Virtual transaction ids that hold a writer''s lock on the message table, a leaf of it, or the signal or presence table.';
 
 -- A bridge's way to sleep. Never waits: a publisher holds the lock for microseconds only.
 create or replace function rowcast.doze()

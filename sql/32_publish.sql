@@ -4,6 +4,9 @@
 -- Inside a trigger a refusal rolls back the user's own statement, so it must say which two ways
 -- there are. The exception block is a subtransaction, therefore only there. And the trigger may
 -- be one of realtime_messages, whose own publisher still waits for its id.
+--
+-- A trigger of the team may drop the row after it was stamped. So an id is answered for a row that
+-- was inserted, and where a key was given, because then it may be the first message's.
 create or replace function rowcast.publish(
     channel text,
     event text,
@@ -32,7 +35,7 @@ begin
         perform set_config('rowcast.message_id', 'wanted', true);
         insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
         values (publish.type, publish.channel, publish.event, publish.payload, publish.id);
-        return nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+        return case when found or publish.id is not null then nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid end;
     else
         v_outer := coalesce(current_setting('rowcast.message_id', true), '');
         perform set_config('rowcast.message_id', 'wanted', true);
@@ -45,7 +48,9 @@ begin
             using errcode = '42501',
             hint = 'This trigger publishes as the end user, whom the policies of realtime_messages refuse. Let trusted code publish with rowcast.publish_as_system() in a SECURITY DEFINER function of a role granted rowcast_publisher, or use rowcast.attach().';
         end;
-        v_id := nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+        if found or publish.id is not null then
+            v_id := nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+        end if;
         perform set_config('rowcast.message_id', v_outer, true);
         return v_id;
     end if;
@@ -114,7 +119,9 @@ begin
         publish_as_system.type, publish_as_system.channel, publish_as_system.event,
         publish_as_system.payload, publish_as_system.id
     );
-    v_id := nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+    if found or publish_as_system.id is not null then
+        v_id := nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+    end if;
     if pg_trigger_depth() > 0 then
         perform set_config('rowcast.message_id', v_outer, true);
     end if;

@@ -21,6 +21,9 @@ comment on function rowcast.boot_id() is
 
 -- Makes the rows of a restored or copied database its own: everything up to now is history.
 -- The unlogged side came with the dump, so it is emptied; cursors of the old cluster end here.
+--
+-- Rows that came by replication may have left their sequence behind: the highest of them is the
+-- floor, and the sequence goes on above it.
 create or replace function rowcast.adopt()
 returns boolean
 language plpgsql
@@ -31,14 +34,19 @@ as $$
 declare
     v_here constant bigint := (select c.system_identifier from pg_catalog.pg_control_system() as c);
     v_floor bigint;
+    v_newest bigint;
 begin
-    perform pg_advisory_xact_lock(1919903587, 2);
+    lock table rowcast.origin in exclusive mode; -- not beside upkeep, which locks the row
     if exists (select from rowcast.origin as o where o.system_identifier = v_here) then
         return false;
     end if;
     -- Updated, because whoever waits to give the registry of leaves its next version would find a
     -- new row as little as the old one.
     v_floor := (select case when s.is_called then s.last_value else 0 end from rowcast.message_seq as s);
+    v_newest := (select max(m.seq) from public.realtime_messages as m);
+    if v_newest > v_floor then
+        v_floor := setval('rowcast.message_seq', v_newest);
+    end if;
     update rowcast.origin set system_identifier = v_here, seq_floor = v_floor, leaves = leaves + 1;
     if not found then
         insert into rowcast.origin (system_identifier, seq_floor) values (v_here, v_floor);

@@ -94,3 +94,24 @@ end;
 
 comment on function rowcast.leaves_query(text[], boolean, boolean, text) is
 'SQL that reads leaves, signals and presence: xids between $1 and $2, of which only the first count when single, seq above $3, and created_at from $4 on when asked for; after rows of its own that p_first may add.';
+
+-- An ALTER TABLE that rewrites a leaf, as a new column with a volatile default does, makes all its
+-- rows its own: a snapshot from before it is over sees none of them. Who has waited for the lock of
+-- such a statement has found nothing, and must not go on from there. The snapshot shows the leaf's
+-- old file then, and the function knows the new one. It asks for what was read and locks nothing.
+create or replace function rowcast.rewritten(p_leaves text[])
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select exists(
+        select from unnest(p_leaves) as l (name)
+        join pg_catalog.pg_class as c on c.oid = to_regclass(format('rowcast.%I', l.name))
+        where c.relfilenode <> pg_relation_filenode(c.oid)
+    );
+end;
+
+comment on function rowcast.rewritten(text[]) is
+'Whether one of these leaves has another file now than in the snapshot of this statement.';

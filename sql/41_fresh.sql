@@ -71,13 +71,16 @@ comment on function rowcast.fresh_spans(xid8[], xid8[], bigint, bigint, xid8, ti
 -- leaves_for(), turned round, for the leaves left out: an older cursor, a clock set back, the next
 -- leaf.
 --
--- Nothing is replaced as long as that would change nothing: every bridge would plan anew.
+-- Nothing is replaced as long as that would change nothing: every bridge would plan anew. Times are
+-- written as ISO has them, in UTC: who compiles and who reads need not agree on a DateStyle.
 create or replace function rowcast.fresh_compile()
 returns boolean
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO'
+set timezone = 'UTC'
 as $$
 declare
     v_version constant bigint := (select o.leaves from rowcast.origin as o);

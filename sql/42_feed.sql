@@ -52,7 +52,8 @@ comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
 -- It names only the few leaves that are needed: through the parent an empty drain costs 42 ms with
 -- 400 leaves. Mostly these are the ones for which there is a compiled query, which says so with
 -- its first row. No LIMIT: it misleads the planner; the loop stops early, and answers `more` when
--- the caller has to read by portal.
+-- the caller has to read by portal. Who waits for a lock waits longer than a millisecond, and only
+-- then it is asked what for.
 create or replace function rowcast.feed(
     p_snapshot text, p_boot uuid, p_issued_at timestamptz, p_rows integer, p_bytes integer
 )
@@ -161,6 +162,12 @@ begin
         return next;
     end loop;
     close v_found;
+    if clock_timestamp() > v_time + interval '1 millisecond'
+        and rowcast.rewritten(rowcast.leaves_for(v_xmin, v_since))
+    then
+        raise exception 'realtime_messages was rewritten while a drain waited for it'
+        using errcode = '40001', hint = 'Drain again from the same snapshot.';
+    end if;
 end;
 $$;
 

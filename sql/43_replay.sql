@@ -113,6 +113,7 @@ declare
     );
     v_settings rowcast.settings;
     v_leaves text[];
+    v_read text[];
     v_sql text;
     v_of_row boolean;
     v_row uuid;
@@ -147,6 +148,7 @@ begin
             then
                 v_of_row := position('*' in p_channels[i]) > 0;
                 v_leaves := rowcast.leaves_for(v_xmin, v_since);
+                v_read := v_read || v_leaves;
                 v_sql := rowcast.replay_query(v_leaves, v_of_row);
             end if;
             v_row := case when v_of_row then (rowcast.subscribable(p_channels[i])).channel_id end;
@@ -175,6 +177,10 @@ begin
             end loop;
         end if;
     end loop;
+    if rowcast.rewritten(v_read) then
+        raise exception 'realtime_messages was rewritten while a replay waited for it'
+        using errcode = '40001', hint = 'Ask again.';
+    end if;
 end;
 $$;
 

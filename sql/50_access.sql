@@ -122,7 +122,7 @@ begin
         perform set_config('rowcast.message_id', 'wanted', true);
         insert into public.realtime_messages (type, channel_name, event_name, payload, publish_key)
         values (p_types[i], p_channels[i], p_events[i], p_payloads[i]::jsonb, p_keys[i]);
-        v_ids := v_ids || nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid;
+        v_ids := v_ids || case when found or p_keys[i] is not null then nullif(current_setting('rowcast.message_id', true), 'wanted')::uuid end;
     end loop;
     perform set_config('role', 'none', false);
     return v_ids;

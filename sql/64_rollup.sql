@@ -81,10 +81,10 @@ declare
     v_rollup rowcast.rollup;
     v_step xid8;
 begin
-    if not pg_try_advisory_xact_lock(1919903587, 4) then
+    select r.* into v_rollup from rowcast.rollup as r for update skip locked;
+    if not found then
         return false;
     end if;
-    select r.* into v_rollup from rowcast.rollup as r for update;
     if v_rollup.seq_floor <> v_floor then
         delete from rowcast.message_rollup;
         perform set_config('enable_seqscan', 'on', true);

@@ -89,8 +89,9 @@ $$;
 comment on function rowcast.expire_broadcasts() is
 'Deletes broadcasts past their retention and remembers what each channel lost; returns how many.';
 
--- Everything that must happen now and then. One caller at a time; the others return at once.
--- `again` asks for the next call without delay.
+-- Everything that must happen now and then. One caller at a time; the others return at once. The
+-- lock is one of a row: an advisory one any login could take, and keep, and nothing would ever
+-- expire. `again` asks for the next call without delay.
 create or replace function rowcast.upkeep()
 returns jsonb
 language plpgsql
@@ -104,7 +105,8 @@ declare
     v_broadcasts integer;
     v_forget constant interval := (select s.cursor_retention + interval '1 day' from rowcast.settings as s);
 begin
-    if not pg_try_advisory_xact_lock(1919903587, 3) then
+    perform from rowcast.origin for no key update skip locked;
+    if not found then
         return null;
     end if;
     begin

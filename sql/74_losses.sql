@@ -57,8 +57,9 @@ create or replace trigger realtime_messages_85_lost
 after truncate on public.realtime_messages
 for each statement execute function rowcast.messages_lost();
 
--- A statement trigger of the parent does not fire for a leaf that is named itself. New leaves get
--- theirs from make_leaf().
+-- What a leaf does not have from its parent. A statement trigger there does not fire for a leaf
+-- that is named itself. And where somebody publishes all tables for logical replication, a message
+-- without a replica identity could not be deleted any more. New leaves get theirs from make_leaf().
 create or replace function rowcast.watch_leaf(p_leaf text)
 returns void
 language plpgsql
@@ -71,10 +72,16 @@ begin
         'create or replace trigger realtime_messages_85_lost after truncate on rowcast.%I'
         ' for each statement execute function rowcast.messages_lost()', p_leaf
     );
+    execute format(
+        'create or replace trigger realtime_messages_90_ring after insert on rowcast.%I'
+        ' for each statement execute function rowcast.ring()', p_leaf
+    );
+    execute format('alter table rowcast.%I replica identity full', p_leaf);
 end;
 $$;
 
-comment on function rowcast.watch_leaf(text) is 'Gives a leaf the trigger that notes its TRUNCATE.';
+comment on function rowcast.watch_leaf(text) is
+'Gives a leaf the triggers that note its TRUNCATE and ring for what is inserted into it by name, and a replica identity.';
 
 select rowcast.watch_leaf(c.relname)
 from pg_catalog.pg_partition_tree('public.realtime_messages') as t

@@ -4,7 +4,8 @@
 -- seconds ago, for transactions that have not committed. What was written before that and commits
 -- later is found by the next call, for it always reads from the beginning and lowers the mark.
 --
--- One row at a time in order of id, as in settle_deliveries(), so the two never deadlock.
+-- One row at a time in order of id, as in settle_deliveries(), so the two never deadlock. One call
+-- at a time, and none during a fold, by a row that no caller can lock.
 create or replace function rowcast.raise_marks(p_busy uuid[])
 returns void
 language plpgsql
@@ -17,7 +18,8 @@ as $$
 declare
     v_mark record;
 begin
-    if not pg_try_advisory_xact_lock(1919903587, 4) then
+    perform from rowcast.rollup for no key update skip locked;
+    if not found then
         return;
     end if;
     for v_mark in

@@ -97,6 +97,26 @@ async def test_a_lost_feed_connection_costs_nobody_a_message_nor_the_socket(
         assert states == ["degraded", "ok"] * 3
 
 
+async def test_a_table_that_is_rewritten_while_the_bridge_waits_for_it_costs_nobody_a_message(
+    bridge: Daemon, opened: pg.Database
+) -> None:
+    async with connect(bridge.url) as wire:
+        await wire.subscribe("room:1")
+        with opened.connect(autocommit=False) as team:
+            bridge.signal(signal.SIGSTOP)
+            say(opened, "before")
+            team.execute(
+                "alter table public.realtime_messages"
+                " add column note uuid default gen_random_uuid()"
+            )
+            bridge.signal(signal.SIGCONT)
+            pg.eventually(lambda: backends(opened, f"{FEEDS} and wait_event_type = 'Lock'"))
+            team.commit()
+        await hears(wire, "before")
+        say(opened, "after")
+        await hears(wire, "after")
+
+
 async def test_a_large_drain_that_is_cut_off_midway_repeats_and_loses_nothing(
     bridge: Daemon, opened: pg.Database
 ) -> None:

@@ -257,6 +257,18 @@ def test_a_transaction_that_commits_behind_the_mark_is_found(database: pg.Databa
         assert [c.event_name for c in claim(db, A)] == ["late"]
 
 
+def test_no_caller_can_keep_the_mark_from_going_back(database: pg.Database) -> None:
+    with database.connect() as db, database.connect() as hostile:
+        add_channel(db, "room:*", webhook_urls=[ONE])
+        publish(db, "room:1")
+        db.execute("update rowcast.endpoint set low_at = now() + interval '1 hour'")
+        hostile.execute("set role anon")
+        hostile.execute("select pg_advisory_lock(1919903587, 4)")
+        assert claim(db, A) == []
+        db.execute("select rowcast.raise_marks('{}')")
+        assert len(claim(db, A)) == 1
+
+
 def test_the_mark_does_not_pass_what_comes_while_everything_waits_for_a_retry(
     tx: Connection,
 ) -> None:

@@ -126,6 +126,45 @@ def test_sleeping_does_not_wait_for_a_publisher_that_holds_the_lock(
     assert only(bridge, "select rowcast.doze()") is True
 
 
+def test_a_login_that_waits_for_the_lock_silences_no_publisher(
+    database: pg.Database, db: Connection, bridge: Connection
+) -> None:
+    """Behind somebody who waits for the whole lock nobody gets a share, also beside a sleeper."""
+    assert only(bridge, "select rowcast.doze()")
+    with database.connect() as hostile:
+        hostile.execute("set role authenticated")
+        waiting = threading.Thread(target=_wait_for_the_lock, args=[hostile])
+        waiting.start()
+        try:
+            eventually(lambda: len(locks(db)) == 2)
+            publish(db, "room:1")
+            assert rings(db, bridge) == [""]
+        finally:
+            hostile.cancel_safe()
+            waiting.join()
+    assert only(bridge, "select rowcast.wake()")
+    publish(db, "room:1")
+    assert rings(db, bridge) == []
+
+
+def _wait_for_the_lock(hostile: Connection) -> None:
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        hostile.execute("select pg_advisory_lock(1919903587, 1)")
+
+
+def test_a_leaf_that_is_named_itself_rings_and_counts_as_written(
+    database: pg.Database, db: Connection, bridge: Connection
+) -> None:
+    leaf = only(db, "select name from rowcast.leaf where now() >= from_at and now() < to_at")
+    insert = f"insert into rowcast.{leaf} (channel_name, event_name) values ('room:1', 'said')"
+    with database.connect(autocommit=False) as early:
+        early.execute(insert.encode())
+        assert only(bridge, "select rowcast.doze()")
+        assert only(bridge, "select cardinality(rowcast.writers())") == 1
+    db.execute(insert.encode())
+    assert rings(db, bridge) == [""]
+
+
 def test_cancelled_publishers_leave_no_lock_behind(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -20,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pg
-from feeding import Cursor, ask, drain, insert_raw, reboot
+from feeding import Cursor, ask, drain, insert_raw, reboot, replay
 from rows import add_channel, only, publish
+from scenes import eventually
 
 Connection = psycopg.Connection[Any]
 
@@ -409,3 +411,47 @@ def test_what_is_at_or_below_the_floor_is_never_news(db: Connection, bridge: Con
     assert drain(bridge, cursor).events == ["c"]
     reboot(db)
     assert drain(bridge, cursor).events == ["c"], "nor is it by its time"
+
+
+def test_rows_that_came_without_their_sequence_are_history_too(
+    db: Connection, bridge: Connection
+) -> None:
+    """So it is after logical replication, which carries no sequences."""
+    for _ in range(3):
+        publish(db, "room:1")
+    newest = only(db, "select max(seq) from public.realtime_messages")
+    db.execute("select setval('rowcast.message_seq', 1, false)")
+    db.execute("update rowcast.origin set system_identifier = 7")
+    assert only(db, "select rowcast.adopt()") is True
+    assert only(db, "select seq_floor from rowcast.origin") == newest
+    only(db, "select rowcast.boot_id()::text")
+    since = ask(bridge)
+    publish(db, "room:1", "new")
+    assert drain(bridge, since).events == ["new"]
+
+
+@pytest.mark.parametrize("asked", ["drain", "replay"])
+def test_a_table_that_is_rewritten_while_somebody_waits_to_read_it_loses_nothing(
+    database: pg.Database, db: Connection, bridge: Connection, asked: str
+) -> None:
+    """All rows then belong to the statement that rewrote them, which no earlier snapshot sees."""
+    since = ask(bridge)
+    publish(db, "room:1", "before")
+    until = ask(bridge)
+
+    def read() -> list[str]:
+        if asked == "drain":
+            return drain(bridge, since).events
+        (answer,) = replay(bridge, [("room:1", since)], until)
+        return answer.events
+
+    with database.connect(autocommit=False) as team, ThreadPoolExecutor(1) as pool:
+        team.execute(
+            "alter table public.realtime_messages add column note uuid default gen_random_uuid()"
+        )
+        waiting = pool.submit(read)
+        eventually(lambda: only(db, "select exists (select from pg_locks where not granted)"))
+        team.commit()
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            waiting.result()
+    assert read() == ["before"]

@@ -256,6 +256,27 @@ def test_an_upkeep_that_changes_no_leaf_keeps_the_compiled_query(db: Connection)
     assert only(db, "select o.leaves from rowcast.origin as o") == version
 
 
+def test_who_compiles_and_who_reads_may_write_times_differently(
+    database: pg.Database, db: Connection
+) -> None:
+    before = compiled(db)
+    with database.connect() as administrator:
+        administrator.execute("set datestyle = 'SQL, DMY'")
+        administrator.execute("set timezone = 'Asia/Kolkata'")
+        only(administrator, "select rowcast.upkeep()")
+    assert compiled(db) == before
+    since = ask(db)
+    publish(db, "room:1", "heard")
+    assert drain(db, since).events == ["heard"]
+
+
+def compiled(db: Connection) -> list[Any]:
+    return db.execute(
+        "select proname, prosrc from pg_proc where proname in ('fresh_span', 'fresh_spans')"
+        " order by 1"
+    ).fetchall()
+
+
 def test_a_leaf_that_the_compiled_query_leaves_out_is_read_for_an_older_cursor_and_an_earlier_clock(
     database: pg.Database, db: Connection
 ) -> None:
@@ -459,6 +480,28 @@ def test_upkeep_is_one_callers_at_a_time(database: pg.Database, db: Connection) 
         assert done.keys() == parts
         assert only(db, "select rowcast.upkeep()") is None
     assert only(db, "select rowcast.upkeep()")["dropped"] == 0
+
+
+def test_no_caller_can_keep_upkeep_from_its_work(database: pg.Database, db: Connection) -> None:
+    with database.connect() as hostile:
+        hostile.execute("set role anon")
+        hostile.execute("select pg_advisory_lock(1919903587, n) from generate_series(2, 9) as n")
+        assert only(db, "select rowcast.upkeep()") is not None
+        assert only(db, "select rowcast.fold()") is True
+        db.execute("update rowcast.origin set system_identifier = 7")
+        assert only(db, "select rowcast.adopt()") is True
+
+
+def test_where_all_tables_are_published_everything_can_still_be_deleted(db: Connection) -> None:
+    """Postgres refuses to delete from a published table that has no replica identity."""
+    db.execute("create publication everything for all tables")
+    insert_raw(db, "room:1", "moved", created_at=LONG_AGO)
+    only(db, "select rowcast.make_leaf(%s, %s)", [LONG_AGO, LONG_AGO + DAY])
+    assert leaf_of(db, "moved") == "messages_20010101_0000"
+    for kind in ("message", "broadcast"):
+        assert only(db, "select rowcast.delete_message(%s)", [publish(db, "room:1", type=kind)])
+    assert only(db, "select rowcast.fold()") is True
+    assert only(db, "select rowcast.upkeep()") is not None
 
 
 def test_racing_upkeep_fails_for_nobody(database: pg.Database, db: Connection) -> None:

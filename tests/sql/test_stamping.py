@@ -289,6 +289,21 @@ def test_copy_of_one_refused_row_writes_none(tx: Connection, room: UUID) -> None
     assert messages(tx, "room:1") == []
 
 
+def test_merge_is_stamped_and_judged_like_an_insert(tx: Connection, room: UUID) -> None:
+    let(tx, "channel_name = 'room:1'")
+    tx.execute("create policy see on realtime_messages for select to authenticated using (true)")
+    merge = (
+        "merge into public.realtime_messages as m using (values (%s)) as v (name) on false"
+        " when not matched then insert (channel_name, event_name) values (v.name, 'said')"
+    )
+    with as_role(tx, "authenticated", ALICE):
+        tx.execute(merge, ["room:1"])
+    with refused(tx, "42501"), as_role(tx, "authenticated", ALICE):
+        tx.execute(merge, ["room:2"])
+    (row,) = messages(tx, "room:1")
+    assert (row.channel_id, row.sender_type, row.sender_id) == (room, "user", "alice")
+
+
 def test_a_leaf_refuses_to_be_written_past_its_triggers(tx: Connection, room: UUID) -> None:
     """Inserting into a leaf fires the same triggers, because they are those of the parent."""
     tx.execute(
@@ -348,7 +363,11 @@ def test_a_name_is_looked_up_through_all_shapes_that_fit_and_keeps_its_sender(
     assert (str(row.channel_id), row.sender_type, row.sender_id) == (str(channel), "user", "alice")
 
 
-def test_publish_returns_no_id_for_a_row_that_a_trigger_of_the_team_dropped(db: Connection) -> None:
+@pytest.mark.parametrize("name", ["a", "z"])
+def test_publish_returns_no_id_for_a_row_that_a_trigger_of_the_team_dropped(
+    db: Connection, name: str
+) -> None:
+    """Whether it runs before the row is stamped or after it."""
     add_channel(db, "room:*")
     assert publish(db, "room:1") is not None
     db.execute(
@@ -356,7 +375,16 @@ def test_publish_returns_no_id_for_a_row_that_a_trigger_of_the_team_dropped(db: 
         " as $$ begin return null; end $$"
     )
     db.execute(
-        "create trigger a before insert on public.realtime_messages"
-        " for each row execute function public.dropped()"
+        sql.SQL(
+            "create trigger {} before insert on public.realtime_messages"
+            " for each row execute function public.dropped()"
+        ).format(sql.Identifier(name))
     )
     assert publish(db, "room:1") is None
+    assert only(db, "select rowcast.publish_as_system('room:1', 'said')") is None
+    add_policy = "create policy p on public.realtime_messages for insert to anon with check (true)"
+    db.execute(add_policy)
+    as_anon = (
+        "select rowcast.publish_as('anon', '{null}', '{room:1}', '{message}', '{said}', '{1}', %s)"
+    )
+    assert only(db, as_anon, [[None]]) == [None]
