@@ -71,9 +71,9 @@ for each statement execute function rowcast.ring();
 
 -- Who may have passed the doorbell without hearing that a bridge sleeps: transactions that hold
 -- a writer's lock on our tables. Locks are released after the transaction is visible, so once
--- these are gone a drain sees all they wrote. Of the leaves as well: whoever names one has no lock
--- of their parent. Waiting for the oldest xid of the cluster
--- instead would wait for transactions that have nothing to do with us.
+-- these are gone a drain sees all they wrote. On leaves as well: whoever names one holds none on
+-- their parent. Waiting for the oldest xid of the cluster instead would wait for transactions that
+-- have nothing to do with us.
 create or replace function rowcast.writers()
 returns text[]
 language sql
@@ -88,10 +88,18 @@ begin atomic
             select d.oid from pg_catalog.pg_database as d
             where d.datname = current_database()
         )
-        and l.relation in (
-            select t.relid from pg_partition_tree('public.realtime_messages') as t
-            union all
-            values ('rowcast.signal'::regclass), ('rowcast.presence'::regclass)
+        and (
+            l.relation in (
+                'public.realtime_messages'::regclass,
+                'rowcast.signal'::regclass,
+                'rowcast.presence'::regclass
+            )
+            -- Not by pg_partition_tree(), which locks each leaf and waits for who drops one.
+            or exists (
+                select from pg_catalog.pg_class as c
+                where c.oid = l.relation and c.relispartition
+                    and c.relnamespace = 'rowcast'::regnamespace
+            )
         )
         and l.granted
         and l.mode in (

@@ -76,7 +76,13 @@ begin
         'create or replace trigger realtime_messages_90_ring after insert on rowcast.%I'
         ' for each statement execute function rowcast.ring()', p_leaf
     );
-    execute format('alter table rowcast.%I replica identity full', p_leaf);
+    -- Once only: it waits for all who read, and all who read wait for it.
+    if exists (
+        select from pg_catalog.pg_class as c
+        where c.oid = to_regclass(format('rowcast.%I', p_leaf)) and c.relreplident <> 'f'
+    ) then
+        execute format('alter table rowcast.%I replica identity full', p_leaf);
+    end if;
 end;
 $$;
 
