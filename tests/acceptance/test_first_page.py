@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,16 +15,15 @@ import pytest
 
 import pg
 from acceptance.command import environment, rowcast, started
+from acceptance.javascript import Node, blocks, chromium, reader
+from scenes import eventually
 from style.sources import ROOT
 
 pytestmark = pytest.mark.acceptance
 
 PAGE = (ROOT / "README.md").read_text()
+AUDIENCE = "select rowcast.audience('chat:room1')"
 LOOKS = PAGE.partition("## What it looks like")[2].partition("\n## ")[0]
-
-
-def blocks(text: str, kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
 
 
 @pytest.fixture
@@ -79,3 +78,41 @@ def test_policies_of_the_page_decide_alone_where_nothing_is_open(
                     done
                 )
         command.stop()
+
+
+def test_the_browser_of_a_member_shows_what_was_committed_and_nothing_else(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """Both JavaScript blocks as one page, under the policies of the page, beside a stranger's."""
+    node = Node(tmp_path)
+    (insert,) = blocks(PAGE.partition("## What it looks like")[0], "sql")
+    policies, publish, *_, recheck = blocks(LOOKS, "sql")
+    starting = ("dev", "--ephemeral", "--policies", "none", "--port", "0", "--json")
+    with started(*starting, env=env) as command:
+        running = command.json()
+
+        def page(subject: str) -> str:
+            made = rowcast("token", "--sub", subject, env=env).stdout.strip()
+            keys = f"const [anonKey, accessToken] = {[running['anon_key'], made]};"
+            text = "\n".join(blocks(LOOKS, "js")).replace("http://127.0.0.1:8080", running["url"])
+            return node.write(f"{subject}.mjs", keys, text)
+
+        def tab(subject: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+            return node.started("chromium.js", page(subject), ROWCAST_CHROMIUM=chromium())
+
+        with psycopg.connect(running["database_url"], autocommit=True) as owner:
+            for statements in (policies, recheck):
+                owner.execute(statements.encode())
+            owner.execute("insert into room_members values ('room1', 'alice')")
+            with tab("bob") as strange, tab("alice") as member:
+                refused, read = reader(strange.stdout), reader(member.stdout)
+                assert refused().startswith("rowcast: RealtimeError: The policies do not allow this")
+                assert read() == 'join alice {"status":"online"}'
+                with owner.transaction(force_rollback=True):
+                    owner.execute(insert.replace("Hello from psql", "never").encode())
+                owner.execute(insert.encode())
+                assert read() == 'message.new {"text":"Hello from psql"}'
+                owner.execute(publish.encode())
+                assert read() == 'message.new {"text":"hi"}'
+                owner.execute("delete from room_members")
+                eventually(lambda: owner.execute(AUDIENCE).fetchone() == (0,))
