@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import __version__
 from .commands import database, dev, messages, policy, serve, token, webhooks
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = _parser().parse_args(argv)
+    args, left_over = _parser().parse_known_args(argv)
+    if left_over:
+        # Left to argparse, this is told with the usage of `rowcast`, not of the command.
+        args.parser.error(f"unrecognized arguments: {' '.join(left_over)}")
     for name, nearest in unknown(os.environ).items():
         meant = f": {nearest} is meant?" if nearest else "; `rowcast config` lists them."
         print(f"rowcast: warning: nothing reads {name}{meant}", file=sys.stderr)
@@ -56,8 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """Says where to read on, whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message} (`{self.prog} --help` tells more)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rowcast",
         description="Realtime for the Postgres you already have.",
         epilog=EPILOG,

@@ -34,6 +34,9 @@ def reserve(settings: Settings) -> socket.socket:
     Raises:
         ConfigError: the address cannot be had.
     """
+    if settings.reuse_port == "no":
+        # Else it would be shared with a parent that serves there already, maybe another database.
+        _open(settings, shared=False, listening=False).close()
     return _open(settings, shared=True, listening=False)
 
 
@@ -49,7 +52,7 @@ def _open(settings: Settings, *, shared: bool, listening: bool) -> socket.socket
         else:
             opened = socket.socket(family, socket.SOCK_STREAM)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
             opened.bind(address)
     except (OSError, ValueError, AttributeError) as error:
         number = error.errno if isinstance(error, OSError) else None

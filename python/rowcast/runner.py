@@ -58,7 +58,9 @@ def connect(url: str) -> Iterator[Connection]:
             version = conn.info.parameter_status("server_version")
             raise MigrationError(f"rowcast needs PostgreSQL 15 or newer, this is {version}.")
         if conn.info.parameter_status("server_encoding") != "UTF8":
-            raise MigrationError("rowcast needs a database with encoding UTF8: create another.")
+            raise MigrationError(
+                "rowcast needs a database with encoding UTF8: create one, with template template0."
+            )
         _refuse_transaction_pooler(conn, url)
         for name, setting in SETTINGS.items():
             conn.execute("select set_config(%s, %s, false)", [name, setting])

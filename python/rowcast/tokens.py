@@ -15,7 +15,7 @@ import jwt
 
 from .caller import FAR_FUTURE
 from .config import MINIMUM_SECRET
-from .errors import ConfigError
+from .errors import ConfigError, UsageError
 
 __all__ = ["ADMIN_ROLES", "CALLER_ROLES", "is_weak", "parse_claims", "parse_expiry", "sign"]
 
@@ -57,12 +57,12 @@ def parse_expiry(text: str, now: float | None = None) -> int:
         now: what a span is counted from; the present by default.
 
     Raises:
-        ConfigError: it is none of these, or beyond what a token may say.
+        UsageError: it is none of these, or beyond what a token may say.
     """
     started = time.time() if now is None else now
     end = _moment(text.strip(), started)
     if not 0 < end < FAR_FUTURE:
-        raise ConfigError(f"--exp {text} is out of reach: use a time before the year 10000.")
+        raise UsageError(f"--exp {text} is out of reach: use a time before the year 10000.")
     return int(end)
 
 
@@ -70,15 +70,15 @@ def parse_claims(pairs: Iterable[str]) -> dict[str, Any]:
     """Return the claims of ``name=value`` pairs; a value that is JSON is taken as such.
 
     Raises:
-        ConfigError: a pair has no name or no ``=``, or names what has an option of its own.
+        UsageError: a pair has no name or no ``=``, or names what has an option of its own.
     """
     claims: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not name or not equals:
-            raise ConfigError(f"--claim {pair!r} is no claim: write it as name=value.")
+            raise UsageError(f"--claim {pair!r} is no claim: write it as name=value.")
         if name in OWN_OPTIONS:
-            raise ConfigError(f"--claim {pair!r}: use --{name} for this one.")
+            raise UsageError(f"--claim {pair!r}: use --{name} for this one.")
         claims[name] = _json_or_text(text)
     return claims
 
@@ -104,7 +104,7 @@ def _moment(text: str, now: float) -> float:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(
+        raise UsageError(
             f"--exp {text!r} is no time: use a span such as 90s, 15m, 1h or 30d, seconds since "
             "1970, or a time such as 2030-01-31T12:00:00Z."
         ) from None

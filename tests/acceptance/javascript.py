@@ -10,12 +10,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-__all__ = ["SCRIPTS", "WEB", "Node", "blocks", "chromium", "modules", "snippets"]
+__all__ = ["SCRIPTS", "WEB", "Node", "blocks", "chromium", "modules", "reader", "snippets"]
 
 SCRIPTS = Path(__file__).parent / "js"
 WEB = Path(__file__).parents[2] / "python" / "rowcast" / "web"
@@ -142,3 +143,17 @@ class Node:
         finally:
             process.kill()
             process.communicate()
+
+
+def reader(stream: object) -> Callable[[], str]:
+    """Lines with a deadline: one that does not come fails the test instead of stopping it."""
+
+    def read() -> str:
+        box: list[str] = []
+        thread = threading.Thread(target=lambda: box.append(stream.readline()), daemon=True)  # type: ignore[attr-defined]
+        thread.start()
+        thread.join(20)
+        assert box, "no line in time"
+        return box[0].rstrip("\n")
+
+    return read

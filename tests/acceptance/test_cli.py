@@ -84,11 +84,33 @@ def test_the_help_lists_every_command_and_the_version_is_the_packages(
     assert rowcast("--version", env=bare).stdout == f"rowcast {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [(), ("dance",), ("publish",), ("serve", "--port", "70000")])
-def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], bare: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ((), "rowcast"),
+        (("dance",), "rowcast"),
+        (("publish",), "rowcast publish"),
+        (("serve", "--port", "70000"), "rowcast serve"),
+        (("serve", "--workers", "0"), "rowcast serve"),
+        (("config", "--jsn"), "rowcast config"),
+        (("webhooks",), "rowcast webhooks"),
+        (("webhooks", "list", "--jsn"), "rowcast webhooks list"),
+        (("policy", "can", "subscribe", "chat:1", "--ass", "alice"), "rowcast policy can"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_where_to_read_on(
+    arguments: tuple[str, ...], command: str, bare: dict[str, str]
+) -> None:
     done = rowcast(*arguments, env=bare)
     assert done.returncode == 2
-    assert "usage: rowcast" in done.stderr
+    assert f"usage: {command} [-h]" in done.stderr
+    assert f"`{command} --help`" in done.stderr
+    assert rowcast(*command.split()[1:], "--help", env=bare).returncode == 0
+
+
+def test_the_script_goes_on_only_from_migrations_that_there_are(bare: dict[str, str]) -> None:
+    for since in ("-1", "999"):
+        refused(rowcast("sql", f"--since={since}", env=bare), since, "newest", code=2)
 
 
 def test_a_reader_that_goes_away_is_no_error_worth_a_traceback(bare: dict[str, str]) -> None:
@@ -177,7 +199,8 @@ def test_a_wrong_token_request_gets_one_sentence(
     arguments: list[str], words: list[str], bare: dict[str, str]
 ) -> None:
     secret = [] if "--secret" in arguments else ["--secret", SECRET]
-    refused(rowcast("token", *arguments, *secret, env=bare), *words)
+    code = 1 if arguments == ["--secret", ""] else 2
+    refused(rowcast("token", *arguments, *secret, env=bare), *words, code=code)
 
 
 @pytest.mark.parametrize(("role", "warned"), [("postgres", True), ("rowcast_admin", False)])
@@ -412,7 +435,8 @@ def test_a_wrong_publish_gets_one_sentence(
     arguments: list[str], words: list[str], env: dict[str, str], database: pg.Database
 ) -> None:
     to = ["--database-url", database.owner_url]
-    refused(rowcast("publish", *arguments, *to, env=env), *words)
+    code = 1 if arguments[0] in ("nope", "chat:") else 2  # what only the database knows
+    refused(rowcast("publish", *arguments, *to, env=env), *words, code=code)
 
 
 def test_the_bridge_login_may_not_publish(env: dict[str, str]) -> None:
@@ -557,9 +581,18 @@ def test_what_is_no_channel_name_is_told_so(
     name: str, words: str, bridge: str, env: dict[str, str]
 ) -> None:
     to = ("--url", bridge, "--token", token("ann"))
-    refused(rowcast("listen", name, *to, env=env), words)
+    code = 1 if name else 2
+    refused(rowcast("listen", name, *to, env=env), words, code=code)
     done = rowcast("publish", name, "new", *to, env=env)
-    refused(done, words if not name else "is not valid")
+    refused(done, words if not name else "is not valid", code=code)
+
+
+def test_whom_the_policies_refuse_learns_what_tells_why(bridge: str, env: dict[str, str]) -> None:
+    to = ("--url", bridge, "--token", token("ann"))
+    done = rowcast("listen", "nowhere:1", *to, env=env)
+    refused(done, "do not allow", "`rowcast policy explain subscribe nowhere:1`")
+    done = rowcast("publish", "nowhere:1", "new", *to, env=env)
+    refused(done, "do not allow", "`rowcast policy explain publish nowhere:1`")
 
 
 @pytest.mark.parametrize("spoiled", ["expired", "another's", "postgres's", "none"])

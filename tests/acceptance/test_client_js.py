@@ -7,8 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 import pg
 from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.javascript import SCRIPTS, WEB, Node, blocks, chromium, snippets
+from acceptance.javascript import SCRIPTS, WEB, Node, blocks, chromium, reader, snippets
 
 pytestmark = pytest.mark.acceptance
 
@@ -281,20 +280,6 @@ def test_a_killed_bridge_costs_the_client_no_message_and_repeats_none(
             assert [replayed for _, replayed in heard[:2]] == ["true", "true"]
             publish(5)
             assert read() == "5 false"
-
-
-def reader(stream: object) -> Callable[[], str]:
-    """Lines with a deadline: one that does not come fails the test instead of stopping it."""
-
-    def read() -> str:
-        box: list[str] = []
-        thread = threading.Thread(target=lambda: box.append(stream.readline()), daemon=True)  # type: ignore[attr-defined]
-        thread.start()
-        thread.join(20)
-        assert box, "no line in time"
-        return box[0].rstrip("\n")
-
-    return read
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,16 +15,16 @@ import pytest
 
 import pg
 from acceptance.command import environment, rowcast, started
+from acceptance.javascript import Node, blocks, chromium, reader
+from scenes import eventually
 from style.sources import ROOT
 
 pytestmark = pytest.mark.acceptance
 
 PAGE = (ROOT / "README.md").read_text()
+AUDIENCE = "select rowcast.audience('chat:room1')"
 LOOKS = PAGE.partition("## What it looks like")[2].partition("\n## ")[0]
-
-
-def blocks(text: str, kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the page uses curl")
 
 
 @pytest.fixture
@@ -39,7 +39,17 @@ def env(scratch: Path) -> dict[str, str]:
     return {**plain, "PATH": f"{programs}:{os.environ['PATH']}"}
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the page uses curl")
+def shell(
+    script: str, url: str, env: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    here = script.replace("http://127.0.0.1:8080", url)
+    options: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True}
+    done = subprocess.run(["sh", "-ec", here], env=env, timeout=60, check=False, **options)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@needs_curl
 def test_what_it_looks_like_runs_as_it_is_written(env: dict[str, str], tmp_path: Path) -> None:
     with started("dev", "--ephemeral", "--port", "0", "--json", env=env) as command:
         running = command.json()
@@ -48,30 +58,31 @@ def test_what_it_looks_like_runs_as_it_is_written(env: dict[str, str], tmp_path:
                 owner.execute(statements.encode())
             for statements in blocks(LOOKS, "sql"):
                 owner.execute(statements.encode())
-            owner.execute("insert into room_members values ('room1', 'alice')")
         folder = tmp_path / "work"
         folder.mkdir()
-        shell: dict[str, Any] = {"cwd": folder, "capture_output": True, "text": True}
         for script in blocks(LOOKS, "sh"):
-            here = script.replace("http://127.0.0.1:8080", running["url"])
-            done = subprocess.run(["sh", "-ec", here], env=env, timeout=60, check=False, **shell)
+            done = shell(script, running["url"], env, folder)
             assert done.returncode in (0, 4), done  # 4: what is to be applied is not there yet
-            assert "Traceback" not in done.stderr
         assert '"text": "Hello from psql"' in done.stdout, "the last one reads history"
 
 
+@needs_curl
 def test_policies_of_the_page_decide_alone_where_nothing_is_open(
-    env: dict[str, str], scratch: Path
+    env: dict[str, str], scratch: Path, tmp_path: Path
 ) -> None:
+    (insert,) = blocks(PAGE.partition("## What it looks like")[0], "sql")
+    *_, history = blocks(LOOKS, "sh")
     starting = ("dev", "--data", str(scratch / "data"), "--port", "0", "--json")
     with started(*starting, env=env) as command:
         with psycopg.connect(command.json()["database_url"], autocommit=True) as owner:
             owner.execute(blocks(LOOKS, "sql")[0].encode())
-            owner.execute("insert into room_members values ('room1', 'alice')")
+            owner.execute(insert.encode())
         command.stop()
     with started(*starting, "--policies", "none", env=env) as command:
-        command.json()
+        url = command.json()["url"]
         for subject, code, word in (("alice", 0, "allow"), ("bob", 3, "deny")):
+            read = shell(history.replace("alice", subject), url, env, tmp_path).stdout
+            assert ("Hello from psql" in read) == (word == "allow"), read
             asked = ("--claims", f'{{"role": "authenticated", "sub": "{subject}"}}')
             for action in (("subscribe", "chat:room1"), ("publish", "chat:room1", "said")):
                 done = rowcast("policy", "can", *action, *asked, env=env)
@@ -79,3 +90,40 @@ def test_policies_of_the_page_decide_alone_where_nothing_is_open(
                     done
                 )
         command.stop()
+
+
+def test_the_browser_of_a_member_shows_what_was_committed_and_nothing_else(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """Both JavaScript blocks as one page, under the policies of the page, beside a stranger's."""
+    node = Node(tmp_path)
+    (insert,) = blocks(PAGE.partition("## What it looks like")[0], "sql")
+    policies, publish, *_, recheck = blocks(LOOKS, "sql")
+    starting = ("dev", "--ephemeral", "--policies", "none", "--port", "0", "--json")
+    with started(*starting, env=env) as command:
+        running = command.json()
+
+        def page(subject: str) -> str:
+            made = rowcast("token", "--sub", subject, env=env).stdout.strip()
+            keys = f"const [anonKey, accessToken] = {[running['anon_key'], made]};"
+            text = "\n".join(blocks(LOOKS, "js")).replace("http://127.0.0.1:8080", running["url"])
+            return node.write(f"{subject}.mjs", keys, text)
+
+        def tab(subject: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+            return node.started("chromium.js", page(subject), ROWCAST_CHROMIUM=chromium())
+
+        with psycopg.connect(running["database_url"], autocommit=True) as owner:
+            for statements in (policies, recheck):
+                owner.execute(statements.encode())
+            with tab("bob") as strange, tab("alice") as member:
+                refused, read = reader(strange.stdout), reader(member.stdout)
+                assert "The policies do not allow this" in refused()
+                assert read() == 'join alice {"status":"online"}'
+                with owner.transaction(force_rollback=True):
+                    owner.execute(insert.replace("Hello from psql", "never").encode())
+                owner.execute(insert.encode())
+                assert read() == 'message.new {"text":"Hello from psql"}'
+                owner.execute(publish.encode())
+                assert read() == 'message.new {"text":"hi"}'
+                owner.execute("delete from room_members")
+                eventually(lambda: owner.execute(AUDIENCE).fetchone() == (0,))

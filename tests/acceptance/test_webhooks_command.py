@@ -149,6 +149,7 @@ def test_a_try_reaches_no_more_than_a_bridge_would(run: Run) -> None:
         assert "ROWCAST_WEBHOOK_ALLOW_CIDRS" in said
         assert json.loads(run("test", hook.url(), "--json", code=1))["error"] == "denied_address"
         assert hook.heard == []
+    assert "https://example.com/webhook" in run("test", "nowhere", code=1)
 
 
 def test_dev_delivers_to_a_receiver_on_the_same_machine(tmp_path: Path) -> None:

@@ -147,6 +147,23 @@ def test_a_port_that_somebody_else_uses_is_refused_in_words(
             bridge.remove()
 
 
+def test_a_second_parent_on_the_port_is_refused_unless_it_is_to_share(opened: pg.Database) -> None:
+    """The kernel would deal clients out among both, whatever their databases."""
+    with daemon(opened, workers=2) as first:
+        port = first.environment["PORT"]
+        second = Daemon(opened, workers=2, port=port)
+        try:
+            second.launch()
+            assert second.wait() == 1
+            assert "set ROWCAST_PORT" in second.log
+        finally:
+            second.remove()
+        with daemon(opened, workers=2, port=port, reuse_port="yes") as next_one:
+            assert next_one.url == first.url
+            assert first.terminate() == 0
+            assert next_one.get("/livez")[0] == 200
+
+
 async def test_bridges_that_share_a_port_can_be_replaced_one_by_one(opened: pg.Database) -> None:
     with daemon(opened, reuse_port="yes") as old:
         async with connect(old.url) as wire:

@@ -223,6 +223,14 @@ def test_what_is_wrong_is_named_with_its_line(
     assert words in err
 
 
+def test_a_database_without_rowcast_is_told_what_it_lacks(
+    run: Run, write: Any, server: pg.Server
+) -> None:
+    write("create policy p on realtime_channels for select using (enabled)")
+    code, _, err = run("apply", "--database-url", server.url("postgres"))
+    assert (code, "no table realtime_channels. Run `rowcast migrate` first." in err) == (1, True)
+
+
 def test_an_apply_that_fails_changes_nothing(run: Run, write: Any, db: Connection) -> None:
     write(LISTEN + "create policy p on realtime_messages for insert with check (nonsense);")
     before = picture(db)

@@ -148,6 +148,9 @@ def test_a_recipe_has_nothing_above_an_info(recipe: Path) -> None:
         ("RCL112", channels("owner_id not in (select b.user_id from blocked as b)")),
         ("RCL112", channels("auth.user_id() not in ('a', 'b')")),
         ("RCL113", channels("rowcast.channel_name() ilike 'a%'")),
+        ("RCL113", channels("pattern like 'a%'")),
+        ("RCL113", messages("realtime_messages.channel_name ~~ 'a:%'::text")),
+        ("RCL113", messages("event_name like sender_id || '%'")),
         ("RCL114", channels("owner_id = session_user::text")),
         # casts
         ("RCL201", channels("rowcast.segment(2)::int > 0")),
@@ -211,6 +214,8 @@ def test_what_is_wrong_is_found(code: str, text: str) -> None:
         ("RCL112", channels("not exists (select from b where b.user_id = auth.user_id())")),
         ("RCL112", channels("not is_public")),
         ("RCL112", channels("owner_id is null")),
+        ("RCL113", messages("event_name like 'message.%'")),
+        ("RCL113", messages("(realtime_messages.event_name ~~ 'message.%'::text)")),
         ("RCL201", channels("rowcast.segment_uuid(2) = id")),
         ("RCL201", channels("rowcast.segment(2)::text = 'a'")),
         ("RCL201", channels("id::text = rowcast.segment(2)")),

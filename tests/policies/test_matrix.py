@@ -94,3 +94,8 @@ def test_a_snapshot_that_is_none_is_wrong_usage(run: Run, home: Path) -> None:
         (home / "matrix.json").write_text(text)
         code, _, err = run("matrix", "--snapshot", "matrix.json")
         assert (code, "is no snapshot" in err) == (2, True)
+    code, _, err = run("matrix", "--snapshot", "nowhere/matrix.json")
+    assert (code, err) == (
+        2,
+        "rowcast: nowhere/matrix.json cannot be read or written: No such file or directory.\n",
+    )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError
 
 __all__ = [
     "Commands",
@@ -44,7 +44,7 @@ def command(
         description=f"{summary}\n\n{about}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -93,9 +93,7 @@ def bridge_target(args: argparse.Namespace) -> tuple[str, str]:
             "No `rowcast dev` of this user runs: start it, or give --url and --token."
         )
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"{url!r} is no address of a bridge: write it like http://127.0.0.1:8080."
-        )
+        raise UsageError(f"{url!r} is no address of a bridge: write it like http://127.0.0.1:8080.")
     # The key of one bridge means nothing to another.
     if not token and running is not None and url.rstrip("/") == running.url:
         token = running.anon_key

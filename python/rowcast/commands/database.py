@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from ..errors import UsageError
 from .common import Commands, add_database_url, command, database_url
 
 __all__ = ["add"]
@@ -112,8 +113,12 @@ def _migrate(args: argparse.Namespace) -> int:
 
 
 def _sql(args: argparse.Namespace) -> int:
+    from ..release import Release
     from ..script import install_script, roles_script
 
+    newest = Release.shipped().migrations[-1].version
+    if not 0 <= args.since <= newest:
+        raise UsageError(f"--since {args.since}: the newest migration of this version is {newest}.")
     sys.stdout.write(roles_script() if args.roles else install_script(since=args.since))
     return 0
 

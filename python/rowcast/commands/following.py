@@ -49,7 +49,7 @@ async def publish(
                     )
                 )
     except RealtimeError as error:
-        raise _named(error, url) from error
+        raise _named(error, url, "publish") from error
     return message_id
 
 
@@ -131,7 +131,7 @@ def _tell_resync(event: dict[str, Any]) -> None:
         )
 
 
-def _named(error: RealtimeError, url: str) -> RowcastError:
+def _named(error: RealtimeError, url: str, action: str = "subscribe") -> RowcastError:
     text = f"{error.channel}: {error}" if error.channel else str(error)
     if error.code == "unreachable":
         reason = text.partition("): ")[2] or text
@@ -141,6 +141,8 @@ def _named(error: RealtimeError, url: str) -> RowcastError:
         )
     elif error.code in ("invalid_token", "token_expired"):
         text += " Make one with `rowcast token` and the bridge's ROWCAST_JWT_SECRET."
+    elif error.code == "forbidden" and error.channel:
+        text += f" The owner's `rowcast policy explain {action} {error.channel}` tells which."
     return RowcastError(text)
 
 

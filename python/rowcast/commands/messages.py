@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from ..errors import ConfigError
+from ..errors import UsageError
 from .common import Commands, add_database_url, bridge_target, command, database_url
 
 __all__ = ["add"]
@@ -71,11 +71,11 @@ def _publish(args: argparse.Namespace) -> int:
     payload = _payload(args.payload)
     key = _key(args.id)
     if args.count < 1:
-        raise ConfigError(f"--count {args.count}: use at least 1.")
+        raise UsageError(f"--count {args.count}: use at least 1.")
     if key is not None and args.count > 1:
-        raise ConfigError("--id names one message: leave out --count.")
+        raise UsageError("--id names one message: leave out --count.")
     if (args.url or args.token) and args.database_url:
-        raise ConfigError("--database-url and --url are two ways to publish: give one of them.")
+        raise UsageError("--database-url and --url are two ways to publish: give one of them.")
     if args.url or args.token:
         _refuse_nameless(args.channel)
         import asyncio
@@ -111,11 +111,11 @@ def _payload(text: str) -> str:
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as problem:
-            raise ConfigError(f"The payload {text} cannot be read: {problem}.") from problem
+            raise UsageError(f"The payload {text} cannot be read: {problem}.") from problem
     try:
         json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as problem:
-        raise ConfigError(
+        raise UsageError(
             f'The payload is not JSON ({problem}): write it like \'{{"text": "hello"}}\', or '
             "name a file with @."
         ) from problem
@@ -128,7 +128,7 @@ def _no_constant(name: str) -> Any:
 
 def _refuse_nameless(channel: str) -> None:
     if not channel:
-        raise ConfigError("CHANNEL is empty: name one, such as chat:room1.")
+        raise UsageError("CHANNEL is empty: name one, such as chat:room1.")
 
 
 def _key(text: str | None) -> UUID | None:
@@ -137,12 +137,12 @@ def _key(text: str | None) -> UUID | None:
     try:
         return UUID(text)
     except ValueError:
-        raise ConfigError(f"--id {text} is not a UUID.") from None
+        raise UsageError(f"--id {text} is not a UUID.") from None
 
 
 def _listen(args: argparse.Namespace) -> int:
     if args.history < 0:
-        raise ConfigError(f"--history {args.history}: use 0 or more.")
+        raise UsageError(f"--history {args.history}: use 0 or more.")
     for channel in args.channels:
         _refuse_nameless(channel)
     url, token = bridge_target(args)

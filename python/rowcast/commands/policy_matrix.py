@@ -77,7 +77,10 @@ def _snapshot(path: Path, found: Any, update: bool) -> int:
         lines = [] if before is None else matrix.compare(before, found)
         if before is None or (update and lines):
             path.write_text(matrix.as_json(found) + "\n")
-    except (OSError, ValueError, AttributeError) as problem:
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise UsageError(f"{path} cannot be read or written: {reason}.") from problem
+    except (ValueError, AttributeError) as problem:
         raise UsageError(f"{path} is no snapshot of a matrix: {problem}.") from problem
     for line in lines:
         print(line)

@@ -45,13 +45,22 @@ def add(commands: Commands) -> None:
         "--port", type=port, help="port to listen on instead of ROWCAST_PORT; 0 takes a free one"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes on the port instead of ROWCAST_WORKERS"
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="processes on the port instead of ROWCAST_WORKERS",
     )
     parser.add_argument(
         "--end-with-stdin", action="store_true", help="end as with SIGTERM when the input closes"
     )
     parser = command(commands, "config", _config, "Print the effective settings.", CONFIG)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: use 1 to 256")
+    return int(text)
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ..config import MINIMUM_SECRET, Settings
-from ..errors import ConfigError
+from ..errors import UsageError
 from .common import Commands, command, secret
 
 __all__ = ["add"]
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     settings = Settings.from_env(os.environ)
     role = args.role if args.role is not None else ("anon" if args.sub is None else "authenticated")
     if not role:
-        raise ConfigError("--role is empty: name a caller role, such as authenticated.")
+        raise UsageError("--role is empty: name a caller role, such as authenticated.")
     key = secret(args)
     issued = int(time.time())
     claims: dict[str, Any] = {"role": role}

@@ -232,6 +232,8 @@ def _test(args: argparse.Namespace) -> int:
         print(f"{'delivered' if good else 'failed'}: {said} after {answer.ms} ms")
         if answer.error == "denied_address":
             print("the address is not public: name its network in ROWCAST_WEBHOOK_ALLOW_CIDRS")
+        if answer.error == "invalid_url":
+            print("the address is no URL: write it like https://example.com/webhook")
         if answer.snippet:
             print(answer.snippet)
     return 0 if good else 1

@@ -122,8 +122,10 @@ def _compare(workbench: Workbench, script: Script, prune: bool) -> Difference:
     for statement in script.policies:
         table = workbench.table(statement.table)
         if table is None:
+            ours = ("public", statement.table[-1]) in OUR_TABLES
             raise DatabaseError(
                 f"{statement.where}: there is no table {'.'.join(statement.table)}."
+                f"{' Run `rowcast migrate` first.' if ours else ''}"
             )
         statements.setdefault(table, []).append(statement)
     found: list[Change] = []

@@ -24,7 +24,8 @@ try {
   const done = new Promise((resolve, reject) => {
     tab.on('console', async (message) => {
       if (message.args().length === 0) return; // the browser's own notes, of failed connections
-      const values = await Promise.all(message.args().map((arg) => arg.jsonValue().catch(() => String(arg))));
+      const plain = (value) => (value instanceof Error ? String(value) : value);
+      const values = await Promise.all(message.args().map((arg) => arg.evaluate(plain).catch(() => String(arg))));
       const line = values.map((value) => (typeof value === 'string' ? value : JSON.stringify(value))).join(' ');
       console.log(line);
       if (line === 'DONE') resolve();

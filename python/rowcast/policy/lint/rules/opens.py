@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from ...extra import need
 from ...source import walk
@@ -329,16 +330,25 @@ def like_for_names(files: Files) -> Iterator[Mark]:
     for policy in files.policies:
         for node, _ in policy.walk():
             # As an operator it comes back from a database.
-            if isinstance(node, ast.A_Expr) and (
+            like = isinstance(node, ast.A_Expr) and (
                 node.kind in (kind.AEXPR_LIKE, kind.AEXPR_ILIKE, kind.AEXPR_SIMILAR)
                 or node.name[-1].sval in ("~~", "~~*", "!~~", "!~~*")
-            ):
+            )
+            if like and not is_about_events(node):
                 yield Mark(
                     policy.statement,
                     "LIKE takes % and _ for wildcards, wherever they come from",
                     "Compare with rowcast.segment(…) instead.",
                     node,
                 )
+
+
+def is_about_events(node: Any) -> bool:
+    """It compares the event, which is no part of a channel, with a pattern that is written out."""
+    ast = need("pglast.ast")
+    written = node.rexpr.arg if isinstance(node.rexpr, ast.TypeCast) else node.rexpr
+    named = isinstance(node.lexpr, ast.ColumnRef) and node.lexpr.fields[-1]
+    return getattr(named, "sval", "") == "event_name" and constant(written) is not None
 
 
 @rule("RCL114", Level.WARNING, database=True)

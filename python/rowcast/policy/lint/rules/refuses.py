@@ -140,10 +140,11 @@ def name_without_schema(files: Files) -> Iterator[Mark]:
         nodes = [policy.statement.node.table, *(node for _, node in policy.reads)]
         bare = [node for node in nodes if not node.schemaname]
         if bare:
+            names = list(dict.fromkeys(node.relname for node in bare))
             yield Mark(
                 policy.statement,
-                f"{', '.join(dict.fromkeys(node.relname for node in bare))}: which schema?",
-                "Write the schema: public.realtime_channels.",
+                f"{', '.join(names)} {'stands' if len(names) == 1 else 'stand'} without a schema",
+                f"Write the schema, such as public.{names[0]}.",
                 bare[0],
             )
 

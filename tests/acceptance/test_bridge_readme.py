@@ -1,0 +1,64 @@
+"""The examples of python/README.md that belong to no other client, as they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import pg
+from acceptance.daemon import Daemon, daemon, open_channels, token
+from acceptance.javascript import blocks
+from style.sources import ROOT
+
+pytestmark = pytest.mark.acceptance
+
+TEXT = (ROOT / "python" / "README.md").read_text()
+# As `python -m asyncio` takes it: the document leaves out the function around it.
+TOP_LEVEL = """
+import ast, asyncio, sys
+code = compile(sys.stdin.read(), "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+asyncio.run(eval(code, {"token": sys.argv[1]}))
+"""
+
+
+@pytest.fixture
+def bridge(database: pg.Database) -> Iterator[Daemon]:
+    open_channels(database, "chat:*")
+    with daemon(database) as running:
+        yield running
+
+
+def test_the_python_client_hears_what_it_sends(bridge: Daemon) -> None:
+    (example,) = blocks(TEXT.partition("### Our own clients")[2].partition("\n### ")[0], "python")
+    done = subprocess.run(
+        [sys.executable, "-c", TOP_LEVEL, token("alice")],
+        input=example.replace("http://127.0.0.1:8080", bridge.url),
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("alice {'text': 'hi'}\n", "")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the document uses curl")
+def test_rest_makes_a_channel_and_reads_history(bridge: Daemon, database: pg.Database) -> None:
+    (example,) = blocks(TEXT.partition("## REST")[2].partition("\n## ")[0], "sh")
+    with database.connect(database.owner_url) as connection:
+        connection.execute("select rowcast.publish_as_system('chat:room1', 'e', '{\"n\": 1}')")
+    done = subprocess.run(
+        ["sh", "-ec", example.replace("http://127.0.0.1:8080", bridge.url)],
+        env={**os.environ, "ADMIN_KEY": token("root", "rowcast_admin"), "TOKEN": token("alice")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    made, end = json.JSONDecoder().raw_decode(done.stdout)
+    assert made["pattern"] == "news:*"
+    assert [message["payload"] for message in json.loads(done.stdout[end:])] == [{"n": 1}]
