@@ -59,11 +59,11 @@ def put(db: psycopg.Connection[Any], channel: str, payload: Any, kind: str = "me
     ("query", "headers", "status", "says"),
     [
         ("", {}, 401, "apikey"),
-        ("?apikey=no.such.key", {}, 401, "not valid"),
+        ("?apikey=no.such.key", {}, 401, "no JSON Web Token"),
         (f"?apikey={token(exp=1)}", {}, 401, "expired"),
         (f"?apikey={token(role='postgres')}", {}, 401, "role"),
         (f"?apikey={token()}&vsn=3.0.0", {}, 400, "vsn"),
-        (f"?apikey={token()}", {"x-api-key": "bad"}, 401, "not valid"),
+        (f"?apikey={token()}", {"x-api-key": "bad"}, 401, "no JSON Web Token"),
     ],
 )
 async def test_a_refused_handshake_is_plain_http_that_says_why(
