@@ -121,7 +121,7 @@ LINES_OF_PARTS = {
     r"attendance|audience|presence|room|tracking": 638,
     r"egress|outbox|signing": 436,
     r"administration|http\.(handlers|openapi|problems|rest|routes)|sqlstates": 1031,
-    r"http\.(broadcast|phoenix)|wire\.phoenix\w*": 713,
+    r"http\.(broadcast|phoenix)|wire\.phoenix\w*": 711,
     r"http\.(engineio|socketio)|wire\.(engineio|socketio\w*)": 789,
     r"allowance|auth|caller|config|cursor|errors|message|observe|pattern": 700,
 }

@@ -52,7 +52,8 @@ from .phoenix_frames import (
     broadcasts,
     cut,
     push,
-    text,
+    read_broadcast,
+    spoiled,
 )
 from .phoenix_join import Join, read_join
 
@@ -69,9 +70,6 @@ FOR_GOOD = {"revoked", "disabled", "deleted", "expired"}
 OPAQUE = "sb_"
 UNCONFIRMED = 100
 REPLACED = "Another join has replaced this one."
-
-
-_broadcast = msgspec.json.Decoder(Broadcast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,35 +354,12 @@ class Phoenix:
             join_ref=request.join_ref,
         )
 
-    def _push(self, channel: str, event: str, payload: bytes) -> bytes:
-        join_ref, _ = self._joined.get(channel, (None, None))
-        return push(self.format, TOPIC + channel, event, payload, join_ref=join_ref)
-
     def _system(self, channel: str, status: str, message: str) -> bytes:
-        payload = {
-            "extension": "system",
-            "status": status,
-            "message": message,
-            "channel": channel,
-        }
-        return self._push(channel, "system", msgspec.json.encode(payload))
-
-
-def spoiled(channel: str) -> str:
-    """What is left of a name of which a client writes the low byte of each UTF-16 unit."""
-    return text(channel.encode("utf-16-le", "surrogatepass")[::2])
-
-
-def read_broadcast(frame: Frame) -> Broadcast:
-    """What is in the payload of an event "broadcast" or "presence".
-
-    Raises:
-        Refusal: it is neither.
-    """
-    try:
-        return _broadcast.decode(frame.payload)
-    except (ValueError, RecursionError) as error:
-        raise Refusal("invalid_message", f"{frame.event}: {error}.") from None
+        payload = msgspec.json.encode(
+            {"extension": "system", "status": status, "message": message, "channel": channel}
+        )
+        join_ref, _ = self._joined.get(channel, (None, None))
+        return push(self.format, TOPIC + channel, "system", payload, join_ref=join_ref)
 
 
 def read_token(payload: msgspec.Raw) -> str | None:

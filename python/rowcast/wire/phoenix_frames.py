@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ..errors import Refusal
 from ..message import Message
 from .frames import binary_frame, text_frame
 from .salvage import PLAIN, SALVAGED, salvaged
@@ -31,7 +32,8 @@ __all__ = [
     "broadcasts",
     "cut",
     "push",
-    "text",
+    "read_broadcast",
+    "spoiled",
 ]
 
 # vsn of the URL → format of the wire
@@ -94,6 +96,7 @@ class BrokenError(ValueError):
 
 _object = msgspec.json.Decoder(Frame)
 _array = msgspec.json.Decoder(_Array)
+_broadcast = msgspec.json.Decoder(Broadcast)
 _meta_of_push = msgspec.json.Decoder(_Meta)
 _bytes = msgspec.json.Decoder(_Bytes)
 _valid = msgspec.json.Decoder(msgspec.Raw)
@@ -149,9 +152,21 @@ def _cut_head(data: bytes) -> tuple[Frame, str, bytes, bytes]:
         at += size
     if at > len(data):
         raise ValueError("the head of the frame is longer than the frame")
-    join_ref, ref, topic, event = (text(part) for part in parts[:4])
+    join_ref, ref, topic, event = (_text(part) for part in parts[:4])
     frame = Frame(topic, "broadcast", ref=ref or None, join_ref=join_ref or None)
     return frame, event, parts[4], data[at:]
+
+
+def read_broadcast(frame: Frame) -> Broadcast:
+    """What is in the payload of an event "broadcast" or "presence".
+
+    Raises:
+        Refusal: it is neither.
+    """
+    try:
+        return _broadcast.decode(frame.payload)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("invalid_message", f"{frame.event}: {error}.") from None
 
 
 def _cut_push(data: bytes) -> tuple[Frame, Broadcast]:
@@ -165,12 +180,17 @@ def _cut_push(data: bytes) -> tuple[Frame, Broadcast]:
     return frame, Broadcast(event, _valid.decode(payload), persist)
 
 
-def text(data: bytes) -> str:
+def _text(data: bytes) -> str:
     """Newer clients write UTF-8, older ones the low byte of each UTF-16 unit."""
     try:
         return data.decode()
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def spoiled(channel: str) -> str:
+    """What is left of a name of which a client writes the low byte of each UTF-16 unit."""
+    return _text(channel.encode("utf-16-le", "surrogatepass")[::2])
 
 
 def binary_payload(data: bytes) -> bytes:
