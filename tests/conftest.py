@@ -16,8 +16,8 @@ import pytest
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 
-import pg
-from rowcast import embedded
+from rowcast.dev import server as embedded
+from support import pg
 
 HOME = pytest.StashKey[Path]()
 SERVER = pytest.StashKey[embedded.EmbeddedServer]()

@@ -13,7 +13,8 @@ from typing import Any
 
 import jwt
 
-from .caller import FAR_FUTURE
+from rowcast.bridge.caller import FAR_FUTURE
+
 from .config import MINIMUM_SECRET
 from .errors import ConfigError, UsageError
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from acceptance.client_scenes import Start, client, opened, subscribed
-from acceptance.peer import Peer, started
 from rowcast.client import Message, Realtime
+from support.scripted_client import Start, client, opened, subscribed
+from support.scripted_server import Peer, started
 
 
 @pytest.fixture

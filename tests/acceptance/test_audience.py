@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.wire import Wire, connect
-from scenes import eventually
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.scenes import eventually
+from support.wire_client import Wire, connect
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,11 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
 from acceptance.test_audience import STAMPED
-from acceptance.wire import connect
-from scenes import eventually
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.scenes import eventually
+from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance
 

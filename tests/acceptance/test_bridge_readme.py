@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.javascript import blocks
 from style.sources import ROOT
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.javascript import blocks
 
 pytestmark = pytest.mark.acceptance
 

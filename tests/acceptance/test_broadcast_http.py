@@ -11,9 +11,9 @@ import aiohttp
 import psycopg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
 from acceptance.test_supabase_js import POLICIES
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
 
 pytestmark = pytest.mark.acceptance
 

@@ -13,11 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from acceptance.command import environment, rowcast
-from acceptance.daemon import Daemon, daemon, token
-from acceptance.wire import Frame, Wire, connect
-from policies.workbench import picture
+from support import pg
+from support.bridge_process import Daemon, daemon, token
+from support.command import environment, rowcast
+from support.wire_client import Frame, Wire, connect
+from support.workbench import picture
 
 pytestmark = pytest.mark.acceptance
 

@@ -16,12 +16,12 @@ import jwt
 import psycopg
 import pytest
 
-import pg
-from acceptance.command import environment, rowcast, started
-from acceptance.daemon import SECRET, open_channels, token
 from rowcast import __version__
-from rowcast.script import install_script, roles_script
+from rowcast.install.script import install_script, roles_script
 from rowcast.tokens import ADMIN_ROLES, CALLER_ROLES
+from support import pg
+from support.bridge_process import SECRET, open_channels, token
+from support.command import environment, rowcast, started
 
 pytestmark = pytest.mark.acceptance
 

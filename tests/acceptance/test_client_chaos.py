@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 
-import pg
-from acceptance.cutter import Cutter, cutting
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.javascript import Node
 from rowcast.client import Message, connect
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.flaky_network import Cutter, cutting
+from support.javascript import Node
 
 pytestmark = pytest.mark.acceptance
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from psycopg.types.json import Jsonb
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.javascript import SCRIPTS, WEB, Node, blocks, chromium, reader, snippets
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.javascript import SCRIPTS, WEB, Node, blocks, chromium, reader, snippets
 
 pytestmark = pytest.mark.acceptance
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 
-import pg
-from acceptance.client_scenes import told
-from acceptance.cutter import cutting
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.peer import soon
 from rowcast.client import Message, Realtime, RealtimeError, connect
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.flaky_network import cutting
+from support.scripted_client import told
+from support.scripted_server import soon
 
 pytestmark = pytest.mark.acceptance
 

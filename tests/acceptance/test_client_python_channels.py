@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed, told
-from acceptance.peer import Peer, soon
 from rowcast.client import Message, RealtimeError
+from support.scripted_client import Start, client, ids, opened, settled, subscribed, told
+from support.scripted_server import Peer, soon
 
 pytestmark = pytest.mark.acceptance
 

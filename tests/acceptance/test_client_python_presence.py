@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-import pg
-from acceptance.client_scenes import Start, client, opened, settled, subscribed, told
-from acceptance.daemon import daemon, open_channels, token
-from acceptance.peer import Peer, soon
 from rowcast.client import Message, Realtime, RealtimeError, connect
+from support import pg
+from support.bridge_process import daemon, open_channels, token
+from support.scripted_client import Start, client, opened, settled, subscribed, told
+from support.scripted_server import Peer, soon
 
 pytestmark = pytest.mark.acceptance
 

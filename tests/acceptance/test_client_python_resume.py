@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from acceptance.client_scenes import Start, client, ids, opened, settled, subscribed, told
-from acceptance.peer import Peer, soon
 from rowcast.client import RealtimeError
+from support.scripted_client import Start, client, ids, opened, settled, subscribed, told
+from support.scripted_server import Peer, soon
 
 pytestmark = pytest.mark.acceptance
 

@@ -21,13 +21,13 @@ import jwt
 import psycopg
 import pytest
 
-import pg
-from acceptance import wire
-from acceptance.command import Started, environment, rowcast, started
-from acceptance.daemon import SECRET
-from rowcast.binaries import Identity, reaches
-from rowcast.datadir import DataDirectory
-from scenes import scratch_directory
+from rowcast.dev.binaries import Identity, reaches
+from rowcast.dev.datadir import DataDirectory
+from support import pg
+from support import wire_client as wire
+from support.bridge_process import SECRET
+from support.command import Started, environment, rowcast, started
+from support.scenes import scratch_directory
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels
-from acceptance.wire import Wire, connect
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels
+from support.wire_client import Wire, connect
 
 pytestmark = pytest.mark.acceptance
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from acceptance.receiver import receiver
-from rowcast.egress import Answer, Guard, Sender
+from rowcast.bridge.webhooks.egress import Answer, Guard, Sender
 from rowcast.errors import ConfigError
+from support.webhook_receiver import receiver
 
 pytestmark = pytest.mark.acceptance
 

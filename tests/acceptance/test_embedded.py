@@ -18,11 +18,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import pg
-from rowcast import binaries, datadir, embedded
+from rowcast.dev import binaries, datadir
+from rowcast.dev import server as embedded
 from rowcast.errors import EmbeddedError
+from support import pg
 
-PACKAGES = str(Path(embedded.__file__).parents[1])
+PACKAGES = str(Path(embedded.__file__).parents[2])
 NOBODY = 65534
 
 pytestmark = pytest.mark.slow
@@ -69,7 +70,7 @@ def family(data: Path) -> dict[int, str]:
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             at_home = os.readlink(entry / "cwd") == str(data / "pgdata")
-            if at_home or ("keeper.py" in command and str(data) in command):
+            if at_home or ("watchdog.py" in command and str(data) in command):
                 found[int(entry.name)] = command
     return found
 
@@ -195,7 +196,7 @@ def test_a_killed_parent_can_be_started_again_at_once(data: Path) -> None:
 @on_linux
 def test_a_killed_keeper_takes_its_server_along(data: Path) -> None:
     server = embedded.start(data, binaries=pg.choose_binaries())
-    keeper = next(pid for pid, command in family(data).items() if "keeper.py" in command)
+    keeper = next(pid for pid, command in family(data).items() if "watchdog.py" in command)
     os.kill(keeper, signal.SIGKILL)
     pg.eventually(lambda: server.pid not in family(data), what="the server follows its keeper")
     embedded.stop(server)
@@ -337,7 +338,7 @@ def test_programs_that_do_not_run_are_named(scratch: Path) -> None:
 def test_nothing_of_the_server_runs_as_root(data: Path) -> None:
     with running(data):
         for pid, command in family(data).items():
-            if "keeper.py" not in command:
+            if "watchdog.py" not in command:
                 status = Path(f"/proc/{pid}/status").read_text()
                 assert f"Uid:\t{NOBODY}\t{NOBODY}\t{NOBODY}\t{NOBODY}" in status
                 assert f"Gid:\t{NOBODY}\t{NOBODY}\t{NOBODY}\t{NOBODY}" in status

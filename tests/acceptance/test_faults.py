@@ -15,10 +15,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.wire import ClosedError, Wire, connect
 from rowcast.errors import CLOSE
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.wire_client import ClosedError, Wire, connect
 
 pytestmark = pytest.mark.acceptance
 

@@ -13,11 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from acceptance.command import environment, rowcast, started
-from acceptance.javascript import Node, blocks, chromium, reader
-from scenes import eventually
 from style.sources import ROOT
+from support import pg
+from support.command import environment, rowcast, started
+from support.javascript import Node, blocks, chromium, reader
+from support.scenes import eventually
 
 pytestmark = pytest.mark.acceptance
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.javascript import Node, blocks
 from acceptance.test_supabase_js import POLICIES, lines
-from scenes import eventually
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.javascript import Node, blocks
+from support.scenes import eventually
 
 pytestmark = pytest.mark.acceptance
 

@@ -14,11 +14,11 @@ import schemathesis
 from hypothesis import strategies
 from schemathesis.checks import positive_data_acceptance
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.rest import ADMIN
-from rowcast.http.openapi import document
-from rowcast.http.routes import ROUTES
+from rowcast.bridge.rest.openapi import document
+from rowcast.bridge.rest.routes import ROUTES
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.rest_client import ADMIN
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 

@@ -16,13 +16,13 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-import pg
-from acceptance import wire
-from acceptance.cutter import cutting
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.phoenix import Phoenix, connect
 from acceptance.test_supabase_js import POLICIES
-from acceptance.wire import ClosedError
+from support import pg
+from support import wire_client as wire
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.flaky_network import cutting
+from support.phoenix_client import Phoenix, connect
+from support.wire_client import ClosedError
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels
-from acceptance.wire import Frame, Wire, connect
-from scenes import eventually
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels
+from support.scenes import eventually
+from support.wire_client import Frame, Wire, connect
 
 pytestmark = pytest.mark.acceptance
 

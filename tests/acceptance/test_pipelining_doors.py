@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-import pg
-from acceptance import engineio, phoenix
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.engineio import SocketIO, polling
-from acceptance.phoenix import Phoenix, Pushed
 from acceptance.test_pipelining import SLOW, audience, state
-from scenes import eventually
+from support import engineio_client as engineio
+from support import pg
+from support import phoenix_client as phoenix
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.engineio_client import SocketIO, polling
+from support.phoenix_client import Phoenix, Pushed
+from support.scenes import eventually
 
 pytestmark = pytest.mark.acceptance
 

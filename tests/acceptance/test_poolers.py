@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels
 from acceptance.test_faults import hears, refuses, say
-from acceptance.wire import connect
-from poolers import needs_pgbouncer, start_pgbouncer
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels
+from support.pgbouncer import needs_pgbouncer, start_pgbouncer
+from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance
 

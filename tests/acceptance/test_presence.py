@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.wire import Frame, Wire, connect
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.wire_client import Frame, Wire, connect
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,14 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from acceptance import phoenix
-from acceptance.daemon import Daemon, daemon, token
-from acceptance.rest import request
 from acceptance.test_presence import ROOM, Watch, track
 from acceptance.test_revocation import SETUP, heard, is_closed, member, remove, say
-from acceptance.wire import Wire, connect
-from scenes import eventually
+from support import pg
+from support import phoenix_client as phoenix
+from support.bridge_process import Daemon, daemon, token
+from support.rest_client import request
+from support.scenes import eventually
+from support.wire_client import Wire, connect
 
 pytestmark = pytest.mark.acceptance
 

@@ -12,14 +12,14 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.rest import ADMIN, Reply, request
-from acceptance.wire import connect
-from rowcast.http.handlers import Handlers
-from rowcast.http.routes import BASE, ROUTES
-from rows import only
-from scenes import eventually
+from rowcast.bridge.rest.handlers import Handlers
+from rowcast.bridge.rest.routes import BASE, ROUTES
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.messages import only
+from support.rest_client import ADMIN, Reply, request
+from support.scenes import eventually
+from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance
 

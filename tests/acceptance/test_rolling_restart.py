@@ -13,13 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.herd import Herd
 from acceptance.test_presence import ROOM, Watch
-from acceptance.wire import connect
 from rowcast.client import Message
 from rowcast.client import connect as client
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.load_clients import Herd
+from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, token
-from acceptance.rest import ADMIN, request
-from rows import only
+from support import pg
+from support.bridge_process import Daemon, daemon, token
+from support.messages import only
+from support.rest_client import ADMIN, request
 
 pytestmark = pytest.mark.acceptance
 

@@ -16,12 +16,13 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-import pg
-from acceptance import phoenix, wire
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.engineio import QUERY, connect, polling
-from acceptance.rest import request
 from acceptance.test_supabase_js import POLICIES
+from support import pg
+from support import phoenix_client as phoenix
+from support import wire_client as wire
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.engineio_client import QUERY, connect, polling
+from support.rest_client import request
 
 pytestmark = pytest.mark.acceptance
 

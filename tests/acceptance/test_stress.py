@@ -19,9 +19,9 @@ import aiohttp
 import asyncpg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, open_channels, token
-from acceptance.wire import ClosedError, Wire, connect
+from support import pg
+from support.bridge_process import Daemon, open_channels, token
+from support.wire_client import ClosedError, Wire, connect
 
 pytestmark = [pytest.mark.stress, pytest.mark.acceptance]
 

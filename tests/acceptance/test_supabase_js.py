@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.javascript import Node, blocks
-from rowcast.handles import digest
-from scenes import eventually
+from rowcast.bridge.resume_handles import digest
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.javascript import Node, blocks
+from support.scenes import eventually
 
 pytestmark = pytest.mark.acceptance
 

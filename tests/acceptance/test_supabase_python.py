@@ -14,10 +14,10 @@ from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, RealtimeSubscrib
 from realtime.exceptions import RealtimeHTTPError
 from realtime.types import RealtimeAcknowledgementStatus
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.javascript import blocks
 from acceptance.test_supabase_js import POLICIES, README
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.javascript import blocks
 
 pytestmark = pytest.mark.acceptance
 

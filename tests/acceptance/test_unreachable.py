@@ -9,11 +9,11 @@ import asyncpg
 import psycopg
 import pytest
 
-import pg
-from acceptance.command import environment, rowcast, started
-from acceptance.daemon import SECRET
-from rowcast.unreachable import explain
-from scenes import eventually
+from rowcast.postgres.diagnose import explain
+from support import pg
+from support.bridge_process import SECRET
+from support.command import environment, rowcast, started
+from support.scenes import eventually
 
 pytestmark = pytest.mark.acceptance
 

@@ -18,17 +18,16 @@ import psycopg
 import pytest
 import standardwebhooks
 
-import pg
-from acceptance import javascript
-from acceptance.daemon import SECRET, Daemon, daemon
-from acceptance.receiver import Heard, Receiver, receiver
-from deliveries import alter_settings, attempts, deliveries, endpoints
-from rowcast import outbox
+from rowcast.bridge.database import Database
+from rowcast.bridge.webhooks import outbox
+from rowcast.bridge.webhooks.egress import Guard, Sender
 from rowcast.config import Settings
-from rowcast.database import Database
-from rowcast.egress import Guard, Sender
-from rows import add_channel, messages, only, publish
-from scenes import eventually
+from support import javascript, pg
+from support.bridge_process import SECRET, Daemon, daemon
+from support.deliveries import alter_settings, attempts, deliveries, endpoints
+from support.messages import add_channel, messages, only, publish
+from support.scenes import eventually
+from support.webhook_receiver import Heard, Receiver, receiver
 
 pytestmark = pytest.mark.acceptance
 

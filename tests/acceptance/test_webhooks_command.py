@@ -12,13 +12,13 @@ import psycopg
 import pytest
 import standardwebhooks
 
-import pg
-from acceptance.command import environment, rowcast, started
-from acceptance.daemon import daemon
-from acceptance.receiver import receiver
-from deliveries import alter_settings, deliveries, endpoints
-from rows import add_channel, publish
-from scenes import eventually
+from support import pg
+from support.bridge_process import daemon
+from support.command import environment, rowcast, started
+from support.deliveries import alter_settings, deliveries, endpoints
+from support.messages import add_channel, publish
+from support.scenes import eventually
+from support.webhook_receiver import receiver
 
 pytestmark = pytest.mark.acceptance
 

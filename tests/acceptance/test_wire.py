@@ -12,10 +12,10 @@ import asyncpg
 import psycopg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.wire import ClosedError, Frame, Wire, connect
 from rowcast.errors import CATALOGUE
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.wire_client import ClosedError, Frame, Wire, connect
 
 pytestmark = pytest.mark.acceptance
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import pg
-from acceptance.daemon import Daemon, daemon, open_channels, token
-from acceptance.wire import ClosedError, connect
 from rowcast.client import Message
 from rowcast.client import connect as client
+from support import pg
+from support.bridge_process import Daemon, daemon, open_channels, token
+from support.wire_client import ClosedError, connect
 
 pytestmark = pytest.mark.acceptance
 

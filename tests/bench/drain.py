@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import stage
 
-from rowcast.database import CHECK, FEED
+from rowcast.bridge.database import CHECK, FEED
 
 LEAVES = (8, 400)
 PATTERNS = (100, 100_000)

@@ -23,8 +23,8 @@ import jwt
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests")]
 
-import pg  # noqa: E402
-from rowcast.binaries import dropped, major_version  # noqa: E402
+from rowcast.dev.binaries import dropped, major_version  # noqa: E402
+from support import pg  # noqa: E402
 
 __all__ = [
     "SECRET",

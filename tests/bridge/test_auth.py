@@ -16,7 +16,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from rowcast.auth import Verifier
+from rowcast.bridge.auth import Verifier
 from rowcast.config import Settings
 from rowcast.errors import AuthError
 

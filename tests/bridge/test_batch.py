@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rowcast.batch import Batcher
+from rowcast.bridge.batch import Batcher
 
 
 class Desk:

@@ -11,12 +11,12 @@ import asyncpg
 import pytest
 
 from bridge.test_hub import Pipe
-from rowcast import census
-from rowcast.caller import FAR_FUTURE, Caller
-from rowcast.census import Census
+from rowcast.bridge import census
+from rowcast.bridge.caller import FAR_FUTURE, Caller
+from rowcast.bridge.census import Census
+from rowcast.bridge.hub import Hub
+from rowcast.bridge.session import Session, State, Subscription
 from rowcast.config import Settings
-from rowcast.hub import Hub
-from rowcast.session import Session, State, Subscription
 
 REQUEST = uuid4()
 SECRET = "alice@example.com"

@@ -9,7 +9,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowcast.cursor import CursorKey, Position
+from rowcast.bridge.cursor import CursorKey, Position
 
 KEY = CursorKey(b"k" * 64)
 

@@ -10,16 +10,16 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from rowcast.caller import Caller
+from rowcast.bridge.caller import Caller
+from rowcast.bridge.cursor import CursorKey, Position
+from rowcast.bridge.hub import Hub
+from rowcast.bridge.message import Message
+from rowcast.bridge.session import Session, State, Subscription
+from rowcast.bridge.wire.events import Event, Status
+from rowcast.bridge.wire.native import NATIVE, Native
 from rowcast.config import Settings
-from rowcast.cursor import CursorKey, Position
 from rowcast.errors import CLOSE, Refusal
-from rowcast.hub import Hub
-from rowcast.message import Message
 from rowcast.observe import metrics
-from rowcast.session import Session, State, Subscription
-from rowcast.wire.events import Event, Status
-from rowcast.wire.native import NATIVE, Native
 
 KEY = CursorKey(b"k" * 64)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bridge.test_hub import Scene, message
-from rowcast.access import Verdict
-from rowcast.caller import Caller
-from rowcast.message import Message
-from rowcast.session import Session, State, Subscription
+from rowcast.bridge.access import Verdict
+from rowcast.bridge.caller import Caller
+from rowcast.bridge.message import Message
+from rowcast.bridge.session import Session, State, Subscription
 
 
 def stamped(payload: str, channel: str, row: str) -> Message:

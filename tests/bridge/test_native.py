@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rowcast.bridge.wire import native
+from rowcast.bridge.wire.events import Refused
+from rowcast.bridge.wire.operations import Publish, Subscribe
 from rowcast.errors import CATALOGUE, Refusal
-from rowcast.wire import native
-from rowcast.wire.events import Refused
-from rowcast.wire.operations import Publish, Subscribe
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowcast.errors import CATALOGUE, Refusal
-from rowcast.message import Message
-from rowcast.wire.events import (
+from rowcast.bridge.message import Message
+from rowcast.bridge.phoenix.codec import Phoenix
+from rowcast.bridge.wire.events import (
     Authenticated,
     Closed,
     Cursor,
@@ -24,7 +24,7 @@ from rowcast.wire.events import (
     Status,
     Subscribed,
 )
-from rowcast.wire.operations import (
+from rowcast.bridge.wire.operations import (
     Auth,
     Ping,
     Publish,
@@ -34,7 +34,7 @@ from rowcast.wire.operations import (
     Track,
     Unsubscribe,
 )
-from rowcast.wire.phoenix import Phoenix
+from rowcast.errors import CATALOGUE, Refusal
 
 FORMS = ["phoenix1", "phoenix2"]
 JSON = st.recursive(

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from bridge.test_phoenix import frames
-from rowcast.wire.events import Change, Member
-from rowcast.wire.phoenix_presence import diff, state
+from rowcast.bridge.phoenix.presence import diff, state
+from rowcast.bridge.wire.events import Change, Member
 
 FORM = "phoenix2"
 

@@ -13,11 +13,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from bridge.test_hub import Pipe
+from rowcast.bridge.hub import Hub
+from rowcast.bridge.presence.roster import Room, Row
+from rowcast.bridge.presence.updates import Presence
+from rowcast.bridge.session import Session, State, Subscription
 from rowcast.config import Settings
-from rowcast.hub import Hub
-from rowcast.presence import Presence
-from rowcast.room import Room, Row
-from rowcast.session import Session, State, Subscription
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 

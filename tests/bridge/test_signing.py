@@ -14,8 +14,8 @@ import standardwebhooks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowcast.egress import retry_after
-from rowcast.signing import Delivery, headers, key_of, signature
+from rowcast.bridge.webhooks.egress import retry_after
+from rowcast.bridge.webhooks.signing import Delivery, headers, key_of, signature
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
 NEW = "whsec_" + base64.b64encode(bytes(range(32))).decode()

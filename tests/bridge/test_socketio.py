@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowcast.errors import CATALOGUE, Refusal
-from rowcast.message import Message
-from rowcast.wire import engineio
-from rowcast.wire.events import (
+from rowcast.bridge.message import Message
+from rowcast.bridge.socketio import engineio
+from rowcast.bridge.socketio.codec import SocketIO
+from rowcast.bridge.socketio.messages import RESERVED
+from rowcast.bridge.wire.events import (
     Authenticated,
     Change,
     Closed,
@@ -28,10 +29,9 @@ from rowcast.wire.events import (
     Subscribed,
     Welcome,
 )
-from rowcast.wire.frames import text_frame
-from rowcast.wire.operations import Auth, Connect, Publish, Subscribe, Unsubscribe
-from rowcast.wire.socketio import SocketIO
-from rowcast.wire.socketio_messages import RESERVED
+from rowcast.bridge.wire.frames import text_frame
+from rowcast.bridge.wire.operations import Auth, Connect, Publish, Subscribe, Unsubscribe
+from rowcast.errors import CATALOGUE, Refusal
 
 JSON = st.recursive(
     st.none()

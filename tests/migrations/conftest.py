@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rowcast.release import Release
-from rowcast.resources import sql_files
+from rowcast.files import sql_files
+from rowcast.install.release import Release
 
 MakeRelease = Callable[..., Release]
 

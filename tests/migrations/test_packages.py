@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from rowcast import __version__
-from rowcast.migrate import install_script
-from rowcast.resources import migration_files, policy_files, sql_files
+from rowcast.files import migration_files, policy_files, sql_files
+from rowcast.install.migrate import install_script
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("python", "sql", "migrations", "policies", "pyproject.toml", "LICENSE", "README.md")

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-import pg
-from poolers import needs_pgbouncer, start_pgbouncer
 from rowcast.errors import MigrationError
-from rowcast.migrate import migrate, roles_script
+from rowcast.install.migrate import migrate, roles_script
+from support import pg
+from support.pgbouncer import needs_pgbouncer, start_pgbouncer
 
 ROLES = {
     "anon": (False, True),

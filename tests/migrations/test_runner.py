@@ -10,11 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import pg
-from rowcast import runner
 from rowcast.errors import MigrationError
-from rowcast.migrate import Applied, apply_policy_file, migrate, pending
-from rowcast.release import Release
+from rowcast.install import runner
+from rowcast.install.migrate import Applied, apply_policy_file, migrate, pending
+from rowcast.install.release import Release
+from support import pg
 
 MakeRelease = Callable[..., Release]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import pg
-import shapes
-from rowcast.migrate import Applied, install_script, migrate, roles_script
-from rowcast.release import Release
+from rowcast.install.migrate import Applied, install_script, migrate, roles_script
+from rowcast.install.release import Release
+from support import database_shape as shapes
+from support import pg
 
 
 def psql(url: str, script: str, directory: Path) -> subprocess.CompletedProcess[str]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-import pg
-import shapes
-from rowcast.migrate import Applied, apply_policy_file, migrate, roles_script
-from rowcast.release import Release
-from rowcast.resources import policy_files
+from rowcast.files import policy_files
+from rowcast.install.migrate import Applied, apply_policy_file, migrate, roles_script
+from rowcast.install.release import Release
+from support import database_shape as shapes
+from support import pg
 
 SHIPPED = Release.shipped()
 SNAPSHOTS = sorted((Path(__file__).parent / "snapshots").glob("*.sql"))

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from policies.workbench import Run, runner
+from support import pg
+from support.workbench import Run, runner
 
 # A team that may write policies and become its callers; no superuser.
 LOGIN = "rowcast_policy_team"

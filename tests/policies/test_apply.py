@@ -9,9 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from policies.workbench import Run, picture
-from rows import add_channel, only
+from support import pg
+from support.messages import add_channel, only
+from support.workbench import Run, picture
 
 Connection = psycopg.Connection[Any]
 

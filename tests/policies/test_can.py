@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from policies.workbench import Run, picture, runner
 from rowcast.policy.database import Question, Workbench
-from rows import add_channel, only
+from support import pg
+from support.messages import add_channel, only
+from support.workbench import Run, picture, runner
 
 Connection = psycopg.Connection[Any]
 

@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
 from rowcast.errors import UsageError
+from rowcast.files import policy_files
 from rowcast.policy.recipes import recipes, write
-from rowcast.resources import policy_files
-from rows import add_channel, only
-from scenes import as_role
+from support import pg
+from support.messages import add_channel, only
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

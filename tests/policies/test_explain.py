@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from policies.workbench import Run, picture
-from rowcast.policy import tree
-from rows import add_channel, refused
+from rowcast.policy import expression_tree as tree
+from support.messages import add_channel, refused
+from support.workbench import Run, picture
 
 Connection = psycopg.Connection[Any]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-import pg
 from rowcast.policy.database import Question, Workbench
-from rowcast.policy.explaining import Explanation, explain
-from rowcast.policy.tree import Arm
+from rowcast.policy.explain import Explanation, explain
+from rowcast.policy.expression_tree import Arm
+from support import pg
 
 BATCHES = 50
 QUESTIONS = 40

@@ -8,12 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from rowcast.files import policy_files
 from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
 from rowcast.policy.source import read
-from rowcast.resources import policy_files
-from scenes import as_role
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

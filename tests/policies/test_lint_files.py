@@ -8,11 +8,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from rowcast.files import policy_files
 from rowcast.policy.lint.findings import Finding, Level
 from rowcast.policy.lint.linting import lint_files, lint_sources
 from rowcast.policy.lint.rules import RULES
 from rowcast.policy.source import find_files, read
-from rowcast.resources import policy_files
 
 Connection = psycopg.Connection[Any]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from rowcast.files import policy_files
 from rowcast.policy.lint import report
 from rowcast.policy.lint.findings import Finding, Level
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
 from rowcast.policy.source import read
-from rowcast.resources import policy_files
 
 TEXT = """\
 create policy a on public.realtime_channels for select to anon using (true);

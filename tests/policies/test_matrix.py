@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from policies.workbench import Run, picture
-from rows import add_channel
+from support.messages import add_channel
+from support.workbench import Run, picture
 
 Connection = psycopg.Connection[Any]
 

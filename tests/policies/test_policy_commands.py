@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from rowcast.cli import main
+from rowcast.cli.main import main
+from rowcast.files import policy_files, style_config
 from rowcast.policy.lint.rules import RULES
-from rowcast.resources import policy_files, style_config
+from support import pg
 
 GOOD = (
     "create policy own on public.realtime_channels for select to authenticated"

@@ -10,14 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
 from rowcast.errors import UsageError
 from rowcast.policy.lint.findings import Level
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.porting.writing import Ported, port
 from rowcast.policy.source import read
-from rows import add_channel, only
-from scenes import as_role
+from support import pg
+from support.messages import add_channel, only
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from policies.workbench import Run
-from rows import add_channel
+from support import pg
+from support.messages import add_channel
+from support.workbench import Run
 
 Connection = psycopg.Connection[Any]
 

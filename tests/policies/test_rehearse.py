@@ -16,9 +16,9 @@ from uuid import uuid4
 
 import psycopg
 
-import pg
-from policies.workbench import Run, picture
-from rows import add_channel
+from support import pg
+from support.messages import add_channel
+from support.workbench import Run, picture
 
 Connection = psycopg.Connection[Any]
 

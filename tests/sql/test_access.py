@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from psycopg.rows import namedtuple_row
 
-import pg
-from rows import add_channel, messages, only, publish, refused
-from scenes import as_role
+from support import pg
+from support.messages import add_channel, messages, only, publish, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

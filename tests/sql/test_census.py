@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-import pg
-from rows import only, refused
-from scenes import as_role
+from support import pg
+from support.messages import only, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import psycopg
 
-import pg
-from deliveries import alter_settings, attempts, claim, deliveries, endpoints, settle
-from rows import add_channel, messages, only, publish
+from support import pg
+from support.deliveries import alter_settings, attempts, claim, deliveries, endpoints, settle
+from support.messages import add_channel, messages, only, publish
 
 Connection = psycopg.Connection[Any]
 

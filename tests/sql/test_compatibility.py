@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from rows import add_channel, messages, only, refused
-from scenes import as_role
+from support import pg
+from support.messages import add_channel, messages, only, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

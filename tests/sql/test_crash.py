@@ -16,13 +16,13 @@ import psycopg
 import pytest
 from psycopg.rows import namedtuple_row
 
-import pg
-from feeding import Cursor, ask, drain, replay
-from rowcast.binaries import dropped, runnable
-from rowcast.datadir import server_environment
-from rows import add_channel, only, publish
-from scenes import eventually
-from shapes import program
+from rowcast.dev.binaries import dropped, runnable
+from rowcast.dev.datadir import server_environment
+from support import pg
+from support.database_shape import program
+from support.feed_reader import Cursor, ask, drain, replay
+from support.messages import add_channel, only, publish
+from support.scenes import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -9,10 +9,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-import pg
-from deliveries import alter_settings, attempts, claim, deliveries, endpoints, settle
-from rows import add_channel, messages, only, publish, refused
-from scenes import as_role
+from support import pg
+from support.deliveries import alter_settings, attempts, claim, deliveries, endpoints, settle
+from support.messages import add_channel, messages, only, publish, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from rowcast.migrate import migrate
+from rowcast.install.migrate import migrate
+from support import pg
 
 Connection = psycopg.Connection[Any]
 

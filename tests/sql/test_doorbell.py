@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from rows import add_channel, only, publish
-from scenes import eventually
+from support import pg
+from support.messages import add_channel, only, publish
+from support.scenes import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -9,9 +9,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from deliveries import ADMIN, alter_settings, claim, deliveries, endpoints
-from rows import add_channel, only, publish, refused
-from scenes import as_role
+from support.deliveries import ADMIN, alter_settings, claim, deliveries, endpoints
+from support.messages import add_channel, only, publish, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

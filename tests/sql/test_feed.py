@@ -20,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pg
-from feeding import Cursor, ask, drain, insert_raw, reboot, replay
-from rows import add_channel, only, publish
-from scenes import eventually
+from support import pg
+from support.feed_reader import Cursor, ask, drain, insert_raw, reboot, replay
+from support.messages import add_channel, only, publish
+from support.scenes import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from rows import only, refused
-from scenes import as_role
+from support.messages import only, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

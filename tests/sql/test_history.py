@@ -12,10 +12,10 @@ from uuid import UUID
 import psycopg
 import pytest
 
-import pg
-from feeding import insert_raw
-from policies_of import recipe
-from rows import add_channel, only, publish, refused
+from support import pg
+from support.feed_reader import insert_raw
+from support.messages import add_channel, only, publish, refused
+from support.recipes import recipe
 
 Connection = psycopg.Connection[Any]
 

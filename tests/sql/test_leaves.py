@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from feeding import Cursor, ask, drain, insert_raw, replay
-from rows import add_channel, only, publish
-from scenes import eventually
+from support import pg
+from support.feed_reader import Cursor, ask, drain, insert_raw, replay
+from support.messages import add_channel, only, publish
+from support.scenes import eventually
 
 Connection = psycopg.Connection[Any]
 

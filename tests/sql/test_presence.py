@@ -10,10 +10,10 @@ from uuid import UUID
 import psycopg
 import pytest
 
-import pg
-from feeding import ask, drain
-from rows import add_channel, only, publish, refused
-from scenes import eventually
+from support import pg
+from support.feed_reader import ask, drain
+from support.messages import add_channel, only, publish, refused
+from support.scenes import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from rows import add_channel, only, publish, refused
-from scenes import as_role
+from support.messages import add_channel, only, publish, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-import pg
-from rows import add_channel, messages, only, publish, refused
-from scenes import as_role, eventually
+from support import pg
+from support.messages import add_channel, messages, only, publish, refused
+from support.scenes import as_role, eventually
 
 Connection = psycopg.Connection[Any]
 

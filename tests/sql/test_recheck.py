@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from rows import add_channel, only, publish, refused
-from scenes import as_role
+from support import pg
+from support.messages import add_channel, only, publish, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 
@@ -189,7 +189,7 @@ def test_a_channel_row_signals_the_patterns_it_had_and_has(tx: Connection) -> No
 def test_a_pattern_matches_the_same_names_in_sql_and_in_the_bridge(
     tx: Connection, pattern: str, name: str, answer: bool
 ) -> None:
-    from rowcast.pattern import matches
+    from rowcast.bridge.names import matches
 
     assert only(tx, "select rowcast.pattern_matches(%s, %s)", [pattern, name]) is answer
     assert matches(pattern, name) is answer
@@ -199,7 +199,7 @@ def test_signals_come_before_the_messages_of_their_drain(
     database: pg.Database, db: Connection
 ) -> None:
     """Whatever their numbers: a message that is numbered first may be committed last."""
-    from feeding import ask, drain
+    from support.feed_reader import ask, drain
 
     add_channel(db, "room:*")
     only(db, "select rowcast.boot_id()::text")

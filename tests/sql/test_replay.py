@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
-from feeding import Answer, Cursor, ask, drain, insert_raw, reboot, replay
-from rows import add_channel, only, publish, refused
-from scenes import eventually
+from support import pg
+from support.feed_reader import Answer, Cursor, ask, drain, insert_raw, reboot, replay
+from support.messages import add_channel, only, publish, refused
+from support.scenes import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -10,9 +10,9 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-import pg
-from rows import add_channel, messages, only, publish, refused
-from scenes import as_role
+from support import pg
+from support.messages import add_channel, messages, only, publish, refused
+from support.scenes import as_role
 
 Connection = psycopg.Connection[Any]
 

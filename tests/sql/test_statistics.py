@@ -15,10 +15,10 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-import pg
-from feeding import insert_raw
-from rows import add_channel, only, publish
-from scenes import eventually
+from support import pg
+from support.feed_reader import insert_raw
+from support.messages import add_channel, only, publish
+from support.scenes import eventually
 
 Connection = psycopg.Connection[Any]
 

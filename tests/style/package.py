@@ -1,12 +1,10 @@
-"""The package as the gates read it: modules, imports, calls, SQL texts, lines of code."""
+"""The package as the gates read it: modules, imports, calls, SQL texts."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,7 +16,6 @@ from style.sources import ROOT
 __all__ = [
     "PACKAGE",
     "calls",
-    "code_lines",
     "imports",
     "modules",
     "offered",
@@ -76,20 +73,6 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
             called = node.func
             name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
             yield name, node
-
-
-def code_lines(text: str) -> int:
-    """Lines that hold code. A comment is never what has to go to keep within a budget."""
-    prose: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
-            prose.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in empty and token.type != tokenize.ENDMARKER:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    return len(lines - prose)
 
 
 def sql_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -201,12 +201,10 @@ def policies_can_run_again(found: list[Statement]) -> Findings:
 
 
 def file_tells_its_subject(text: str, file: str) -> Findings:
-    """A file begins with why it exists and stays short enough to be read at once."""
+    """A file begins with why it exists."""
     first = re.match(r"((?:--[^\n]*\n)+)", text)
     if first is None or not _is_prose(first[1].replace("--", "")):
         yield f"{file}:1: begin with a comment that says what the file is about"
-    if (lines := text.count("\n")) > 200:
-        yield f"{file}: {lines} lines; split it by subject"
 
 
 def lower_case(text: str, file: str) -> Findings:

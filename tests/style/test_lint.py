@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,29 @@ def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[s
 def test_the_tree_passes(command: list[str]) -> None:
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def lint_imports(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", program, "--no-cache", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_folders_import_only_from_folders_below_them() -> None:
+    done = lint_imports()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_an_import_that_runs_upwards_is_found(tmp_path: Path) -> None:
+    contract = tmp_path / "upwards.toml"
+    contract.write_text(
+        '[tool.importlinter]\nroot_package = "rowcast"\n'
+        '[[tool.importlinter.contracts]]\nname = "upside down"\ntype = "layers"\n'
+        'layers = ["rowcast.errors", "rowcast.bridge"]\n'
+    )
+    assert lint_imports("--config", str(contract)).returncode == 1
 
 
 def test_sqlfluff_reads_files_of_any_size() -> None:

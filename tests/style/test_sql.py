@@ -77,7 +77,6 @@ FUNCTION_RULES: list[tuple[FunctionRule, str]] = [
 
 TEXT_RULES: list[tuple[TextRule, str]] = [
     (rules.file_tells_its_subject, "select 1;\n"),
-    (rules.file_tells_its_subject, "-- Says what it is.\n" + "select 1;\n" * 200),
     (rules.lower_case, "SELECT 1"),
     (rules.lower_case, "select 1 as Value"),
     (rules.lower_case, "do $$ BEGIN end $$"),

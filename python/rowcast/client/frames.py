@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RowcastError
+from rowcast.errors import RowcastError
 
 __all__ = ["Frame", "Message", "RealtimeError", "encode", "message_of", "parse", "refusal"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from rowcast.errors import UsageError
+
 from .database import Question
 from .personas import Persona, channels_of, personas_of, read_toml
 

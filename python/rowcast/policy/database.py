@@ -16,9 +16,10 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from ..command_database import CONNECT_TIMEOUT, DatabaseError
-from ..unreachable import explain
-from .changes import Policy, Table
+from rowcast.postgres.connect import CONNECT_TIMEOUT, DatabaseError
+from rowcast.postgres.diagnose import explain
+
+from .diff import Policy, Table
 
 __all__ = ["BRIEF", "Connection", "Question", "Workbench", "connect", "explained", "sentence"]
 

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 
-from .asking import ask
+from .check import ask
 from .database import Question, Workbench
 from .personas import Persona
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from rowcast.errors import UsageError
 
 __all__ = [
     "DEFAULT_FILE",

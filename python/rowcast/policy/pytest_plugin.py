@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .asking import Answer
+    from .check import Answer
     from .database import Connection, Question, Workbench
     from .personas import Persona
 
@@ -27,7 +27,7 @@ def load_rowcast(
     """Install rowcast: for the argument `load` of the factories of pytest-postgresql."""
     from psycopg.conninfo import make_conninfo
 
-    from ..migrate import migrate
+    from rowcast.install.migrate import migrate
 
     secret = {"password": password} if password else {}
     migrate(make_conninfo(host=host, port=port, user=user, dbname=dbname, **secret), env={})
@@ -73,7 +73,7 @@ class Policies:
         Raises:
             DatabaseError: it cannot be asked.
         """
-        from .asking import ask
+        from .check import ask
 
         question = self._question(persona, action, channel, event, payload, type)
         with self._workbench.trial():
@@ -94,8 +94,8 @@ class Policies:
         Raises:
             DatabaseError: it cannot be asked.
         """
-        from .explaining import explain
-        from .telling import as_text
+        from .explain import explain
+        from .render import as_text
 
         question = self._question(persona, action, channel, event, payload, type)
         with self._workbench.trial():
@@ -110,7 +110,7 @@ class Policies:
             DatabaseError: policies or fixtures cannot be applied.
         """
         from .cases import read
-        from .trying import run
+        from .run_cases import run
 
         failed = [r for r in run(self._workbench, read(Path(path))) if not r.passed]
         assert not failed, "\n\n".join(f"{r.case}: {r.failure}\n{r.explained}" for r in failed)

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
-from ..resources import policy_files
+from rowcast.errors import UsageError
+from rowcast.files import policy_files
 
 __all__ = ["Recipe", "recipes", "write"]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from .extra import need
+from rowcast.errors import UsageError
+
+from .optional import need
 
 __all__ = [
     "Disable",

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from .extra import load_pglast
+from rowcast.errors import UsageError
+
+from .optional import load_pglast
 from .source import Source, find_files, read_file
 
 __all__ = ["PolicyStatement", "Script", "SideStatement", "read"]

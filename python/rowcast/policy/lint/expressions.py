@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..extra import need
-from ..source import walk
+from rowcast.policy.optional import need
+from rowcast.policy.source import walk
+
 from .files import Files, Policy, qualified, table_name
 
 __all__ = [

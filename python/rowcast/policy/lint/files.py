@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..extra import need
-from ..source import Source, Statement, walk
+from rowcast.policy.optional import need
+from rowcast.policy.source import Source, Statement, walk
 
 __all__ = [
     "CHANNELS",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..source import Statement
+    from rowcast.policy.source import Statement
+
     from .files import Files
 
 __all__ = ["RULES", "Finding", "Level", "Mark", "Rule", "in_database", "rule"]

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ..source import Source, read, read_file
+from rowcast.policy.source import Source, read, read_file
+
 from .files import Files
 from .findings import Finding, Level, Mark, Rule
 from .rules import RULES

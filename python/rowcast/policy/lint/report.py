@@ -8,7 +8,8 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from ... import __version__
+from rowcast import __version__
+
 from .findings import RULES, Finding, Level, Rule
 
 __all__ = ["FORMATS", "explain", "github", "sarif", "text", "to_json"]

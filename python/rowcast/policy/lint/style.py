@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...resources import style_config
-from ..extra import need
+from rowcast.files import style_config
+from rowcast.policy.optional import need
+
 from .findings import Finding, Level
 
 __all__ = ["style_findings", "tidy"]

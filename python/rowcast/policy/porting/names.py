@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..extra import need
-from ..lint.expressions import called
-from ..lint.files import MESSAGES
+from rowcast.policy.lint.expressions import called
+from rowcast.policy.lint.files import MESSAGES
+from rowcast.policy.optional import need
+
 from .trees import call, column, parts, text_of
 
 __all__ = ["name_of", "segments"]

@@ -11,10 +11,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import RowcastError
-from ..extra import need
-from ..lint.expressions import called, in_subselect, scopes
-from ..lint.files import CHANNELS, MESSAGES, Files
+from rowcast.errors import RowcastError
+from rowcast.policy.lint.expressions import called, in_subselect, scopes
+from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
+from rowcast.policy.optional import need
+
 from .names import name_of, segments
 from .trees import call, column, fold, literal, parts, text_of, transform
 

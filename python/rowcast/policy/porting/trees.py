@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..extra import need
+from rowcast.policy.optional import need
 
 __all__ = ["boolean", "call", "column", "fold", "literal", "parts", "text_of", "transform"]
 

@@ -11,13 +11,14 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import UsageError
-from ..extra import need
-from ..lint.files import CHANNELS, Files, Policy
-from ..lint.findings import Level
-from ..lint.linting import lint_sources
-from ..lint.style import tidy
-from ..source import Source, Statement, read
+from rowcast.errors import UsageError
+from rowcast.policy.lint.files import CHANNELS, Files, Policy
+from rowcast.policy.lint.findings import Level
+from rowcast.policy.lint.linting import lint_sources
+from rowcast.policy.lint.style import tidy
+from rowcast.policy.optional import need
+from rowcast.policy.source import Source, Statement, read
+
 from .systems import SYSTEMS, NotPortableError
 from .trees import boolean
 

@@ -6,7 +6,8 @@ nobody gets anything; ``RCL3``: it is slow.
 
 from __future__ import annotations
 
-from ..findings import RULES
+from rowcast.policy.lint.findings import RULES
+
 from . import costs, definers, fails, forms, opens, refuses, tables
 
 __all__ = ["RULES", "costs", "definers", "fails", "forms", "opens", "refuses", "tables"]

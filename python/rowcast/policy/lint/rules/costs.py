@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..expressions import called, in_subselect, is_helper, wrapped
-from ..files import CHANNELS, MESSAGES, Files
-from ..findings import Level, Mark, in_database, rule
+from rowcast.policy.lint.expressions import called, in_subselect, is_helper, wrapped
+from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
+from rowcast.policy.lint.findings import Level, Mark, in_database, rule
 
 __all__ = ["column_without_index", "once_per_row"]
 

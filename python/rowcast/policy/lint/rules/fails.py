@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ...extra import need
-from ...source import walk
-from ..expressions import (
+from rowcast.policy.lint.expressions import (
     IDENTITY,
     called,
     calls,
@@ -16,8 +14,10 @@ from ..expressions import (
     kind_of,
     names_channel,
 )
-from ..files import CHANNELS, MESSAGES, Files, Policy
-from ..findings import Level, Mark, rule
+from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files, Policy
+from rowcast.policy.lint.findings import Level, Mark, rule
+from rowcast.policy.optional import need
+from rowcast.policy.source import walk
 
 __all__ = [
     "cast_that_fails",

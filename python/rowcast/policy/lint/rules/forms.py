@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...source import Statement
-from ..files import Files
-from ..findings import RULES, Level, Mark, rule
+from rowcast.policy.lint.files import Files
+from rowcast.policy.lint.findings import RULES, Level, Mark, rule
+from rowcast.policy.source import Statement
 
 __all__ = ["disable_is_needed", "disable_names_rules", "disable_says_why", "syntax"]
 

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...extra import need
-from ...source import walk
-from ..expressions import (
+from rowcast.policy.lint.expressions import (
     CONTEXT,
     called,
     columns,
@@ -21,8 +19,10 @@ from ..expressions import (
     resolve,
     scopes,
 )
-from ..files import CHANNELS, MESSAGES, Files
-from ..findings import Level, Mark, rule
+from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
+from rowcast.policy.lint.findings import Level, Mark, rule
+from rowcast.policy.optional import need
+from rowcast.policy.source import walk
 
 __all__ = [
     "always_true",

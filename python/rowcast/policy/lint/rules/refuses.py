@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ...extra import need
-from ..expressions import comparisons, is_false
-from ..files import MESSAGES, Files, Policy
-from ..findings import Level, Mark, in_database, rule
+from rowcast.policy.lint.expressions import comparisons, is_false
+from rowcast.policy.lint.files import MESSAGES, Files, Policy
+from rowcast.policy.lint.findings import Level, Mark, in_database, rule
+from rowcast.policy.optional import need
 
 __all__ = [
     "equals_null",

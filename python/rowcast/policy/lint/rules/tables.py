@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..files import CHANNELS, MESSAGES, Files
-from ..findings import Level, Mark, rule
+from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
+from rowcast.policy.lint.findings import Level, Mark, rule
 
 __all__ = [
     "all_without_check",

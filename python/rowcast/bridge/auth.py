@@ -1,0 +1,139 @@
+"""Tokens: who is it, and until when. Signatures are checked here; what the claims allow is
+decided by the policies in SQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Collection
+from typing import Any
+
+import aiohttp
+import jwt
+
+from rowcast.config import Settings
+from rowcast.errors import AuthError
+from rowcast.observe import observe
+
+from .caller import FAR_FUTURE, Caller
+
+__all__ = ["Verifier"]
+
+MAX_TOKEN = 8192
+# An asymmetric key must never serve as an HMAC secret, so each family has its own keys.
+ASYMMETRIC = ["RS256", "ES256", "EdDSA"]
+KEYS_LIFETIME = 300.0
+KEYS_COOLDOWN = 10.0
+
+
+class Verifier:
+    """Verifies tokens by the shared secret or by the keys of a JWKS.
+
+    Args:
+        settings: secret, JWKS address, audience, issuer, leeway.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._fetched = -KEYS_LIFETIME
+        self._fetching = asyncio.Lock()
+
+    async def verify(self, token: str, roles: Collection[str]) -> Caller:
+        """Return the caller that the token speaks for.
+
+        Args:
+            token: compact JWS.
+            roles: the role claims that are accepted; no other role reaches SQL.
+
+        Raises:
+            AuthError: with a sentence that says why.
+        """
+        if len(token) > MAX_TOKEN:
+            raise AuthError(f"The token is longer than {MAX_TOKEN} bytes.")
+        try:
+            header = jwt.get_unverified_header(token)
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            raise AuthError(
+                "The token is no JSON Web Token: that is three base64url parts joined by dots,"
+                " such as `rowcast token` prints."
+            ) from None
+        try:
+            key, algorithms = await self._key(header)
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=algorithms,
+                leeway=self._settings.jwt_leeway,
+                audience=self._settings.jwt_audience or None,
+                issuer=self._settings.jwt_issuer or None,
+                options={
+                    "require": ["exp"],
+                    "verify_aud": bool(self._settings.jwt_audience),
+                    "enforce_minimum_key_length": False,
+                },
+            )
+        except jwt.ExpiredSignatureError:
+            raise AuthError("The token has expired: send a new one.", "token_expired") from None
+        except jwt.InvalidSignatureError:
+            raise AuthError("The token's signature does not fit the key in use.") from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+            raise AuthError(f"The token is not valid: {error}.") from None
+        return self._caller(claims, roles)
+
+    def _caller(self, claims: dict[str, Any], roles: Collection[str]) -> Caller:
+        role, subject, expires = claims.get("role"), claims.get("sub"), claims["exp"]
+        if not isinstance(role, str) or role not in roles:
+            raise AuthError(f"The token's role must be one of {', '.join(sorted(roles))}.")
+        if subject is not None and not isinstance(subject, str):
+            raise AuthError("The token's sub must be a string.")
+        if not isinstance(expires, int | float) or not 0 < expires < FAR_FUTURE:
+            raise AuthError("The token's exp must be a time in seconds.")
+        text = json.dumps(claims, ensure_ascii=False, separators=(",", ":"))
+        # Postgres has no text with NUL, and lone surrogates are no Unicode.
+        if "\\u0000" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            raise AuthError("The token has a claim that is not valid text.")
+        return Caller(role, subject, text, float(expires))
+
+    async def _key(self, header: dict[str, Any]) -> tuple[Any, list[str]]:
+        if header.get("alg") == "HS256":
+            if not self._settings.jwt_secret:
+                raise AuthError("Tokens signed with HS256 are not accepted here.")
+            return self._settings.jwt_secret.encode(), ["HS256"]
+        if header.get("alg") not in ASYMMETRIC or not self._settings.jwks_url:
+            raise AuthError(f"Tokens signed with {header.get('alg')} are not accepted here.")
+        key_id = header.get("kid")
+        key = await self._published_key(key_id if isinstance(key_id, str) else None)
+        return key.key, [header["alg"]] if key.algorithm_name == header["alg"] else []
+
+    async def _published_key(self, key_id: str | None) -> jwt.PyJWK:
+        # One fetch at a time: who comes while the first is under way waits for it, instead of
+        # being told for good that its key does not exist.
+        async with self._fetching:
+            now = time.monotonic()
+            stale = now - self._fetched > KEYS_LIFETIME
+            unknown = key_id not in self._keys and now - self._fetched > KEYS_COOLDOWN
+            if stale or unknown:
+                self._fetched = now
+                try:
+                    self._keys = await self._fetch()
+                except (aiohttp.ClientError, TimeoutError, jwt.PyJWTError, ValueError) as error:
+                    observe("keys_unavailable", error=error)
+        if not self._keys:
+            raise AuthError("The keys that verify tokens cannot be had now.", "unavailable")
+        if key_id is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        if key_id not in self._keys:
+            raise AuthError("The token names a key that is not published.")
+        return self._keys[key_id]
+
+    async def _fetch(self) -> dict[str | None, jwt.PyJWK]:
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as http,
+            http.get(self._settings.jwks_url, allow_redirects=False) as answer,
+        ):
+            answer.raise_for_status()
+            published = jwt.PyJWKSet.from_dict(json.loads(await answer.content.read(262_144)))
+        return {key.key_id: key for key in published.keys if key.algorithm_name in ASYMMETRIC}

@@ -1,0 +1,209 @@
+"""The feed: from the snapshot of the last read to the next, for ever.
+
+Everything in here may vanish at any moment: the position is a place in the database, and
+clients carry their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+
+from rowcast.config import Settings
+from rowcast.observe import metrics, observe
+
+from .cursor import CursorKey, Position
+from .database import UNAVAILABLE, Connection, Database, UnfitError
+from .doorbell import Doorbell
+from .message import Message, timestamp
+
+__all__ = ["Feed"]
+
+BACKOFF_MAX = 5.0
+
+
+class Feed:
+    """Reads what was committed and hands it on, in order.
+
+    Args:
+        database: where to read.
+        doorbell: how to sleep.
+        settings: poll intervals.
+        deliver: takes messages and deletions of one portion.
+        present: takes rows of presence.
+        moved: told the new position when all portions up to it were delivered.
+        status: told "degraded" and "ok".
+        returned: called when it reads again after a loss, before anything is delivered.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        doorbell: Doorbell,
+        settings: Settings,
+        *,
+        deliver: Callable[[list[Message], list[tuple[str, dict[str, Any]]]], Awaitable[None]],
+        present: Callable[[list[asyncpg.Record]], None],
+        moved: Callable[[Position], None],
+        status: Callable[[str], None],
+        returned: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._doorbell = doorbell
+        self._settings = settings
+        self._deliver = deliver
+        self._present = present
+        self._moved = moved
+        self._status = status
+        self._returned = returned
+        self._recent: deque[tuple[float, set[str]]] = deque()
+        self._cut_off = False
+        self._skew = timedelta(seconds=5)
+        self.position: Position | None = None
+        self.key: CursorKey | None = None
+        self.roles: tuple[str, ...] = ()
+        self.admin_roles: tuple[str, ...] = ()
+        self.payload_limit = 0
+        self.floor = 0
+        self.up = asyncio.Event()
+        self.drained = asyncio.Condition()
+
+    @property
+    def overlap(self) -> float:
+        """Seconds of which messages may come twice after a crash of Postgres."""
+        return self._skew.total_seconds() + 5
+
+    async def run(self) -> None:
+        """Read for ever, connecting again for ever; returns only when cancelled."""
+        backoff = 0.1
+        while True:
+            try:
+                async with self._database.dedicated() as connection:
+                    await self._begin(connection)
+                    backoff = 0.1
+                    await self._read(connection)
+            except (*UNAVAILABLE, UnfitError, asyncpg.PostgresError) as error:
+                observe("feed_lost", error=error)
+                if self.up.is_set():
+                    self.up.clear()
+                    metrics.feed_up.set(0)
+                    self._status("degraded")
+            await asyncio.sleep(backoff * (0.5 + secrets.randbelow(1000) / 1000))
+            backoff = min(backoff * 2, BACKOFF_MAX)
+
+    async def _begin(self, connection: Connection) -> None:
+        facts = await self._database.identity(connection)
+        self.key = CursorKey(facts["cursor_key"].encode())
+        self.roles = tuple(facts["caller_roles"])
+        self.admin_roles = tuple(facts["admin_roles"])
+        self.payload_limit = facts["payload_limit"]
+        self._skew = facts["clock_skew"]
+        self.floor = facts["seq_floor"]
+        self._doorbell.enabled = self._settings.doorbell == "notify" and facts["doorbell"]
+        before = self.position
+        if before is not None:
+            self._returned()
+        await self._drain(connection)
+        assert self.position is not None
+        self.up.set()
+        metrics.feed_up.set(1)
+        self._status("ok")
+        observe("feed_up", rebooted=bool(before and before.boot != self.position.boot))
+
+    async def _read(self, connection: Connection) -> None:
+        delay = self._settings.poll_min
+        # When messages came lately. Few of them are no reason to stay awake: they may ring.
+        news: deque[float] = deque()
+        few = self._settings.ring_rate * self._settings.idle_after / 2
+        while True:
+            came = await self._drain(connection)
+            now = time.monotonic()
+            if came:
+                news.append(now)
+                delay = self._settings.poll_min
+            while news and news[0] < now - self._settings.idle_after:
+                news.popleft()
+            if not came:
+                if len(news) <= few and await self._doorbell.sleep(lambda: self._drain(connection)):
+                    delay = self._settings.poll_min
+                    continue
+                delay = min(delay * 1.5, self._settings.poll_max)
+            await asyncio.sleep(delay)
+
+    async def _drain(self, connection: Connection) -> int:
+        """Read once; returns how many messages and signals came."""
+        before = self.position
+        position: Position | None = None
+        count = 0
+        known: set[str] = set()
+        async with contextlib.aclosing(self._database.drain(connection, before)) as portions:
+            async for rows in portions:
+                if position is None:
+                    head = rows.pop(0)
+                    if head["id"] is None:
+                        # Postgres crashed since we connected; identity() makes the boot row.
+                        raise ConnectionError("Postgres has restarted after a crash")
+                    position = Position(head["payload"], head["id"], head["created_at"])
+                    if before is not None and (self._cut_off or before.boot != position.boot):
+                        # What may come again: after a drain that was cut off, or after a crash
+                        # of Postgres. By id, because a crash hands out numbers again, too.
+                        known = set().union(*(ids for _, ids in self._recent))
+                if rows:
+                    self._cut_off = True
+                    count += len(rows)
+                    await self._hand_on(rows, known)
+        assert position is not None
+        self._cut_off = False
+        # Only now: what a long drain began with may come again if it is cut off at its end.
+        while self._recent and self._recent[0][0] < time.monotonic() - self.overlap:
+            self._recent.popleft()
+        self.position = position
+        self._moved(position)
+        metrics.drains.inc()
+        async with self.drained:
+            self.drained.notify_all()
+        return count
+
+    async def _hand_on(self, rows: list[asyncpg.Record], known: set[str]) -> None:
+        messages: list[Message] = []
+        signals: list[tuple[str, dict[str, Any]]] = []
+        self._present([row for row in rows if row["kind"] == "presence"])
+        for row in rows:
+            if row["kind"] == "presence":
+                continue
+            if row["kind"] != "message":
+                signals.append((row["kind"], json.loads(row["payload"])))
+            elif str(row["id"]) not in known:
+                messages.append(message_of(row))
+        if messages:
+            self._recent.append((time.monotonic(), {m.id for m in messages}))
+            metrics.messages.inc(len(messages))
+        await self._deliver(messages, signals)
+        if messages:
+            metrics.lag.observe(max(0.0, time.time() - rows[-1]["created_at"].timestamp()))
+
+
+def message_of(row: asyncpg.Record) -> Message:
+    """The message in a row of the feed, a replay or history."""
+    channel_id = row.get("channel_id")
+    return Message(
+        seq=row["seq"],
+        id=str(row["id"]),
+        type=row["type"],
+        channel=row["channel_name"],
+        channel_id=str(channel_id) if channel_id else None,
+        event=row["event_name"],
+        payload=row["payload"],
+        sender_type=row["sender_type"],
+        sender_id=row["sender_id"],
+        timestamp=timestamp(row["created_at"]),
+    )

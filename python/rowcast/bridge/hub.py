@@ -1,0 +1,330 @@
+"""Who hears what: channels to sessions, and the fan-out.
+
+A message is encoded once per format of a wire, not once per client; what one tick has for a
+client is joined into one write, because the system call costs more than the bytes. No I/O, no
+database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from rowcast.observe import metrics
+
+from .caller import Caller
+from .cursor import CursorKey, Position
+from .message import Message
+from .names import is_pattern, matches
+from .session import Session, State, Subscription
+from .wire.base import Wire
+from .wire.events import Cursor, Deleted, Event
+
+__all__ = ["Hub"]
+
+# Writes between two chances for other tasks.
+BURST = 512
+
+
+class Hub:
+    """All sessions of this bridge and their subscriptions.
+
+    `position` is where everybody was served up to, `generation` counts its moves. In between,
+    while `delivering`, some have got the newest messages and some have not.
+    """
+
+    def __init__(self) -> None:
+        self.sessions: set[Session] = set()
+        self.position: Position | None = None
+        self.generation = 0
+        self.delivering = False
+        self.left: Callable[[Session, Subscription], None] = lambda _session, _subscription: None
+        self._channels: dict[str, dict[Session, Subscription]] = {}
+        self._subjects: dict[str, set[Session]] = {}
+        # Of subscribed patterns: the channel row whose messages they hear, or not known yet.
+        self._rows: dict[str, str] = {}
+        self._open: set[str] = set()
+        self._former: dict[str, set[str]] = {}  # rows they heard before
+        self._joined: dict[Session, list[bytes]] = {}
+        self._starting: list[Subscription] = []
+
+    @property
+    def horizon(self) -> int:
+        """The first generation of which nothing has been read yet."""
+        return self.generation + self.delivering
+
+    def add(self, session: Session) -> None:
+        """A client connected."""
+        self.sessions.add(session)
+        metrics.connections.set(len(self.sessions))
+
+    def remove(self, session: Session) -> None:
+        """A client is gone, with all its subscriptions."""
+        for channel in list(session.subscriptions):
+            self.leave(session, channel)
+        self._unlist(session)
+        self.sessions.discard(session)
+        metrics.connections.set(len(self.sessions))
+
+    def identify(self, session: Session, caller: Caller) -> None:
+        """The session speaks for this caller from now on."""
+        self._unlist(session)
+        session.caller = caller
+        if caller.subject is not None and session in self.sessions:
+            self._subjects.setdefault(caller.subject, set()).add(session)
+
+    def _unlist(self, session: Session) -> None:
+        subject = session.caller.subject if session.caller else None
+        if subject is not None and subject in self._subjects:
+            self._subjects[subject].discard(session)
+            if not self._subjects[subject]:
+                del self._subjects[subject]
+
+    def sessions_of(self, subject: str) -> list[Session]:
+        """All sessions of a user."""
+        return list(self._subjects.get(subject, ()))
+
+    def concerned(
+        self, subject: str | None, channel: str | None
+    ) -> list[tuple[Session, Subscription]]:
+        """Subscriptions of a user, or all users', to a name or to what a pattern matches."""
+        if subject is not None:
+            return [
+                (session, subscription)
+                for session in self._subjects.get(subject, ())
+                for name, subscription in session.subscriptions.items()
+                if channel is None or matches(channel, name) or matches(name, channel)
+            ]
+        if channel is not None and not is_pattern(channel):
+            return list(self._channels.get(channel, {}).items())
+        return [
+            member
+            for name, members in self._channels.items()
+            if channel is None or matches(channel, name)
+            for member in members.items()
+        ]
+
+    def join(self, session: Session, subscription: Subscription) -> None:
+        """From now on the session gets what comes on this channel, held back while pending."""
+        self.start(subscription)
+        if is_pattern(subscription.channel) and subscription.channel not in self._channels:
+            self._open.add(subscription.channel)
+        self._channels.setdefault(subscription.channel, {})[session] = subscription
+        session.subscriptions[subscription.channel] = subscription
+        metrics.subscriptions.inc()
+
+    def start(self, subscription: Subscription) -> None:
+        """Note from where on a subscription gets everything, for history to end exactly there.
+
+        What is being delivered right now may have passed it already, so it can only count on
+        what comes after the next move.
+        """
+        subscription.joined = self.generation + self.delivering
+        subscription.start = None if self.delivering else self.position
+        if subscription.start is None:
+            self._starting.append(subscription)
+
+    def leave(self, session: Session, channel: str) -> bool:
+        """End a subscription; whether there was one."""
+        subscription = session.subscriptions.pop(channel, None)
+        if subscription is None:
+            return False
+        subscription.state = State.ENDED
+        # What this delivery has for it already was due before it ended.
+        if parts := self._joined.pop(session, None):
+            session.write(b"".join(parts))
+        members = self._channels[channel]
+        del members[session]
+        if not members:
+            del self._channels[channel]
+            if is_pattern(channel):
+                self.resolve(channel, None)
+                self._former.pop(channel, None)
+        metrics.subscriptions.dec()
+        self.left(session, subscription)
+        return True
+
+    def members(self, channel: str) -> list[tuple[Session, Subscription]]:
+        """Who is subscribed to a channel."""
+        return list(self._channels.get(channel, {}).items())
+
+    def reopen(self, pattern: str) -> None:
+        """It is not known any more which row a subscribed pattern hears."""
+        former = {row for row, name in self._rows.items() if name == pattern}
+        self._former[pattern] = self._former.get(pattern, set()) | former
+        self.resolve(pattern, None)
+        if pattern in self._channels:
+            self._open.add(pattern)
+
+    def resolve(self, pattern: str, channel_id: str | None) -> None:
+        """A subscribed pattern hears the messages of this channel row, or none any more."""
+        self._open.discard(pattern)
+        self._rows = {row: name for row, name in self._rows.items() if name != pattern}
+        if channel_id is not None:
+            self._rows[channel_id] = pattern
+
+    def _patterns(self, message: Message) -> Iterator[str]:
+        """Subscribed patterns that hear a message; those of unknown row that may, to hold it."""
+        known = self._rows.get(message.channel_id or "")
+        if known is not None:
+            yield known
+        for pattern in self._open:
+            if matches(pattern, message.channel):
+                yield pattern
+
+    def deliver(self, messages: list[Message]) -> Iterator[None]:
+        """Fan out messages of one portion, in their order; yields between bursts of writes."""
+        self.delivering = True
+        by_channel: dict[str, list[Message]] = {}
+        patterns = bool(self._rows or self._open)
+        for message in messages:
+            if message.channel in self._channels:
+                by_channel.setdefault(message.channel, []).append(message)
+            if patterns:
+                for pattern in self._patterns(message):
+                    by_channel.setdefault(pattern, []).append(message)
+        joined = self._joined
+        alone = len(by_channel) == 1
+        writes = 0
+        for channel, group in by_channel.items():
+            encoded: dict[str, bytes] = {}
+            form: str | None = None
+            shared = b""
+            for session, subscription in list(self._channels.get(channel, {}).items()):
+                if session.format is not form:  # mostly it is that of the last; a look-up shows
+                    form = session.format
+                    shared = self._encode(session.wire, channel, group, encoded)
+                if subscription.holding:
+                    if subscription.state is State.ENDED:
+                        continue  # since this delivery began
+                    session.hold(subscription, self.generation, group, shared)
+                    continue
+                data = (
+                    shared if subscription.own else self._fit(session, subscription, group, shared)
+                )
+                if not data:
+                    continue
+                session.dirty = True
+                if alone:
+                    session.write(data)
+                    writes += 1
+                    if writes % BURST == 0:
+                        yield
+                else:
+                    joined.setdefault(session, []).append(data)
+            metrics.deliveries.inc(len(group) * len(self._channels.get(channel, ())))
+        while joined:
+            session, parts = joined.popitem()
+            session.write(b"".join(parts))
+            writes += 1
+            if writes % BURST == 0:
+                yield
+
+    @staticmethod
+    def _encode(wire: Wire, channel: str, group: list[Message], encoded: dict[str, bytes]) -> bytes:
+        if wire.format not in encoded:
+            encoded[wire.format] = wire.encode_messages(channel, group)
+            metrics.encodings.labels(wire.format).inc(len(group))
+        return encoded[wire.format]
+
+    def congested(self) -> bool:
+        """Whether some client has more than half of its buffer waiting."""
+        return any(session.congested for session in self.sessions)
+
+    def moved(self, position: Position) -> None:
+        """Everything up to the position was delivered."""
+        self.position = position
+        self.generation += 1
+        self.delivering = False
+        for subscription in self._starting:
+            subscription.start = position
+        self._starting.clear()
+
+    def _fit(
+        self, session: Session, subscription: Subscription, group: list[Message], shared: bytes
+    ) -> bytes:
+        """A group without what this subscription must not or does not want to hear."""
+        pattern = subscription.channel if is_pattern(subscription.channel) else None
+        heard = [
+            message
+            for message in group
+            if (subscription.own or message.id not in session.own_ids)
+            and (pattern is None or self._hears(pattern, message))
+        ]
+        if len(heard) == len(group):
+            return shared
+        return session.wire.encode_messages(subscription.channel, heard) if heard else b""
+
+    def _hears(self, pattern: str, message: Message) -> bool:
+        """Whether a message that was held for a pattern is of its row, or of the one before."""
+        row = message.channel_id or ""
+        return self._rows.get(row) == pattern or row in self._former.get(pattern, ())
+
+    def release(
+        self, session: Session, subscription: Subscription, before: int | None = None
+    ) -> bool:
+        """Write what was held back, now that nothing stands against it; whether there was any.
+
+        With a generation, although it is in doubt again: what was read before that one.
+        """
+        if not subscription.held or subscription.unready:
+            return False
+        if subscription.doubted and (before is None or subscription.channel in self._open):
+            return False
+        if session.subscriptions.get(subscription.channel) is not subscription:
+            return False  # unsubscribed or revoked meanwhile
+        held = subscription.held
+        if before is not None:
+            held = [entry for entry in held if entry[0] < before]
+        subscription.forget(self.horizon + 1 if before is None else before)
+        data = b"".join(
+            self._fit(session, subscription, group, shared) for _, group, shared in held
+        )
+        if data:
+            session.dirty = True
+            session.write(data)
+        return bool(data)
+
+    def deleted(self, channel: str, message_id: str, channel_id: str | None = None) -> None:
+        """Tell the subscribers of a channel, and of its pattern, that a message is gone."""
+        for name in (channel, self._rows.get(channel_id or "")):
+            if name in self._channels:
+                self.tell(self._channels[name], Deleted(name, message_id))
+
+    @staticmethod
+    def hearing(session: Session, channel: str) -> list[Subscription]:
+        """The subscriptions through which a session hears a name."""
+        return [
+            subscription
+            for name, subscription in session.subscriptions.items()
+            if name == channel or (is_pattern(name) and matches(name, channel))
+        ]
+
+    def broadcast(self, event: Event) -> None:
+        """Tell every client."""
+        self.tell(self.sessions, event)
+
+    @staticmethod
+    def tell(sessions: Iterable[Session], event: Event) -> None:
+        """Tell these clients, encoding once per format."""
+        encoded: dict[str, bytes] = {}
+        for session in list(sessions):
+            wire = session.wire
+            if wire.format not in encoded:
+                encoded[wire.format] = wire.encode(event)
+            session.write(encoded[wire.format])
+
+    def cursor(self, session: Session, key: CursorKey) -> bool:
+        """Write one session's cursor: everything of this session up to the position was written.
+
+        Returns:
+            False when that is not so now: it is resuming, something is held back, or a delivery
+            is under way.
+        """
+        if self.position is None or session.caller is None or self.delivering:
+            return False
+        if any(s.holding or s.held for s in session.subscriptions.values()):
+            return False
+        session.dirty = False
+        token = key.sign(self.position, session.caller.cursor_subject)
+        session.tell(Cursor(token))
+        return True

@@ -1,0 +1,85 @@
+"""This bridge as a row in the database: a lease, and what counts as long as it is renewed.
+
+Everything that bridges write about their clients is UNLOGGED and can be written again. A heartbeat
+that finds its row missing, because Postgres crashed or because others took us for dead, is
+how a bridge learns that it has to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import uuid4
+
+import asyncpg
+
+from rowcast.config import Settings
+from rowcast.observe import observe
+
+from .database import UNAVAILABLE, Database
+
+__all__ = ["INTERVAL", "PAUSE", "Node"]
+
+# Heartbeats in a lease. The database is given one beat less: by the end of the lease a dead node
+# has been found by the next heartbeat of another one.
+BEATS = 4
+# Seconds between two writes of audience or presence, and between two `presence` frames.
+INTERVAL = 0.05
+# Seconds until a write that failed is tried again.
+PAUSE = 0.5
+
+
+class Node:
+    """Keeps the lease.
+
+    Args:
+        database: where it is kept.
+        settings: the length of the lease.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.id = uuid4()
+        # One write at a time: they lock the same row.
+        self.turn = asyncio.Lock()
+        self.known = False
+        self.forgotten: list[Callable[[], None]] = []
+        self._database = database
+        self._lease = settings.lease
+        self._wanted = asyncio.Event()
+
+    def renew(self) -> None:
+        """Beat now: the row may be gone."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Renew the lease for ever; returns only when cancelled."""
+        while True:
+            self._wanted.clear()
+            pause = self._lease / BEATS
+            try:
+                await self._beat()
+            except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+                observe("heartbeat_failed", error=error)
+                pause = min(pause, PAUSE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wanted.wait()
+
+    async def _beat(self) -> None:
+        lease = timedelta(seconds=self._lease * (BEATS - 1) / BEATS)
+        async with self.turn:
+            known = await self._database.beat(self.id, lease)
+        if not known:
+            if self.known:
+                observe("lease_lost")
+            for forgotten in self.forgotten:
+                forgotten()
+        self.known = True
+
+    async def leave(self, grace: float) -> None:
+        """End the lease in order; members stay for the grace time."""
+        with contextlib.suppress(*UNAVAILABLE, asyncpg.PostgresError):
+            async with self.turn:
+                await self._database.leave(self.id, timedelta(seconds=grace))

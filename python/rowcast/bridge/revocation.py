@@ -1,0 +1,315 @@
+"""Access that follows the data: who may still listen is asked again, and who may not is told.
+
+What makes a subscription doubtful: a signal in the feed (`rowcast.recheck`, an attached table, a
+channel row), a new token, a lost connection of the feed. Signals are read before the messages of
+the same drain, and a doubtful subscription holds its messages back until the policies have
+answered, so nothing that was published after the revoking commit reaches whom it revoked. Other
+subscriptions are not held up. Besides, everything is asked again now and then, without holding.
+
+Questions go in batches over one connection. A question that cannot be answered is repeated; for
+who is in doubt only so long, and then the subscription is closed as `unavailable`: its client
+comes back with its cursor and misses nothing that it may have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from rowcast.config import Settings
+from rowcast.errors import Refusal
+from rowcast.observe import metrics, observe
+
+from .access import Access, Verdict
+from .feed import Feed
+from .hub import Hub
+from .names import is_pattern
+from .session import Session, State, Subscription
+from .wire.events import Closed
+
+__all__ = ["Question", "Rechecks"]
+
+# Different questions in a batch, and subscriptions that one batch may answer.
+QUESTIONS = 200
+ANSWERS = 2000
+BURST = 500
+# Doubts may wait for their answer as long as so many queries may take.
+PATIENCE = 2
+# So many sweeps fit into the interval, for none to be asked later than that.
+SWEEPS = 3
+PAUSE = 0.2
+PAUSE_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is known when a question is put: its answer holds for all that was read before."""
+
+    doubts: int
+    horizon: int
+
+
+Asked = list[tuple[Session, Subscription, Question]]
+
+
+class Rechecks:
+    """Asks again, for all sessions.
+
+    Args:
+        settings: the interval, and how long a query may take.
+        hub: who hears what.
+        feed: whether the database is there.
+        access: asks the policies.
+    """
+
+    def __init__(self, settings: Settings, hub: Hub, feed: Feed, access: Access) -> None:
+        self._interval = settings.recheck_interval
+        self._patience = settings.query_timeout * PATIENCE
+        self._buffer = settings.buffer_bytes
+        self._hub = hub
+        self._feed = feed
+        self._access = access
+        self._urgent: dict[Subscription, Session] = {}
+        self._routine: dict[Subscription, Session] = {}
+        # A batch failed with these in it: they are asked one by one, beside the batches.
+        self._alone: dict[Subscription, Session] = {}
+        self._since: dict[Subscription, tuple[Session, float]] = {}
+        self._taken = 0
+        self._stirred = asyncio.Event()
+        self._stirred_alone = asyncio.Event()
+        self._back = asyncio.Event()
+
+    # What raises doubts
+
+    def signal(self, kind: str, body: dict[str, Any]) -> None:
+        """Take a signal of the feed, before the messages that were read with it."""
+        if kind == "recheck":
+            for of in body["of"]:
+                self._doubt_all(self._hub.concerned(of.get("user"), of.get("channel")))
+        elif kind == "channel":
+            for pattern in body["patterns"]:
+                self._doubt_all(self._hub.concerned(None, pattern), anew=True)
+        elif kind == "kick":
+            for session in self._hub.sessions_of(body["user"]):
+                session.close("recalled" if body.get("reconnect") else "kicked")
+
+    def everything(self) -> None:
+        """Signals may have been missed: the connection of the feed was lost."""
+        self._since.clear()
+        self._back.set()  # and it is there again
+        self._doubt_all(self._hub.concerned(None, None), anew=True)
+
+    def renewed(self, session: Session) -> None:
+        """The session has a token with other claims."""
+        for subscription in list(session.subscriptions.values()):
+            self.doubt(session, subscription)
+
+    def doubt(self, session: Session, subscription: Subscription) -> None:
+        """Hold the subscription's messages back until the policies have answered."""
+        subscription.doubts += 1
+        if subscription.state is not State.PENDING:  # whoever makes it live sees the number
+            self._hold(session, subscription)
+
+    def _hold(self, session: Session, subscription: Subscription) -> None:
+        subscription.doubted = True
+        self._since.setdefault(subscription, (session, time.monotonic()))
+        self._alone.pop(subscription, None)
+        self._urgent[subscription] = session
+        self._stirred.set()
+
+    def _doubt_all(
+        self, concerned: Iterable[tuple[Session, Subscription]], *, anew: bool = False
+    ) -> None:
+        for session, subscription in concerned:
+            if anew and is_pattern(subscription.channel):
+                self._hub.reopen(subscription.channel)
+            self.doubt(session, subscription)
+
+    def congested(self) -> bool:
+        """Whether for some doubtful subscription half of what may be held back is."""
+        return any(subscription.held_bytes * 2 > self._buffer for subscription in self._since)
+
+    # Answers
+
+    def question(self, subscription: Subscription) -> Question:
+        """Note what the answer to a question that is put now will hold for."""
+        return Question(subscription.doubts, self._hub.horizon)
+
+    def allowed(
+        self, session: Session, subscription: Subscription, asked: Question, verdict: Verdict
+    ) -> bool:
+        """Make a subscription's messages flow that the policies have allowed.
+
+        Where it was doubted again after the question was put, only what was read before then.
+
+        Returns:
+            Whether something held back was written.
+        """
+        subscription.checked = time.monotonic()
+        if subscription.doubts != asked.doubts:
+            self._since.pop(subscription, None)
+            self._hold(session, subscription)
+            return self._hub.release(session, subscription, asked.horizon)
+        subscription.doubted = False
+        self._since.pop(subscription, None)
+        if is_pattern(subscription.channel):
+            self._hub.resolve(subscription.channel, verdict.channel_id)
+        return self._hub.release(session, subscription)
+
+    def _answer(
+        self, session: Session, subscription: Subscription, asked: Question, verdict: Verdict
+    ) -> None:
+        if not self._current(session, subscription) or subscription.state is State.PENDING:
+            return  # left, or subscribed anew: then that answer decides
+        if verdict.allowed:
+            self.allowed(session, subscription, asked, verdict)
+        else:
+            self._close(session, subscription, verdict.code)
+
+    def _close(self, session: Session, subscription: Subscription, code: str) -> None:
+        self._since.pop(subscription, None)
+        self._hub.leave(session, subscription.channel)
+        metrics.closed.labels(code).inc()
+        observe("closed", session=session.id, channel=subscription.channel, code=code)
+        session.tell(Closed(subscription.channel, code))
+
+    @staticmethod
+    def _current(session: Session, subscription: Subscription) -> bool:
+        return session.subscriptions.get(subscription.channel) is subscription
+
+    # Asking
+
+    async def run(self) -> None:
+        """Ask for ever; returns only when cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for work in (self._batches, self._singles, self._sweeps, self._deadlines):
+                tasks.create_task(work())
+
+    async def _batches(self) -> None:
+        pause = PAUSE
+        while True:
+            taken = self._take()
+            if taken is None:
+                self._stirred.clear()
+                await self._stirred.wait()
+                continue
+            role, batch = taken
+            try:
+                verdicts = await self._access.recheck(role, list(batch))
+            except Refusal:
+                # Nobody can be asked now. What is in doubt stays so.
+                self._put_back(batch.values())
+                self._back.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._back.wait()
+                pause = min(pause * 2, PAUSE_MAX)
+                continue
+            pause = PAUSE
+            metrics.rechecks.inc(len(batch))
+            for verdict, asked in zip(verdicts, batch.values(), strict=True):
+                if verdict is None:
+                    self._alone.update({s: session for session, s, _ in asked})
+                    self._stirred_alone.set()
+                    continue
+                for entry in asked:
+                    self._answer(*entry, verdict)
+            await asyncio.sleep(0)
+
+    def _take(self) -> tuple[str, dict[tuple[str, str], Asked]] | None:
+        """The next batch: different (claims, channel) of one role, and who waits for each."""
+        self._taken += 1
+        # Doubts go first; mostly, so that a storm of them does not end the sweeps.
+        queues = (self._urgent, self._routine) if self._taken % 4 else (self._routine, self._urgent)
+        for queue in queues:
+            role = ""
+            batch: dict[tuple[str, str], Asked] = {}
+            taken: list[Subscription] = []
+            # Whoever has messages waiting before who has not.
+            pressing = [entry for entry in queue.items() if entry[0].held]
+            for subscription, session in chain(
+                pressing, (entry for entry in queue.items() if not entry[0].held)
+            ):
+                caller = session.caller
+                if caller is None or not self._current(session, subscription):
+                    taken.append(subscription)
+                    continue
+                role = role or caller.role
+                if caller.role != role:
+                    continue
+                key = (caller.claims, subscription.channel)
+                if len(taken) == ANSWERS or (key not in batch and len(batch) == QUESTIONS):
+                    break
+                entry = (session, subscription, self.question(subscription))
+                batch.setdefault(key, []).append(entry)
+                taken.append(subscription)
+            for subscription in taken:
+                del queue[subscription]
+            if batch:
+                return role, batch
+        return None
+
+    def _put_back(self, asked: Iterable[Asked]) -> None:
+        for entries in asked:
+            for session, subscription, _ in entries:
+                queue = self._urgent if subscription.doubted else self._routine
+                queue[subscription] = session
+
+    async def _singles(self) -> None:
+        while True:
+            if not self._alone:
+                self._stirred_alone.clear()
+                await self._stirred_alone.wait()
+            subscription, session = next(iter(self._alone.items()))
+            del self._alone[subscription]
+            caller = session.caller
+            if caller is None or not self._current(session, subscription):
+                continue
+            asked = self.question(subscription)
+            pair = (caller.claims, subscription.channel)
+            try:
+                # The others must not wait for a policy that never ends.
+                [verdict] = await self._access.recheck(caller.role, [pair], brief=bool(self._alone))
+            except Refusal:
+                verdict = None
+                await asyncio.sleep(PAUSE)
+            if verdict is not None:
+                self._answer(session, subscription, asked, verdict)
+            elif self._current(session, subscription):
+                if not subscription.doubted:
+                    self.doubt(session, subscription)
+                    self._urgent.pop(subscription, None)
+                if subscription.doubted and subscription not in self._urgent:
+                    self._alone[subscription] = session
+
+    async def _sweeps(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval / SWEEPS)
+            before = time.monotonic() - self._interval / SWEEPS
+            for swept, session in enumerate(list(self._hub.sessions), 1):
+                for subscription in session.subscriptions.values():
+                    if subscription.state is State.LIVE and subscription.checked <= before:
+                        self._routine[subscription] = session
+                if swept % BURST == 0:
+                    self._stirred.set()
+                    await asyncio.sleep(0)
+            self._stirred.set()
+
+    async def _deadlines(self) -> None:
+        """Close what was in doubt for too long. While the feed is away nothing is delivered, so
+        the clients may as well wait for it."""
+        while True:
+            await asyncio.sleep(min(PAUSE, self._patience / 4))
+            if not self._feed.up.is_set():
+                continue
+            late = time.monotonic() - self._patience
+            for subscription, (session, since) in list(self._since.items()):
+                if not self._current(session, subscription):
+                    del self._since[subscription]
+                elif since < late and subscription.state is State.LIVE:
+                    self._close(session, subscription, "unavailable")

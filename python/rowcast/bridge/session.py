@@ -1,0 +1,231 @@
+"""One client: who it is, what it is subscribed to, and what waits to be written to it.
+
+No I/O and no database: bytes go to a transport-like `Pipe`, and decisions come from outside.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from rowcast.config import Settings
+from rowcast.errors import CLOSE, FINAL, Refusal
+from rowcast.observe import metrics, observe
+
+from .caller import Caller
+from .cursor import Position
+from .message import Message
+from .rate_limit import Allowance
+from .wire.base import Wire
+from .wire.events import Event, Refused
+from .wire.native import NATIVE
+from .wire.operations import Publish, Subscribe, Track, Untrack
+
+__all__ = ["Pipe", "Session", "State", "Subscription"]
+
+OWN_IDS = 1000
+MAX_BAD_FRAMES = 100
+
+
+class Pipe(Protocol):
+    """The way to the client."""
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; never blocks."""
+
+    def waiting(self) -> int:
+        """Bytes that the client has not taken yet."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to close with this code."""
+
+
+class State(Enum):
+    """Of a subscription."""
+
+    PENDING = "pending"  # the policies are being asked, or a replay is being read
+    LIVE = "live"
+    ENDED = "ended"  # whoever still has it in his hands must write nothing more for it
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """One channel of one session. While pending, what comes live is held back."""
+
+    channel: str
+    state: State = State.PENDING
+    own: bool = True  # whether the session hears its own messages
+    watching: bool = True  # whether it is told who is present
+    shown: str | None = None  # the member that it became by subscribing; it knows that itself
+    # (generation of the hub, messages, their shared bytes)
+    held: list[tuple[int, list[Message], bytes]] = field(default_factory=list)
+    held_bytes: int = 0
+    joined: int = 0  # the generation from which on it gets everything
+    start: Position | None = None  # where that generation begins; unknown during a delivery
+    resuming: bool = False  # pending with a cursor, which a newer one must not replace yet
+    request: Subscribe | None = None  # what it is pending for, until that is answered
+    # What the client sent behind it without waiting for the answer; done after it, in its order.
+    behind: list[Publish | Track | Untrack] = field(default_factory=list)
+    # Our own publishes under way: with own=False, what comes now may be one of them.
+    publishing: int = 0
+    counted: bool = False  # as audience: the policies have allowed it
+    doubts: int = 0  # how often it was doubted that it is still allowed
+    doubted: bool = False  # and not answered yet
+    checked: float = 0.0  # when the policies last allowed it
+
+    def forget(self, generation: int) -> None:
+        """Drop what was held before this generation: a replay covers it."""
+        self.held = [entry for entry in self.held if entry[0] >= generation]
+        self.held_bytes = sum(len(data) for _, _, data in self.held)
+
+    @property
+    def holding(self) -> bool:
+        """Whether live messages must wait."""
+        return (
+            self.state is not State.LIVE or self.doubted or (self.publishing > 0 and not self.own)
+        )
+
+    @property
+    def unready(self) -> bool:
+        """Whether they must wait for something else than the policies' answer to a doubt."""
+        return self.state is not State.LIVE or (self.publishing > 0 and not self.own)
+
+
+class Session:
+    """State and limits of one client.
+
+    Args:
+        pipe: where its bytes go.
+        settings: its limits.
+        wire: the words it speaks.
+    """
+
+    __slots__ = (
+        "_allowance",
+        "_bad",
+        "_pipe",
+        "_settings",
+        "caller",
+        "closed",
+        "dirty",
+        "format",
+        "goodbye",
+        "id",
+        "own_ids",
+        "pending",
+        "subscriptions",
+        "wire",
+    )
+
+    def __init__(self, pipe: Pipe, settings: Settings, wire: Wire = NATIVE) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self.caller: Caller | None = None
+        self.subscriptions: dict[str, Subscription] = {}
+        self.pending = 0  # requests under way
+        self.wire = wire
+        self.format = wire.format  # here, too: the fan-out asks each session for it
+        self.closed = False
+        self.goodbye = False  # it does not come back: it has said so, or was told not to
+        self.dirty = False  # messages were written since the last cursor
+        self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
+        self._pipe = pipe
+        self._settings = settings
+        self._allowance = Allowance(settings.frame_rate, settings.frame_burst)
+        self._bad = 0
+
+    def hears(self, channel: str) -> bool:
+        """Whether a subscription to this name is allowed and not ended."""
+        subscription = self.subscriptions.get(channel)
+        return subscription is not None and subscription.state is State.LIVE
+
+    @property
+    def resuming(self) -> bool:
+        """Whether a subscription is pending: until then no cursor may replace the client's."""
+        return any(s.state is State.PENDING for s in self.subscriptions.values())
+
+    def admit(self) -> None:
+        """Count one frame against the rate.
+
+        Raises:
+            Refusal: too many came.
+        """
+        self._allowance.take()
+        if self.pending >= self._settings.max_pending:
+            raise Refusal(
+                "rate_limited", "Too many requests are unanswered: wait for answers.", 0.1
+            )
+
+    def bad_frame(self) -> None:
+        """Count an invalid frame; a client that sends nothing else is closed."""
+        self._bad += 1
+        if self._bad > MAX_BAD_FRAMES:
+            self.close("abuse")
+
+    def good_frame(self) -> None:
+        """A valid frame takes back half of what invalid ones cost."""
+        self._bad //= 2
+
+    def authenticated(self) -> Caller:
+        """Return the caller.
+
+        Raises:
+            Refusal: no token came yet.
+        """
+        if self.caller is None:
+            raise Refusal("unauthorized")
+        return self.caller
+
+    def room_for(self, channel: str) -> None:
+        """Raises Refusal when the session has as many channels as it may have."""
+        if channel not in self.subscriptions and (
+            len(self.subscriptions) >= self._settings.max_channels
+        ):
+            raise Refusal(
+                "too_many_channels",
+                f"A client may be subscribed to {self._settings.max_channels} channels at a time.",
+            )
+
+    def write(self, data: bytes) -> None:
+        """Write now. A client that does not read is closed: it resumes from the database, which
+        is a better buffer than our memory."""
+        if self.closed or not data:
+            return
+        if self._pipe.waiting() > self._settings.buffer_bytes:
+            self.close("slow")
+            return
+        self._pipe.write(data)
+
+    def tell(self, event: Event) -> None:
+        """Write an event in the client's words."""
+        self.write(self.wire.encode(event))
+
+    def refuse(self, ref: Any, refusal: Refusal, channel: str | None = None) -> None:
+        """Answer a request with a refusal."""
+        metrics.refusals.labels(refusal.code).inc()
+        observe("refused", session=self.id, code=refusal.code, channel=channel)
+        self.tell(Refused.because(ref, refusal, channel))
+
+    @property
+    def congested(self) -> bool:
+        """Whether more than half of the buffer waits for the client."""
+        return not self.closed and self._pipe.waiting() * 2 > self._settings.buffer_bytes
+
+    def hold(
+        self, subscription: Subscription, generation: int, messages: list[Message], data: bytes
+    ) -> None:
+        """Keep live messages until the subscription is live; all clients share the bytes."""
+        subscription.held.append((generation, messages, data))
+        subscription.held_bytes += len(data)
+        if subscription.held_bytes > self._settings.buffer_bytes:
+            self.close("slow")
+
+    def close(self, why: str) -> None:
+        """Close with a code of `CLOSE`, once."""
+        if not self.closed:
+            self.closed = True
+            code, reason = CLOSE[why]
+            self.goodbye = code >= FINAL
+            self._pipe.close(code, reason)

@@ -1,0 +1,5 @@
+"""Webhooks: claim deliveries, sign, send, settle."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,122 @@
+"""What a webhook request says about itself: Standard Webhooks 1.0.0, and headers of our own.
+
+Pure: a delivery and a time in, headers out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import string
+from binascii import b2a_base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from uuid import UUID
+
+from rowcast import __version__
+
+__all__ = ["Delivery", "headers", "key_of", "signature"]
+
+PREFIX = "whsec_"
+# What stands in a header as it is. `%` is not among them, so that the rest can be undone.
+PLAIN = frozenset(string.ascii_letters + string.digits + "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One claimed delivery. `body` is the text that is signed and sent, and never parsed here;
+    it is None when the message was deleted."""
+
+    id: int
+    attempt: int
+    message_id: UUID
+    endpoint_id: UUID
+    url: str
+    secrets: tuple[str, ...]
+    bare: bool
+    event: str
+    channel: str
+    body: bytes | None
+
+
+def key_of(secret: str) -> bytes:
+    """The key in a secret as Standard Webhooks writes it.
+
+    Raises:
+        ValueError: it is not ``whsec_`` and base64.
+    """
+    if not secret.startswith(PREFIX):
+        raise ValueError(f"a signing secret begins with {PREFIX}")
+    return base64.b64decode(secret[len(PREFIX) :], validate=True)
+
+
+@lru_cache(maxsize=1024)
+def _keyed(secret: str) -> hmac.HMAC:
+    """An HMAC that has taken its key; to be copied, for keying costs more than signing."""
+    return hmac.new(key_of(secret), digestmod=hashlib.sha256)
+
+
+def signature(secrets: Sequence[str], message_id: str, at: int, body: bytes) -> str:
+    """The value of ``webhook-signature``: one signature for each secret that is valid.
+
+    Args:
+        secrets: the present one first; while it is being rotated, also the one before.
+        message_id: value of ``webhook-id``, without a dot.
+        at: value of ``webhook-timestamp``, the second of this attempt.
+        body: exactly the bytes that are sent.
+    """
+    signed = b"%s.%d.%s" % (message_id.encode(), at, body)
+    found = []
+    for secret in secrets:
+        mac = _keyed(secret).copy()
+        mac.update(signed)
+        found.append(f"v1,{b2a_base64(mac.digest(), newline=False).decode()}")
+    return " ".join(found)
+
+
+def headers(delivery: Delivery, at: int) -> dict[str, str]:
+    """All headers of a request.
+
+    The id is that of the message and the same at every attempt, so receivers can drop repeats.
+    Names of events and channels may hold any character: outside printable ASCII, and for `%`
+    itself, they are percent-encoded UTF-8.
+
+    Args:
+        delivery: with a body.
+        at: the second of this attempt.
+    """
+    assert delivery.body is not None
+    number = str(delivery.message_id)
+    message_id = f"msg_{number}"
+    event, channel = _safe(delivery.event), _safe(delivery.channel)
+    found = {
+        "Content-Type": "application/json",
+        "User-Agent": f"rowcast/{__version__}",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(at),
+        "webhook-signature": signature(delivery.secrets, message_id, at, delivery.body),
+        "X-Rowcast-Event": event,
+        "X-Rowcast-Channel": channel,
+        "X-Rowcast-Message-Id": number,
+    }
+    if delivery.bare:
+        found |= {
+            "X-InsForge-Event": event,
+            "X-InsForge-Channel": channel,
+            "X-InsForge-Message-Id": number,
+        }
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _safe(name: str) -> str:
+    if PLAIN.issuperset(name):
+        return name
+    return "".join(
+        character
+        if character in PLAIN
+        else "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "replace"))
+        for character in name
+    )

@@ -1,0 +1,5 @@
+"""What clients ask and are told, and the native JSON frames. No I/O."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,175 @@
+"""The native wire: JSON text frames, see "The wire" in python/README.md.
+
+Frames from clients are decoded strictly into one type per op. The payload of a publish stays
+the bytes that came: parsing and printing it again would change numbers and refuse depths that
+Postgres accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UnsetType
+
+from rowcast.bridge.message import Message
+from rowcast.errors import Refusal
+
+from .events import Event, Present
+from .frames import text_frame
+from .operations import (
+    Auth,
+    Op,
+    Ping,
+    Publish,
+    Subscribe,
+    Track,
+    Unsubscribe,
+    Untrack,
+    check,
+)
+from .salvage import salvaged
+
+__all__ = ["NATIVE", "Native", "decode", "encode_messages"]
+
+# A frame of many messages is cut, so that a client can begin before all of it has come.
+FRAME_BYTES = 262_144
+
+
+class _Change(msgspec.Struct, frozen=True):
+    type: str
+    key: str
+    presence: msgspec.Raw
+
+
+class _Present(Event, tag="presence", frozen=True):
+    channel: str
+    events: list[_Change]
+    full: bool | UnsetType
+
+
+class _Envelope(msgspec.Struct):
+    op: Any = None
+    ref: Any = None
+
+
+Known = Auth | Subscribe | Unsubscribe | Publish | Track | Untrack | Ping
+
+_decoder = msgspec.json.Decoder(Known)
+_envelope = msgspec.json.Decoder(_Envelope)
+_quote = msgspec.json.Encoder()
+
+_OPS = {kind.__struct_config__.tag for kind in Known.__args__}
+
+
+def decode(data: bytes) -> tuple[Op | None, Any, Refusal | None]:
+    """Decode one frame.
+
+    Args:
+        data: the text of the frame as UTF-8.
+
+    Returns:
+        The operation, or None; the ref to answer to; why there is no operation, or None.
+    """
+    try:
+        op = _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        return None, *_explain(data, error)
+    refusal = check(op)
+    return None if refusal else op, op.ref, refusal
+
+
+def _explain(data: bytes, error: Exception) -> tuple[Any, Refusal]:
+    try:
+        envelope = _envelope.decode(data)
+    except RecursionError:
+        return salvaged(data, "ref"), Refusal("invalid_message", "The frame is nested too deeply.")
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        return salvaged(data, "ref"), Refusal(
+            "invalid_frame", f"The frame is not a JSON object: {error}."
+        )
+    ref = envelope.ref if isinstance(envelope.ref, str | int) else None
+    if isinstance(ref, str) and len(ref) > 255:
+        ref = None
+    if not isinstance(envelope.op, str) or envelope.op not in _OPS:
+        return ref, Refusal("unknown_op", f"Use one of the ops {', '.join(sorted(_OPS))}.")
+    return ref, Refusal("invalid_frame", f"The frame does not fit op {envelope.op}: {error}.")
+
+
+def encode_messages(channel: str, messages: Sequence[Message], flag: str | None = None) -> bytes:
+    """Return `messages` frames for one channel, encoded once for all clients.
+
+    Args:
+        channel: the name they were published to.
+        messages: at least one.
+        flag: "history" or "replay", or None for live ones.
+    """
+    head = b'{"op":"messages","channel":' + _quote.encode(channel) + b',"messages":['
+    tail = b"]}" if flag is None else b'],"' + flag.encode() + b'":true}'
+    frames: list[bytes] = []
+    part: list[bytes] = []
+    size = 0
+    for message in messages:
+        encoded = _encode_message(message)
+        if part and size + len(encoded) > FRAME_BYTES:
+            frames.append(text_frame(head + b",".join(part) + tail))
+            part, size = [], 0
+        part.append(encoded)
+        size += len(encoded)
+    frames.append(text_frame(head + b",".join(part) + tail))
+    return b"".join(frames)
+
+
+def _encode_message(message: Message) -> bytes:
+    sender = (
+        b"" if message.sender_id is None else b',"senderId":' + _quote.encode(message.sender_id)
+    )
+    return b"".join(
+        (
+            b'{"id":"',
+            message.id.encode(),
+            b'","type":"',
+            message.type.encode(),
+            b'","event":',
+            _quote.encode(message.event),
+            b',"channel":',
+            _quote.encode(message.channel),
+            b',"payload":',
+            message.payload.encode(),
+            sender,
+            b',"timestamp":"',
+            message.timestamp.encode(),
+            b'"}',
+        )
+    )
+
+
+class Native:
+    """The wire of `/realtime`, the same for all of its clients."""
+
+    format = "native"
+    admin = False
+
+    def decode(self, data: bytes, *, binary: bool) -> tuple[Sequence[Op], Any, Refusal | None]:
+        """See `Wire`."""
+        if binary:
+            return (), None, Refusal("invalid_frame", "Send text frames.")
+        op, ref, refusal = decode(data)
+        return () if op is None else (op,), ref, refusal
+
+    def encode(self, event: Event) -> bytes:
+        """See `Wire`."""
+        if isinstance(event, Present):
+            told = [_Change(change.type, change.key, change.presence) for change in event.events]
+            event = _Present(event.channel, told, event.full)
+        return text_frame(_quote.encode(event))
+
+    def encode_messages(
+        self, channel: str, messages: Sequence[Message], flag: str | None = None
+    ) -> bytes:
+        """See `Wire`."""
+        return encode_messages(channel, messages, flag)
+
+
+NATIVE = Native()

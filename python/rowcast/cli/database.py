@@ -1,0 +1,151 @@
+"""`rowcast migrate`, `sql`, `status` and `doctor`: what operators do to a database."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from rowcast.errors import UsageError
+
+from .options import Commands, add_database_url, command, database_url
+
+__all__ = ["add"]
+
+MIGRATE = """\
+Makes roles, tables and functions, or brings them to this version; finds nothing to do when
+they are. Needs a role with CREATEROLE and CREATE on the database and on schema public; no
+superuser. Sets the passwords of the two logins when ROWCAST_BRIDGE_PASSWORD and
+ROWCAST_CALLER_PASSWORD are set.
+
+example:
+  rowcast migrate --database-url postgresql://owner@localhost/app
+"""
+
+SQL = """\
+Prints what `rowcast migrate` would run on an empty database, as one transaction, for a database
+that only psql or a console reaches.
+
+example:
+  rowcast sql | psql --set ON_ERROR_STOP=1 app
+"""
+
+STATUS = """\
+Asks the database of ROWCAST_DATABASE_URL, or of a `rowcast dev` that runs.
+
+example:
+  rowcast status --json | jq .channels
+"""
+
+DOCTOR = """\
+Checks the installation from within and, with the URLs of the environment, from outside: logins,
+LISTEN, tokens, versions, clocks. Each line is ok, fail or skip; fail comes with what to do, and
+makes the exit code 1.
+
+example:
+  rowcast doctor
+"""
+
+NEXT_PASSWORDS = """\
+ - Give the logins of the bridge passwords: in psql \\password rowcast_bridge and
+   \\password rowcast_caller, or migrate again with ROWCAST_BRIDGE_PASSWORD and
+   ROWCAST_CALLER_PASSWORD set."""
+NEXT_POLICIES = """\
+ - No policy means deny: nobody may subscribe or publish until you write policies on
+   realtime_channels (FOR SELECT) and realtime_messages (FOR INSERT)."""
+NEXT_CHANNELS = """\
+ - Create a channel: insert into realtime_channels (pattern) values ('chat:*');"""
+
+
+def add(commands: Commands) -> None:
+    """Describe the commands."""
+    parser = command(
+        commands, "migrate", _migrate, "Install rowcast in a database, or upgrade it.", MIGRATE
+    )
+    add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
+    parser.add_argument("--reapply", action="store_true", help="apply unchanged functions again")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be applied, and change nothing"
+    )
+    parser = command(commands, "sql", _sql, "Print the installation as one SQL script.", SQL)
+    parser.add_argument("--roles", action="store_true", help="only the part that needs CREATEROLE")
+    parser.add_argument("--since", type=int, default=0, metavar="N", help="go on from migration N")
+    parser = command(commands, "status", _status, "Print the state of a database.", STATUS)
+    add_database_url(parser, "the bridge login or of the owner")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = command(commands, "doctor", _doctor, "Find what is wrong, and what to do.", DOCTOR)
+    add_database_url(parser, "the login that asks the database, instead of the bridge's")
+    parser.add_argument("--json", action="store_true", help="print one JSON array")
+
+
+def _migrate(args: argparse.Namespace) -> int:
+    from rowcast.install.migrate import migrate, pending
+    from rowcast.postgres.connect import connect
+
+    url = database_url(args, "ROWCAST_MIGRATE_URL", "ROWCAST_DATABASE_URL")
+    if args.dry_run:
+        todo = pending(url)
+        for name in todo.migrations:
+            print(f"would apply {name}")
+        if todo.code or args.reapply:
+            print("would apply the code")
+        if not (todo.migrations or todo.code or args.reapply):
+            print(f"nothing to do: the database is at version {todo.version}")
+        return 0
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
+    applied = migrate(url, on_event=tell, reapply=args.reapply)
+    if not (applied.migrations or applied.code):
+        print(f"nothing to do: the database is at version {applied.version}")
+        return 0
+    print(f"the database is at version {applied.version}")
+    with connect(url) as database:
+        steps = [] if database.policies() else [NEXT_POLICIES]
+        if not database.has_channels():
+            steps.append(NEXT_CHANNELS)
+    if applied.migrations and not os.environ.get("ROWCAST_BRIDGE_PASSWORD"):
+        steps.insert(0, NEXT_PASSWORDS)
+    if steps:
+        print("next:", *steps, sep="\n")
+    return 0
+
+
+def _sql(args: argparse.Namespace) -> int:
+    from rowcast.install.release import Release
+    from rowcast.install.script import install_script, roles_script
+
+    newest = Release.shipped().migrations[-1].version
+    if not 0 <= args.since <= newest:
+        raise UsageError(f"--since {args.since}: the newest migration of this version is {newest}.")
+    sys.stdout.write(roles_script() if args.roles else install_script(since=args.since))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from rowcast.postgres.connect import connect
+
+    with connect(database_url(args, "ROWCAST_DATABASE_URL", "ROWCAST_MIGRATE_URL")) as database:
+        status = database.status()
+    if args.json:
+        print(json.dumps(status))
+        return 0
+    width = max(len(name) for name in status)
+    for name, value in status.items():
+        print(name.replace("_", " ").ljust(width), "-" if value is None else value)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    findings = []
+    for finding in examine(os.environ, args.database_url):
+        findings.append(finding)
+        if not args.json:
+            print(finding, flush=True)
+    if args.json:
+        print(json.dumps([finding.shown() for finding in findings]))
+    return 1 if any(finding.ok is False for finding in findings) else 0

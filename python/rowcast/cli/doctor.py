@@ -1,0 +1,177 @@
+"""What the doctor of the database cannot see from within: logins, LISTEN, tokens, versions.
+
+The checks go from what everything needs to what few miss. One that cannot be made because an
+earlier one failed, or because nobody named what it needs, is skipped and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from rowcast import __version__
+from rowcast.config import MINIMUM_SECRET, Settings
+from rowcast.dev.state import current
+from rowcast.errors import ConfigError
+from rowcast.install.release import Release
+from rowcast.postgres.connect import CommandDatabase, DatabaseError, connect, hears
+
+__all__ = ["Finding", "examine"]
+
+CLOCKS_MAY_DIFFER = 5.0
+OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
+GRANTED = "Give the URL of the login that `rowcast migrate` made."
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fact: whether it is as it must be (None: not looked at), and what to do if not."""
+
+    subject: str
+    ok: bool | None
+    finding: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        mark = {True: "ok  ", False: "fail", None: "skip"}[self.ok]
+        advice = f"\n       {self.advice}" if self.ok is False and self.advice else ""
+        return f"{mark}   {self.subject}: {self.finding}{advice}"
+
+    def shown(self) -> dict[str, object]:
+        """The finding as JSON has it."""
+        advice = self.advice if self.ok is False else None
+        return {"subject": self.subject, "ok": self.ok, "finding": self.finding, "advice": advice}
+
+
+def examine(env: Mapping[str, str], database_url: str | None = None) -> Iterator[Finding]:
+    """Make all checks.
+
+    Args:
+        env: the settings; where they name no database, a `rowcast dev` that runs is examined.
+        database_url: the login that asks the database itself; the bridge's by default.
+
+    Raises:
+        ConfigError: no database is named at all, or a setting cannot be read.
+    """
+    settings = Settings.from_env(env)
+    running = None if database_url or settings.database_url else current(env)
+    bridge = running.bridge_url if running else settings.database_url
+    caller = running.caller_url if running else settings.caller_url
+    secret = running.jwt_secret if running else settings.jwt_secret
+    asked = database_url or bridge
+    if not asked:
+        raise ConfigError(
+            "No database is named: set ROWCAST_DATABASE_URL, give --database-url, or start "
+            "`rowcast dev`."
+        )
+    yield from _login("bridge login", "ROWCAST_DATABASE_URL", bridge)
+    yield from _login("caller login", "ROWCAST_CALLER_URL", caller)
+    yield from _tokens(settings, secret)
+    try:
+        with connect(asked) as database:
+            yield from _inside(database, settings, bridge)
+    except DatabaseError as problem:
+        yield Finding("database", False, str(problem), "All further checks ask this database.")
+
+
+def _login(subject: str, variable: str, url: str) -> Iterator[Finding]:
+    if not url:
+        yield Finding(subject, None, f"{variable} is not set")
+        return
+    try:
+        with connect(url) as database:
+            login = database.login()
+    except DatabaseError as problem:
+        yield Finding(subject, False, str(problem), f"This is {variable}.")
+        return
+    own = login.bridge_faults if variable == "ROWCAST_DATABASE_URL" else login.caller_faults
+    faults = (*login.faults, *own)
+    if faults:
+        yield Finding(subject, False, f"{login.name} {' and '.join(faults)}", GRANTED)
+    else:
+        yield Finding(subject, True, f"{login.name} connects, and may do no more than it must")
+
+
+def _tokens(settings: Settings, secret: str) -> Iterator[Finding]:
+    if secret:
+        yield Finding(
+            "jwt secret",
+            len(secret.encode()) >= MINIMUM_SECRET,
+            f"{len(secret.encode())} bytes",
+            f"Set ROWCAST_JWT_SECRET to at least {MINIMUM_SECRET} random bytes.",
+        )
+    if settings.jwks_url:
+        yield _jwks(settings.jwks_url)
+    if not secret and not settings.jwks_url:
+        yield Finding("tokens", None, "neither ROWCAST_JWT_SECRET nor ROWCAST_JWKS_URL is set")
+
+
+def _jwks(url: str) -> Finding:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in OWN_MACHINE:
+        return Finding(
+            "jwks", False, f"{url} is not https", "Use https: who changes the keys signs tokens."
+        )
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            keys = json.loads(answer.read(262_144))["keys"]
+        return Finding("jwks", bool(keys), f"{len(keys)} keys at {url}", "Publish a key there.")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        return Finding("jwks", False, f"{url}: {problem}", "Check ROWCAST_JWKS_URL.")
+
+
+def _inside(database: CommandDatabase, settings: Settings, bridge: str) -> Iterator[Finding]:
+    ahead = database.clock()
+    yield Finding(
+        "clocks",
+        abs(ahead) <= CLOCKS_MAY_DIFFER,
+        f"the database's clock differs by {abs(ahead):.1f} s",
+        "Set both by NTP: tokens and cursors carry times.",
+    )
+    status = database.status()
+    yield _versions(status["version"])
+    yield from _listen(settings, bridge, str(status["doorbell"]))
+    for row in database.doctor():
+        yield Finding(row["subject"], row["ok"], row["finding"], row["advice"])
+
+
+def _versions(found: int | None) -> Finding:
+    ours = Release.shipped().version
+    if found is not None and found > ours:
+        advice = "Install the newer rowcast that migrated this database."
+    else:
+        advice = "Run `rowcast migrate`."
+    return Finding(
+        "versions",
+        found == ours,
+        f"the database is at migration {found}, rowcast {__version__} is at {ours}",
+        advice,
+    )
+
+
+def _listen(settings: Settings, bridge: str, doorbell: str) -> Iterator[Finding]:
+    url = settings.listen_url or bridge
+    if settings.doorbell == "poll" or doorbell == "poll":
+        yield Finding("listen", True, "not needed: the bridge polls")
+        return
+    if not url:
+        yield Finding("listen", None, "ROWCAST_DATABASE_URL is not set")
+        return
+    variable = "ROWCAST_LISTEN_URL" if settings.listen_url else "ROWCAST_DATABASE_URL"
+    try:
+        with connect(url) as database:
+            pooled = database.pooled()
+        heard = hears(url)
+    except DatabaseError as problem:
+        yield Finding("listen", False, str(problem), f"Check {variable}.")
+        return
+    finding = "LISTEN hears NOTIFY" if heard else "LISTEN hears nothing"
+    yield Finding(
+        "listen",
+        heard,
+        f"{finding} through {variable}" + (", which is a pooler" if pooled else ""),
+        "Set ROWCAST_LISTEN_URL to the server itself, or ROWCAST_DOORBELL=poll.",
+    )

@@ -1,0 +1,123 @@
+"""`rowcast policy lint`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rowcast.cli.options import Commands, add_database_url, command
+from rowcast.errors import UsageError
+
+if TYPE_CHECKING:
+    from rowcast.policy.lint.findings import Finding
+
+__all__ = ["add"]
+
+ABOUT = """\
+Reads policy files with the grammar of PostgreSQL and finds what lets too many through, refuses
+everybody, fails, or is slow. With --database-url it also reads the policies of a database, and asks
+rowcast.policy_lint(), which knows tables, grants and indexes.
+
+Paths are files or folders; ./policies where neither paths nor a database are given. A comment
+`-- rowcast:disable=RCL101 the reason` disables a rule for the statement below it or around it.
+
+exit code: 0 nothing of the level of --fail-on, 1 something, 2 a file that is not SQL, wrong usage
+
+example:
+  rowcast policy lint policies --fail-on error
+  rowcast policy lint --explain RCL104
+"""
+
+SYNTAX = "RCL001"
+LEVELS = ("error", "warning", "info")
+
+
+def add(commands: Commands) -> None:
+    """Describe the command."""
+    parser = command(commands, "lint", _run, "Find mistakes in policies.", ABOUT)
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files or folders")
+    add_database_url(parser, "the owner or the bridge login, to ask the database as well")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "sarif", "github"),
+        default="text",
+        help="for people, for programs, for code scanning, or for the log of GitHub's actions",
+    )
+    parser.add_argument(
+        "--fail-on", choices=LEVELS, default="warning", help="lowest level for exit code 1"
+    )
+    parser.add_argument(
+        "--style", action="store_true", help="also check the form of the files with sqlfluff"
+    )
+    parser.add_argument(
+        "--style-config", action="store_true", help="print the configuration of sqlfluff and end"
+    )
+    parser.add_argument("--explain", metavar="CODE", help="explain a rule, or `all`, and end")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rowcast.policy.lint import report
+    from rowcast.policy.lint.findings import Level
+    from rowcast.policy.lint.linting import lint_files, open_findings
+    from rowcast.policy.source import find_files
+
+    if args.style_config:
+        from rowcast.files import style_config
+
+        sys.stdout.write(style_config().read_text())
+        return 0
+    if args.explain:
+        return _explain(args.explain)
+
+    files = find_files(args.paths or ([] if args.database_url else [Path("policies")]))
+    findings = lint_files(files)
+    if args.style:
+        from rowcast.policy.lint.style import style_findings
+
+        findings += style_findings(files)
+    if args.database_url:
+        findings += _in_database(args.database_url)
+    shown = report.FORMATS[args.format](findings)
+    if shown:
+        print(shown)
+    if any(finding.code == SYNTAX for finding in findings):
+        return 2
+    return 1 if open_findings(findings, Level[args.fail_on.upper()]) else 0
+
+
+def _in_database(url: str) -> list[Finding]:
+    from rowcast.policy.lint.findings import Finding, Level
+    from rowcast.policy.lint.linting import lint_statements
+    from rowcast.postgres.connect import connect
+
+    with connect(url) as database:
+        rows, texts = database.policy_lint(), database.policy_texts()
+    found = [
+        Finding(
+            code=row["code"],
+            level=Level[row["level"].upper()],
+            message=row["message"],
+            hint=row["hint"],
+            object=row["object"],
+        )
+        for row in rows
+    ]
+    # What both see the database has said, with more knowledge.
+    known = {(finding.object, finding.code) for finding in found}
+    return found + [f for f in lint_statements(texts) if (f.object, f.code) not in known]
+
+
+def _explain(code: str) -> int:
+    from rowcast.policy.lint.report import explain
+    from rowcast.policy.lint.rules import RULES
+
+    if code == "all":
+        print("\n\n\n".join(explain(RULES[known]) for known in sorted(RULES)))
+        return 0
+    rule = RULES.get(code.upper())
+    if rule is None:
+        raise UsageError(f"There is no rule {code}; there are {', '.join(sorted(RULES))}.")
+    print(explain(rule))
+    return 0

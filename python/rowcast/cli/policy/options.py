@@ -1,0 +1,117 @@
+"""What the sub-commands of `rowcast policy` share: who asks, what is asked, and where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rowcast.cli.options import add_database_url, database_url
+from rowcast.errors import UsageError
+
+if TYPE_CHECKING:
+    from rowcast.policy.database import Question
+    from rowcast.policy.personas import Persona
+
+__all__ = ["add_question", "add_who", "question", "text_or_file", "url_of", "who"]
+
+PERSONAS = "file of [personas.NAME] tables (policies/personas.toml by default)"
+
+
+def add_who(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say who asks, and which database."""
+    parser.add_argument("--as", dest="persona", metavar="NAME", help="persona of the file")
+    parser.add_argument("--personas", metavar="FILE", type=Path, help=PERSONAS)
+    parser.add_argument("--claims", metavar="JSON", help="claims of a token, instead of a persona")
+    parser.add_argument("--role", help="caller role; by default the one of the claims")
+    add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
+
+
+def add_question(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what is asked."""
+    parser.add_argument("action", choices=("subscribe", "publish"))
+    parser.add_argument("channel", metavar="CHANNEL")
+    parser.add_argument(
+        "event", metavar="EVENT", nargs="?", help="of a publish; message by default"
+    )
+    parser.add_argument("--payload", metavar="JSON", default="{}", help="or @FILE; {} by default")
+    parser.add_argument(
+        "--type", choices=("message", "broadcast"), default="message", help="message by default"
+    )
+    add_who(parser)
+
+
+def who(args: argparse.Namespace) -> Persona:
+    """Return the persona that the arguments name or describe.
+
+    Raises:
+        UsageError: they name nobody.
+    """
+    from rowcast.policy import personas
+
+    if args.persona and (args.claims or args.role):
+        raise UsageError("--as names a persona; --claims and --role describe one: give either.")
+    if args.persona:
+        path = args.personas or personas.DEFAULT_FILE
+        known = personas.read_personas(path) if args.personas or path.exists() else {}
+        known = known or personas.personas_of({}, path)
+        if args.persona not in known:
+            raise UsageError(f"{path} has no persona {args.persona}; it has {', '.join(known)}.")
+        return known[args.persona]
+    if not (args.claims or args.role):
+        raise UsageError("Say who asks: --as NAME, or --claims JSON, or --role ROLE.")
+    claims = _json(args.claims or "{}", "--claims")
+    if not isinstance(claims, dict):
+        raise UsageError('--claims is a JSON object, like {"sub": "alice"}.')
+    return personas.from_claims(claims, args.role)
+
+
+def question(args: argparse.Namespace, persona: Persona) -> Question:
+    """Return what the arguments ask.
+
+    Raises:
+        UsageError: the payload is no JSON, or a subscribe has an event.
+    """
+    from rowcast.policy.database import Question
+
+    if args.action == "subscribe" and args.event:
+        raise UsageError("A subscribe has no event: leave it out.")
+    payload = text_or_file(args.payload)
+    _json(payload, "--payload")
+    return Question(
+        args.action,
+        persona.role,
+        persona.text,
+        args.channel,
+        args.event or "message",
+        payload,
+        args.type,
+    )
+
+
+def text_or_file(given: str) -> str:
+    """Return what is given, or what the file holds that is named with @.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    if not given.startswith("@"):
+        return given
+    try:
+        return sys.stdin.read() if given == "@-" else Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"{given[1:]} cannot be read: {problem}.") from problem
+
+
+def url_of(args: argparse.Namespace, *others: str) -> str:
+    """Return the database that is meant: of the migrating role, or of the other variables."""
+    return database_url(args, "ROWCAST_MIGRATE_URL", *others)
+
+
+def _json(text: str, whose: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise UsageError(f"{whose} is not JSON: {problem}.") from problem

@@ -1,0 +1,5 @@
+"""`rowcast dev` and the PostgreSQL server that it starts."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

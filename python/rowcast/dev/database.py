@@ -1,0 +1,116 @@
+"""The database of `rowcast dev`: an embedded server's or an existing one, and its three doors."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from rowcast.errors import ConfigError
+from rowcast.install.migrate import migrate
+from rowcast.postgres import connect as command_database
+from rowcast.postgres.connect import DatabaseError
+
+from . import server as embedded
+from .state import Notes, login_password
+
+__all__ = ["Urls", "is_free", "start_own", "use_existing"]
+
+DATABASE = "app"
+LOGINS = ("rowcast_bridge", "rowcast_caller")
+PASSWORDS = ("ROWCAST_BRIDGE_PASSWORD", "ROWCAST_CALLER_PASSWORD")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """Connection URLs of the owner, of the bridge and of its callers."""
+
+    owner: str
+    bridge: str
+    caller: str
+
+
+def start_own(home: Path, notes: Notes, stack: ExitStack, tell: Tell, *, durable: bool) -> Urls:
+    """Start the embedded server in `home`, with a migrated database in it.
+
+    Args:
+        home: its data directory.
+        notes: where its port is kept.
+        stack: what stops it.
+        tell: called with a line of text for each step.
+        durable: False when nothing of it will be kept.
+
+    Raises:
+        RowcastError: no server can be had here, or it cannot be migrated.
+    """
+    if not (home / "pgdata").exists():
+        tell(f"making a PostgreSQL in {home}")
+    port = notes.port if notes.port and is_free("127.0.0.1", notes.port) else None
+    server = embedded.start(home, port=port, durable=durable)
+    stack.callback(embedded.stop, server, mode="fast" if durable else "immediate")
+    notes.port = server.port
+    with command_database.connect(server.url()) as database:
+        database.create_database(DATABASE)
+    # Nobody else uses this server: new passwords at each start cannot lock anyone out.
+    chosen = [secrets.token_urlsafe(24) for _ in LOGINS]
+    migrate(server.url(DATABASE), on_event=tell, env=dict(zip(PASSWORDS, chosen, strict=True)))
+    bridge, caller = (
+        server.url(DATABASE, login, password)
+        for login, password in zip(LOGINS, chosen, strict=True)
+    )
+    return Urls(server.url(DATABASE), bridge, caller)
+
+
+def use_existing(url: str, env: Mapping[str, str], tell: Tell) -> Urls:
+    """Migrate a database that is not ours, and see to it that the logins can connect.
+
+    Raises:
+        RowcastError: it cannot be reached or migrated.
+    """
+    if url.partition("://")[0] not in ("postgres", "postgresql"):
+        raise ConfigError("--database-url must look like postgresql://user:password@host/database.")
+    migrate(url, on_event=tell, env=env)
+    base = embedded.default_data_dir(env).parent
+    chosen = [
+        env.get(name) or login_password(login, base)
+        for name, login in zip(PASSWORDS, LOGINS, strict=True)
+    ]
+    bridge, caller = (
+        _as_login(url, login, password) for login, password in zip(LOGINS, chosen, strict=True)
+    )
+    if not (_connects(bridge) and _connects(caller)):
+        migrate(url, env=dict(zip(PASSWORDS, chosen, strict=True)))
+        tell("gave rowcast_bridge and rowcast_caller new passwords on this server")
+    return Urls(url, bridge, caller)
+
+
+def _as_login(url: str, login: str, password: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    query = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("user", "password")]
+    netloc = f"{quote(login, safe='')}:{quote(password, safe='')}@{host}"
+    return parts._replace(netloc=netloc, query=urlencode(query)).geturl()
+
+
+def _connects(url: str) -> bool:
+    try:
+        with command_database.connect(url):
+            return True
+    except DatabaseError:
+        return False
+
+
+def is_free(host: str, port: int) -> bool:
+    """Say whether a port can be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError):
+        return False
+    return True

@@ -1,0 +1,245 @@
+"""`rowcast dev`: a database, the SQL, policies, channels and a bridge, by one command.
+
+Everything is put up in the order in which it is needed, and taken down in the reverse one,
+however the start or the run ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from rowcast.bridge.app import serve
+from rowcast.config import Settings
+from rowcast.errors import ConfigError
+from rowcast.files import policy_files
+from rowcast.install.migrate import apply_policy_file
+from rowcast.postgres import connect as command_database
+
+from . import server as embedded
+from .database import Urls, is_free, start_own, use_existing
+from .state import Keys, Notes, Running, announced
+
+__all__ = ["Options", "Report", "dev"]
+
+CHANNELS = (
+    ("chat:*", "Chat rooms, one a name: chat:room1"),
+    ("order:*", "What happens to one order: order:123"),
+    ("user:*:notifications", "Notifications for one user: user:123:notifications"),
+    ("document:*", "Who works on a document, and what they change: document:42"),
+    ("global", "Everybody"),
+)
+
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asked for; None is "nothing"."""
+
+    port: int | None = None
+    data: Path | None = None
+    ephemeral: bool = False
+    policies: str | None = None
+    database_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What runs, for the person who started it."""
+
+    running: Running
+    home: Path
+    embedded: bool
+    ephemeral: bool
+    policies: str
+    hidden: str | None  # why other commands cannot find it
+
+
+def dev(
+    options: Options,
+    *,
+    ready: Callable[[Report], None],
+    tell: Tell,
+    env: Mapping[str, str] = os.environ,
+) -> None:
+    """Run everything until SIGINT or SIGTERM, then stop all of it and return.
+
+    Args:
+        options: from the command line.
+        ready: called once clients can connect.
+        tell: called with a line of text for each step.
+        env: settings; those of URLs are replaced.
+
+    Raises:
+        RowcastError: something is in the way; the message says what, and all is stopped again.
+    """
+    settings = Settings.from_env(env)
+    if options.port is not None:
+        settings = dataclasses.replace(settings, port=options.port)
+    _refuse_taken_port(settings)
+    _policy_paths(options.policies or "")  # refuses what does not exist before anything starts
+    with _stoppable(), ExitStack() as stack:
+        try:
+            _start_and_serve(options, settings, ready, tell, env, stack)
+        except KeyboardInterrupt:
+            tell("stopped")
+        finally:
+            _ignore_signals()  # what was put up is taken down to the end
+
+
+def _start_and_serve(
+    options: Options,
+    settings: Settings,
+    ready: Callable[[Report], None],
+    tell: Tell,
+    env: Mapping[str, str],
+    stack: ExitStack,
+) -> None:
+    home = _home(options, env, stack)
+    notes = Notes.load(home)
+    if options.database_url:
+        urls = use_existing(options.database_url, env, tell)
+    else:
+        urls = start_own(home, notes, stack, tell, durable=not options.ephemeral)
+    policies = _prepare(urls.owner, options, notes, tell)
+    keys = notes.keys(settings)
+
+    def started(url: str) -> None:
+        running = _running(url, urls, keys)
+        hidden = stack.enter_context(announced(running, env))
+        own = not options.database_url
+        ready(Report(running, home, own, options.ephemeral, policies, hidden))
+
+    # Whoever develops has the receiver on this machine too.
+    reachable = settings.webhook_allow_cidrs or LOOPBACK
+    tell(f"webhooks may also reach {', '.join(reachable)} (ROWCAST_WEBHOOK_ALLOW_CIDRS)")
+    settings = dataclasses.replace(
+        settings,
+        database_url=urls.bridge,
+        caller_url=urls.caller,
+        listen_url="",
+        jwt_secret=keys.jwt_secret,
+        webhook_allow_cidrs=reachable,
+    )
+    asyncio.run(serve(settings, ready=started))
+
+
+def _prepare(url: str, options: Options, notes: Notes, tell: Tell) -> str:
+    """Apply policies and make demo channels; return what became of the policies.
+
+    What nobody asked for happens once, at the first start of a server of our own: what a team
+    has changed since stays changed, and a database that is not ours is never opened unasked.
+    """
+    first = not options.database_url and not notes.prepared
+    chosen = options.policies or ("open" if first else "")
+    for path in _policy_paths(chosen):
+        apply_policy_file(url, path, on_event=tell)
+        tell(f"policies applied: {path}")
+    with command_database.connect(url) as database:
+        if chosen not in ("", "open"):
+            database.drop_open_policies()  # policies add up: beside them no other would matter
+        if first or (chosen == "open" and not database.has_channels()):
+            database.add_channels(CHANNELS)
+            tell("demo channels: " + ", ".join(pattern for pattern, _ in CHANNELS))
+        names = database.policies()
+    notes.prepared = True
+    notes.save()
+    if not names:
+        return "none: nobody may subscribe or publish (write some, or use --policies open)"
+    if any(name.startswith("open_") for name in names):
+        return "open: whoever has a key may listen and publish everywhere (policies/open.sql)"
+    return ", ".join(names)
+
+
+def _policy_paths(chosen: str) -> list[Path]:
+    if chosen in ("", "none"):
+        return []
+    recipes = {path.stem: path for path in policy_files()}
+    if chosen in recipes:
+        return [recipes[chosen]]
+    path = Path(chosen)
+    if path.is_dir():
+        return sorted(path.glob("*.sql"))
+    if not path.is_file():
+        raise ConfigError(
+            f"--policies {chosen}: there is no such file; use a file of CREATE POLICY statements, "
+            f"none, or one of the recipes: {', '.join(recipes)}."
+        )
+    return [path]
+
+
+def _home(options: Options, env: Mapping[str, str], stack: ExitStack) -> Path:
+    if options.ephemeral:
+        scratch = Path(tempfile.mkdtemp(prefix="rowcast-dev-"))
+        stack.callback(shutil.rmtree, scratch)
+        scratch.chmod(0o711)  # as root the server is another user, and must get through
+        home = scratch / "data"
+    elif options.data is not None:
+        home = options.data.absolute()
+    elif options.database_url:
+        mark = sha256(options.database_url.encode()).hexdigest()[:12]
+        home = embedded.default_data_dir(env).parent / f"external-{mark}"
+    else:
+        home = embedded.default_data_dir(env)
+    if options.database_url:
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as problem:
+            raise ConfigError(
+                f"{home} cannot be made ({problem.strerror}); choose another --data."
+            ) from problem
+    return home
+
+
+def _running(url: str, urls: Urls, keys: Keys) -> Running:
+    return Running(
+        url=url,
+        database_url=urls.owner,
+        anon_key=keys.anon_key,
+        admin_key=keys.admin_key,
+        jwt_secret=keys.jwt_secret,
+        pid=os.getpid(),
+        bridge_url=urls.bridge,
+        caller_url=urls.caller,
+    )
+
+
+def _refuse_taken_port(settings: Settings) -> None:
+    # The bridge would refuse too, but only after a server was made for it.
+    if settings.port and not is_free(settings.host, settings.port):
+        raise ConfigError(
+            f"Port {settings.port} on {settings.host} is taken: stop what uses it, or choose "
+            "another with --port (0 takes a free one)."
+        )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Make SIGTERM, and a terminal that is closed, end a start as Ctrl-C does."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in {**before, signal.SIGINT: signal.default_int_handler}.items():
+            signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,175 @@
+"""Runs SQL files against a database that others use at the same time.
+
+The mechanism under `migrate`: a connection whose settings are known, a lock that lets one runner
+at a time work on a database, and transactions that try again while only others are in the way.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.pq import TransactionStatus
+
+from rowcast.errors import MigrationError
+from rowcast.postgres.diagnose import explain
+
+from .release import SqlFile
+
+__all__ = ["LOCK", "SETTINGS", "Connection", "Tell", "alone", "attempt", "connect", "run", "value"]
+
+Connection = psycopg.Connection[Any]
+Tell = Callable[[str], None]
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 10
+# Seconds for which a transaction is tried again when others are in its way.
+PATIENCE = 60.0
+
+# What a login or a database may have set, and what would change what the files mean.
+SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    "statement_timeout": "0",
+    "lock_timeout": "2s",
+    "idle_in_transaction_session_timeout": "0",
+    "client_min_messages": "warning",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "check_function_bodies": "on",
+    "standard_conforming_strings": "on",
+}
+LOCK = "hashtextextended('rowcast.migrate', 0)"
+
+
+@contextmanager
+def connect(url: str) -> Iterator[Connection]:
+    """Connect to a primary that rowcast can live in.
+
+    Raises:
+        MigrationError: no connection, a server or a database that will not do, or a pooler that
+            gives each transaction another session.
+    """
+    with _open(url) as conn:
+        if conn.info.server_version < 150000:
+            version = conn.info.parameter_status("server_version")
+            raise MigrationError(f"rowcast needs PostgreSQL 15 or newer, this is {version}.")
+        if conn.info.parameter_status("server_encoding") != "UTF8":
+            raise MigrationError(
+                "rowcast needs a database with encoding UTF8: create one, with template template0."
+            )
+        _refuse_transaction_pooler(conn, url)
+        for name, setting in SETTINGS.items():
+            conn.execute("select set_config(%s, %s, false)", [name, setting])
+        if value(conn, "select pg_is_in_recovery()"):
+            raise MigrationError("This server is a standby: connect to the primary.")
+        yield conn
+
+
+@contextmanager
+def alone(conn: Connection, tell: Tell) -> Iterator[None]:
+    """Wait until no other runner works on this database; closing `conn` lets the next one in."""
+    if not value(conn, f"select pg_try_advisory_lock({LOCK})"):
+        tell("waiting for another `rowcast migrate` that works on this database")
+        conn.execute("set lock_timeout = 0")  # it counts for advisory locks, too
+        conn.execute(f"select pg_advisory_lock({LOCK})".encode())
+        conn.execute("select set_config('lock_timeout', %s, false)", [SETTINGS["lock_timeout"]])
+    yield
+
+
+def attempt(conn: Connection, what: str, work: Callable[[], T], tell: Tell) -> T:
+    """Do `work` in a transaction, again and again while only others are in its way.
+
+    Raises:
+        MigrationError: `work` failed, or others were in its way for too long.
+    """
+    deadline, pause = time.monotonic() + PATIENCE, 0.1
+    while True:
+        try:
+            with conn.transaction():
+                return work()
+        except psycopg.Error as problem:
+            if not _passing(problem):
+                raise MigrationError(_explain(what, problem)) from problem
+            reason = str(problem.diag.message_primary or problem)
+            if time.monotonic() > deadline:
+                raise MigrationError(
+                    f"{what} was held up for {PATIENCE:.0f} s ({reason}): end the transactions "
+                    "that pg_stat_activity shows as old, then run this again."
+                ) from problem
+        tell(f"{what} tries again: {reason}")
+        time.sleep(random.uniform(pause / 2, pause))
+        pause = min(pause * 2, 5.0)
+
+
+def run(conn: Connection, file: SqlFile) -> None:
+    """Execute a whole file in the present transaction.
+
+    Raises:
+        psycopg.Error: others were in the way; `attempt` repeats it.
+        MigrationError: the file is wrong; the message says where.
+    """
+    try:
+        conn.execute(file.text.encode())
+    except psycopg.Error as problem:
+        if _passing(problem):
+            raise
+        at = problem.diag.statement_position
+        place = f" line {file.text.count(chr(10), 0, int(at) - 1) + 1}" if at else ""
+        raise MigrationError(_explain(file.label + place, problem)) from problem
+    if conn.info.transaction_status is not TransactionStatus.INTRANS:
+        raise MigrationError(f"{file.label} ended its transaction: take out its COMMIT.")
+
+
+def value(conn: Connection, query: str) -> Any:
+    """Return the first column of the first row."""
+    row = conn.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _open(url: str) -> Connection:
+    try:
+        # A statement that is prepared when it has been run often cannot be a whole file.
+        return psycopg.connect(
+            url,
+            autocommit=True,
+            prepare_threshold=None,
+            client_encoding="utf8",
+            connect_timeout=CONNECT_TIMEOUT,
+        )
+    except psycopg.Error as problem:
+        raise MigrationError(explain(problem, url).sentence) from problem
+
+
+def _refuse_transaction_pooler(conn: Connection, url: str) -> None:
+    # Behind a pooler the process id that the handshake told is made up. If another connection
+    # then lands in our backend, ours is not ours between statements, and neither is its lock.
+    pid = value(conn, "select pg_backend_pid()")
+    if pid == conn.info.backend_pid:
+        return
+    with _open(url) as other:
+        if value(other, "select pg_backend_pid()") == pid:
+            raise MigrationError(
+                "This connection goes through a pooler in transaction mode, which cannot hold "
+                "the lock of a migration: use the address of the server itself."
+            )
+
+
+def _passing(problem: psycopg.Error) -> bool:
+    if isinstance(problem, errors.UniqueViolation):  # two CREATEs of one name, in the catalogue
+        return problem.diag.schema_name == "pg_catalog"
+    # InternalError_: "tuple concurrently updated", when another database grants the same roles
+    return isinstance(
+        problem, errors.LockNotAvailable | errors.DeadlockDetected | errors.InternalError_
+    )
+
+
+def _explain(what: str, problem: psycopg.Error) -> str:
+    message = " ".join(str(problem.diag.message_primary or problem).split()).rstrip(".")
+    hint = problem.diag.message_hint
+    return f"{what}: {message}." + (f" {hint}" if hint else "")

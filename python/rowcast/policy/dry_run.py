@@ -1,0 +1,156 @@
+"""Who would lose or gain a channel: asked before a change and after it, in a transaction that is
+undone.
+
+The tables that change are locked from the first statement on until all have been asked, so for
+those who are connected, who may be many, the time to ask is limited.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+
+import psycopg
+
+from rowcast.postgres.connect import DatabaseError
+
+from .apply import Difference, make
+from .census import Listener
+from .database import BRIEF, Workbench, explained
+from .statements import Script
+
+__all__ = ["Access", "Rehearsal", "rehearse", "told"]
+
+# Questions in a statement, as bridges ask them.
+BATCH = 200
+# Lines that are printed of those who lose or gain.
+MOST = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whether somebody may subscribe, before and after."""
+
+    listener: Listener
+    before: bool
+    after: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What would change, for whom.
+
+    Args:
+        difference: what the database would be made.
+        access: of those who were asked.
+        unasked: how many sessions there was no time for.
+        refused: roles this login cannot become, and why.
+    """
+
+    difference: Difference
+    access: list[Access]
+    unasked: int
+    refused: dict[str, str]
+
+
+def rehearse(
+    workbench: Workbench,
+    script: Script,
+    listeners: Sequence[Listener],
+    *,
+    prune: bool,
+    limit: float | None = None,
+) -> Rehearsal:
+    """Apply, ask for each listener before and after, and roll back.
+
+    Args:
+        workbench: of the migrating role.
+        script: the files.
+        listeners: who is asked for.
+        prune: also drop what the files do not mention.
+        limit: how many seconds the asking may take, each time; with it, who cannot be asked is
+            left out, and said to be.
+
+    Raises:
+        DatabaseError: a statement failed, or without a limit a role cannot be had.
+    """
+    with explained(workbench.connection), workbench.trial():
+        refused: dict[str, str] = {}
+        for role in {listener.role for listener in listeners}:
+            try:
+                workbench.become(role)
+            except DatabaseError as reason:
+                if limit is None:
+                    raise
+                refused[role] = str(reason)
+        fit = [listener for listener in listeners if listener.role not in refused]
+        before = _ask(workbench, fit, limit)
+        found = make(workbench, script, prune=prune)
+        after = _ask(workbench, before, limit)
+    access = [
+        Access(listener, before[listener], after[listener])
+        for listener in listeners
+        if listener in after
+    ]
+    unasked = sum(listener.sessions for listener in fit if listener not in after)
+    return Rehearsal(found, access, unasked, refused)
+
+
+def told(access: Sequence[Access]) -> Iterator[str]:
+    """Say who loses or gains, a line for each person and channel, those of most sessions first."""
+    changed: Counter[str] = Counter()
+    for entry in access:
+        if entry.before != entry.after:
+            what = "gains" if entry.after else "loses"
+            line = f"{entry.listener.who} {what} {entry.listener.channel}"
+            changed[line] += entry.listener.sessions
+    for line, sessions in changed.most_common(MOST):
+        yield line if sessions == 1 else f"{line} ({sessions} sessions)"
+    if len(changed) > MOST:
+        yield f"and {len(changed) - MOST} more"
+    if access and not changed:
+        number = sum(entry.listener.sessions for entry in access)
+        yield f"nobody of {number} loses or gains a channel"
+
+
+def _ask(
+    workbench: Workbench, listeners: Iterable[Listener], limit: float | None
+) -> dict[Listener, bool]:
+    """Ask until the time is up; those of the most sessions first."""
+    until = inf if limit is None else time.monotonic() + limit
+    if limit is not None:
+        workbench.limit(BRIEF)
+    found: dict[Listener, bool] = {}
+    waiting = list(_batches(listeners))[::-1]
+    while waiting and time.monotonic() < until:
+        batch = waiting.pop()
+        try:
+            found.update(zip(batch, _check(workbench, batch), strict=True))
+        except psycopg.Error:
+            # It took too long: because of one of them, who must not decide for the others.
+            if len(batch) > 1:
+                waiting += [[one] for one in reversed(batch)]
+            else:
+                found[batch[0]] = False
+    workbench.limit()
+    return found
+
+
+def _batches(listeners: Iterable[Listener]) -> Iterator[list[Listener]]:
+    ordered = sorted(listeners, key=lambda one: (one.role, -one.sessions))
+    for _, group in groupby(ordered, key=lambda one: one.role):
+        of_role = list(group)
+        for at in range(0, len(of_role), BATCH):
+            yield of_role[at : at + BATCH]
+
+
+def _check(workbench: Workbench, batch: Sequence[Listener]) -> list[bool]:
+    with workbench.connection.transaction(force_rollback=True):
+        rows = workbench.check(
+            batch[0].role, [one.claims for one in batch], [one.channel for one in batch]
+        )
+    return [bool(row["allowed"]) for row in rows]

@@ -1,0 +1,177 @@
+"""Why somebody may or may not: the channel, each policy, the verdict, and what is really so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import errors
+
+from .check import Answer, ask
+from .database import Question, Workbench
+from .expression_tree import Arm, UnreadableError, parse
+from .optional import MissingExtraError
+from .plan_warnings import warnings
+
+__all__ = ["Explanation", "PolicyReport", "explain"]
+
+# What the first barrier that is in the way makes of the policies.
+PASSES = ("row level security", "bypass")
+# Reasons for which no policy is asked at all.
+UNASKED = {"no channel", "disabled", "invalid channel", "invalid message"}
+
+
+@dataclass(slots=True)
+class PolicyReport:
+    """One policy of the table, and what it says to this caller."""
+
+    name: str
+    permissive: bool
+    command: str
+    roles: list[str]
+    applies: bool
+    expression: str | None
+    said: str | None = None
+    error: str = ""
+    ms: float | None = None
+    tree: Arm | None = None
+    warnings: list[str] = field(default_factory=list)
+    asked: bool = True
+
+    @property
+    def counts(self) -> bool:
+        """Whether it takes part in the decision."""
+        return self.applies and self.expression is not None
+
+    @property
+    def why_not(self) -> str:
+        """Why it takes no part."""
+        if not self.applies:
+            return f"does not apply: for {self.command} to {', '.join(self.roles)}"
+        return "" if self.expression is not None else "counts for nothing: it has no expression"
+
+
+@dataclass(slots=True)
+class Explanation:
+    """All that was found out; `agrees` compares the verdict with reality."""
+
+    question: Question
+    table: str
+    channels: list[dict[str, Any]]
+    barriers: list[dict[str, Any]]
+    policies: list[PolicyReport]
+    verdict: list[str]
+    reason: str
+    answer: Answer
+    without_tree: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the database does what the policies seem to say."""
+        if self.answer.reason == "timeout":
+            return any(p.error.startswith("57014") for p in self.policies)
+        # A missing grant is an error to Postgres and a refusal to the caller.
+        seen = {"error": "deny"}.get(self.answer.outcome, self.answer.outcome)
+        return self.answer.outcome in self.verdict or (bool(self.reason) and seen in self.verdict)
+
+
+def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> Explanation:
+    """Find out; a trial must be under way, and the role must be one it can become."""
+    channels = [
+        {**row, "governs": row["place"] == 1} for row in workbench.candidates(question.channel)
+    ]
+    barriers = workbench.barriers(question.action, question.role)
+    policies = [
+        PolicyReport(
+            row["policy"],
+            row["permissive"],
+            row["command"],
+            row["roles"],
+            row["applies"],
+            row["expression"],
+        )
+        for row in workbench.policies(question.action, question.role)
+    ]
+    lacking = ""
+    for policy in policies:
+        policy.asked = bool(channels)
+        if policy.counts and policy.asked:
+            lacking = _look(workbench, question, policy, plans) or lacking
+    answer = ask(workbench, question)
+    counted = [policy for policy in policies if policy.counts]
+    verdict, reason = _decided(question.channel, channels, barriers, answer)
+    return Explanation(
+        question,
+        "realtime_messages" if question.action == "publish" else "realtime_channels",
+        channels,
+        barriers,
+        policies,
+        verdict or workbench.verdict([p.permissive for p in counted], [p.said for p in counted]),
+        reason,
+        answer,
+        lacking,
+    )
+
+
+def _look(workbench: Workbench, question: Question, policy: PolicyReport, plans: bool) -> str:
+    """Evaluate one policy; return why its tree is missing, or nothing."""
+    assert policy.expression is not None
+    lacking = ""
+    try:
+        policy.tree = parse(policy.expression)
+    except MissingExtraError:
+        lacking = "install 'rowcast[policy]' to see the value of each AND, OR and NOT"
+    except UnreadableError as problem:
+        lacking = str(problem)
+    nodes = list(policy.tree.nodes()) if policy.tree else []
+    try:
+        # Alone first: one arm that takes too long must not take the value of the whole with it.
+        (whole,) = workbench.evaluate(question, [policy.expression])
+        policy.said, policy.ms, policy.error = whole["said"], whole["ms"], _error(whole)
+        for node, row in zip(nodes, _evaluated(workbench, question, nodes), strict=True):
+            node.said, node.error = row["said"], _error(row)
+        _look_at_sides(workbench, question, nodes)
+    except errors.QueryCanceled as late:
+        if policy.ms is None:
+            policy.said, policy.error = "error", f"57014 {late.diag.message_primary}"
+    if plans and policy.tree is not None:
+        policy.warnings = warnings(workbench.plan(question, policy.expression), workbench.rows_of)
+    return lacking
+
+
+def _evaluated(workbench: Workbench, question: Question, nodes: list[Arm]) -> list[dict[str, Any]]:
+    return workbench.evaluate(question, [node.text for node in nodes]) if nodes else []
+
+
+def _look_at_sides(workbench: Workbench, question: Question, nodes: list[Arm]) -> None:
+    """A comparison that is not true is understood when both sides are seen."""
+    puzzling = [node for node in nodes if node.sides and node.said != "true"]
+    texts = [side for node in puzzling for side in node.sides]
+    if texts:
+        rows = workbench.evaluate(question, texts)
+        values = [f"raises {row['state']}" if row["state"] else row["said"] for row in rows]
+        for node in puzzling:
+            node.values, values = tuple(values[:2]), values[2:]
+
+
+def _error(row: dict[str, Any]) -> str:
+    return f"{row['state']} {row['error']}" if row["state"] else ""
+
+
+def _decided(
+    channel: str, channels: list[dict[str, Any]], barriers: list[dict[str, Any]], answer: Answer
+) -> tuple[list[str], str]:
+    """What is decided without the policies: outcome and reason; nothing when they decide."""
+    if not channels:
+        return ["deny"], "no channel matches the name"
+    if not channels[0]["enabled"]:
+        return ["deny"], "the channel that governs the name is disabled"
+    if "*" in channel and not channels[0]["wildcard"]:
+        return ["deny"], "nobody may subscribe to the pattern itself: its wildcard is false"
+    if answer.reason in UNASKED:
+        return ["deny"], answer.detail
+    for barrier in barriers:
+        if not barrier["ok"]:
+            outcome = "allow" if barrier["subject"] in PASSES else "deny"
+            return [outcome], barrier["finding"]
+    return [], ""

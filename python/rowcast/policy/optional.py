@@ -1,0 +1,50 @@
+"""What the workbench needs beyond the daemon, loaded when it is needed: pglast is GPL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from rowcast.errors import RowcastError
+
+__all__ = ["MissingExtraError", "load_pglast", "need", "parse_expression"]
+
+
+class MissingExtraError(RowcastError):
+    """A library of the extra is not installed; the message says how to install it."""
+
+
+def need(name: str) -> Any:
+    """Return a module of the extra `policy`.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        library = name.partition(".")[0]
+        raise MissingExtraError(
+            f"This command needs {library}: install 'rowcast[policy]'."
+        ) from None
+
+
+def load_pglast() -> Any:
+    """Return the module `pglast`, with its printer.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    need("pglast.stream")
+    return need("pglast")
+
+
+def parse_expression(text: str) -> Any:
+    """Return the tree of an expression.
+
+    Raises:
+        MissingExtraError: pglast is not installed.
+        pglast.parser.ParseError: it is none.
+    """
+    (statement,) = load_pglast().parse_sql("select " + text)
+    return statement.stmt.targetList[0].val

