@@ -13,7 +13,7 @@ from typing import Any
 
 import jwt
 
-from rowcast.bridge.caller import FAR_FUTURE
+from rowcast.bridge.model import FAR_FUTURE
 
 from .config import MINIMUM_SECRET
 from .errors import ConfigError, UsageError

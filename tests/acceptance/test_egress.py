@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from rowcast.bridge.webhooks.egress import Answer, Guard, Sender
+from rowcast.bridge.model import Response
+from rowcast.bridge.webhooks.egress import Guard, Sender
 from rowcast.errors import ConfigError
 from support.webhook_receiver import receiver
 
@@ -47,7 +48,7 @@ async def listener() -> AsyncIterator[Listener]:
         yield found
 
 
-async def post(url: str, *allowed: str, seconds: float = 5.0) -> Answer:
+async def post(url: str, *allowed: str, seconds: float = 5.0) -> Response:
     async with Sender(Guard(allowed), seconds) as sender:
         return await sender.post(url, b"{}", {"Content-Type": "application/json"})
 

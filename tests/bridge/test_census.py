@@ -12,9 +12,9 @@ import pytest
 
 from bridge.test_hub import Pipe
 from rowcast.bridge import census
-from rowcast.bridge.caller import FAR_FUTURE, Caller
 from rowcast.bridge.census import Census
 from rowcast.bridge.hub import Hub
+from rowcast.bridge.model import FAR_FUTURE, Caller
 from rowcast.bridge.session import Session, State, Subscription
 from rowcast.config import Settings
 

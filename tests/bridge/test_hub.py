@@ -10,13 +10,12 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from rowcast.bridge.caller import Caller
 from rowcast.bridge.cursor import CursorKey, Position
 from rowcast.bridge.hub import Hub
-from rowcast.bridge.message import Message
+from rowcast.bridge.model import Caller, Message
 from rowcast.bridge.session import Session, State, Subscription
-from rowcast.bridge.wire.events import Event, Status
 from rowcast.bridge.wire.native import NATIVE, Native
+from rowcast.bridge.wire.protocol import Event, Status
 from rowcast.config import Settings
 from rowcast.errors import CLOSE, Refusal
 from rowcast.observe import metrics

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bridge.test_hub import Scene, message
 from rowcast.bridge.access import Verdict
-from rowcast.bridge.caller import Caller
-from rowcast.bridge.message import Message
+from rowcast.bridge.model import Caller, Message
 from rowcast.bridge.session import Session, State, Subscription
 
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowcast.bridge.wire import native
-from rowcast.bridge.wire.events import Refused
-from rowcast.bridge.wire.operations import Publish, Subscribe
+from rowcast.bridge.wire.protocol import Publish, Refused, Subscribe
 from rowcast.errors import CATALOGUE, Refusal
 
 JSON = st.recursive(

@@ -11,26 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowcast.bridge.message import Message
+from rowcast.bridge.model import Message
 from rowcast.bridge.phoenix.codec import Phoenix
-from rowcast.bridge.wire.events import (
+from rowcast.bridge.wire.protocol import (
+    Auth,
     Authenticated,
     Closed,
     Cursor,
     Deleted,
     Done,
-    Published,
-    Refused,
-    Status,
-    Subscribed,
-)
-from rowcast.bridge.wire.operations import (
-    Auth,
     Ping,
     Publish,
+    Published,
     Refresh,
+    Refused,
     Resume,
+    Status,
     Subscribe,
+    Subscribed,
     Track,
     Unsubscribe,
 )

@@ -11,7 +11,7 @@ import pytest
 
 from bridge.test_phoenix import frames
 from rowcast.bridge.phoenix.presence import diff, state
-from rowcast.bridge.wire.events import Change, Member
+from rowcast.bridge.wire.protocol import Change, Member
 
 FORM = "phoenix2"
 

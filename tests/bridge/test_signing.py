@@ -14,8 +14,9 @@ import standardwebhooks
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rowcast.bridge.model import Delivery
 from rowcast.bridge.webhooks.egress import retry_after
-from rowcast.bridge.webhooks.signing import Delivery, headers, key_of, signature
+from rowcast.bridge.webhooks.signing import headers, key_of, signature
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
 NEW = "whsec_" + base64.b64encode(bytes(range(32))).decode()

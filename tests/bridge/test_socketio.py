@@ -10,27 +10,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowcast.bridge.message import Message
+from rowcast.bridge.model import Message
 from rowcast.bridge.socketio import engineio
 from rowcast.bridge.socketio.codec import SocketIO
 from rowcast.bridge.socketio.messages import RESERVED
-from rowcast.bridge.wire.events import (
+from rowcast.bridge.wire.frames import text_frame
+from rowcast.bridge.wire.protocol import (
+    Auth,
     Authenticated,
     Change,
     Closed,
+    Connect,
     Cursor,
     Deleted,
     Done,
     Member,
     Present,
+    Publish,
     Published,
     Refused,
     Status,
+    Subscribe,
     Subscribed,
+    Unsubscribe,
     Welcome,
 )
-from rowcast.bridge.wire.frames import text_frame
-from rowcast.bridge.wire.operations import Auth, Connect, Publish, Subscribe, Unsubscribe
 from rowcast.errors import CATALOGUE, Refusal
 
 JSON = st.recursive(

@@ -44,7 +44,7 @@ PLUGINS = {"policy.pytest_plugin": {"pytest"}}
 # No socket, no query, no clock but what they are given: bytes in, commands out. Which other
 # modules they may import is said by the layers in pyproject.toml.
 PURE = re.compile(
-    r"errors|bridge\.(caller|hub|message|names|rate_limit|session|presence\.roster|wire\..+"
+    r"errors|bridge\.(hub|model|names|rate_limit|session|presence\.roster|wire\..+"
     r"|phoenix\.(codec|frames|join|presence)|socketio\.(codec|engineio|messages|packets))"
 )
 IO = {"aiohttp", "asyncio", "asyncpg", "psycopg", "select", "socket", "ssl", "subprocess"}
@@ -54,7 +54,7 @@ SPEAK = {"__main__", "cli", "dev", "policy"}
 
 # The composition root: what it constructs has a life of its own, and is constructed nowhere else.
 ROOT_MODULE = "bridge.app"
-VALUES = {"asyncio", "collections.abc", "rowcast.errors", "typing", "wire.events"}
+VALUES = {"asyncio", "collections.abc", "rowcast.errors", "typing", "wire.protocol"}
 
 
 def daemon() -> list[str]:

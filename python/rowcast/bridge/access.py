@@ -21,12 +21,11 @@ from rowcast.errors import Refusal
 from rowcast.observe import observe
 
 from .batch import Batcher
-from .caller import Caller
 from .cursor import Position
 from .database import UNAVAILABLE, Database
 from .feed import Feed, message_of
 from .hub import Hub
-from .message import Message
+from .model import Caller, Message
 from .rest.calls import Administration
 from .session import Subscription
 

@@ -29,7 +29,7 @@ from .http.app import build
 from .http.websocket import Sockets
 from .hub import Hub
 from .identity import Identities
-from .message import Message
+from .model import Message
 from .node import Node
 from .phoenix.broadcast import Broadcasts
 from .phoenix.door import PhoenixDoor
@@ -48,7 +48,7 @@ from .socketio.door import SocketIODoor
 from .subscribe import Subscribing
 from .webhooks.egress import Guard, Sender
 from .webhooks.outbox import Outbox
-from .wire.events import Status
+from .wire.protocol import Status
 
 __all__ = ["serve"]
 

@@ -16,7 +16,7 @@ from rowcast.config import Settings
 from rowcast.errors import AuthError
 from rowcast.observe import observe
 
-from .caller import FAR_FUTURE, Caller
+from .model import FAR_FUTURE, Caller
 
 __all__ = ["Verifier"]
 

@@ -20,8 +20,7 @@ from rowcast.errors import ConfigError
 from rowcast.files import migration_files
 
 from .cursor import Position
-from .webhooks.egress import Answer
-from .webhooks.signing import Delivery
+from .model import Delivery, Response
 
 __all__ = ["UNAVAILABLE", "Connection", "Database", "UnfitError"]
 
@@ -368,7 +367,7 @@ class Database:
         ]
 
     async def settle_deliveries(
-        self, worker: UUID, outcomes: Sequence[tuple[Delivery, Answer]]
+        self, worker: UUID, outcomes: Sequence[tuple[Delivery, Response]]
     ) -> int:
         """Note what came of attempts; returns how many the worker still held."""
         count: int = await self._bridge.fetchval(

@@ -24,7 +24,7 @@ from rowcast.observe import metrics, observe
 from .cursor import CursorKey, Position
 from .database import UNAVAILABLE, Connection, Database, UnfitError
 from .doorbell import Doorbell
-from .message import Message, timestamp
+from .model import Message, timestamp
 
 __all__ = ["Feed"]
 

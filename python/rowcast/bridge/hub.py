@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rowcast.observe import metrics
 
-from .caller import Caller
 from .cursor import CursorKey, Position
-from .message import Message
+from .model import Caller, Message
 from .names import is_pattern, matches
 from .session import Session, State, Subscription
-from .wire.base import Wire
-from .wire.events import Cursor, Deleted, Event
+from .wire.protocol import Cursor, Deleted, Event, Wire
 
 __all__ = ["Hub"]
 

@@ -10,11 +10,11 @@ from rowcast.config import Settings
 from rowcast.errors import AuthError, Refusal
 
 from .auth import Verifier
-from .caller import Caller
 from .feed import Feed
 from .hub import Hub
+from .model import Caller
 from .session import Session
-from .wire.events import Refused, Status
+from .wire.protocol import Refused, Status
 
 __all__ = ["Identities"]
 

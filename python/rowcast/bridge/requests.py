@@ -11,26 +11,30 @@ from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
 
 from .access import Access
-from .caller import Caller
 from .feed import Feed
 from .hub import Hub
 from .identity import Identities
+from .model import Caller
 from .presence.attendance import Attendance
 from .revocation import Rechecks
 from .session import Session
 from .subscribe import Refuse, Subscribing, Work
-from .wire.events import Authenticated, Done, Published, Refused, Welcome
-from .wire.operations import (
+from .wire.protocol import (
     Auth,
+    Authenticated,
     Connect,
+    Done,
     Op,
     Ping,
     Publish,
+    Published,
     Refresh,
+    Refused,
     Subscribe,
     Track,
     Unsubscribe,
     Untrack,
+    Welcome,
 )
 
 __all__ = ["Service"]

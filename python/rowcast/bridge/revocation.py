@@ -30,7 +30,7 @@ from .feed import Feed
 from .hub import Hub
 from .names import is_pattern
 from .session import Session, State, Subscription
-from .wire.events import Closed
+from .wire.protocol import Closed
 
 __all__ = ["Question", "Rechecks"]
 

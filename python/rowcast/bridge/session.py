@@ -15,14 +15,11 @@ from rowcast.config import Settings
 from rowcast.errors import CLOSE, FINAL, Refusal
 from rowcast.observe import metrics, observe
 
-from .caller import Caller
 from .cursor import Position
-from .message import Message
+from .model import Caller, Message
 from .rate_limit import Allowance
-from .wire.base import Wire
-from .wire.events import Event, Refused
 from .wire.native import NATIVE
-from .wire.operations import Publish, Subscribe, Track, Untrack
+from .wire.protocol import Event, Publish, Refused, Subscribe, Track, Untrack, Wire
 
 __all__ = ["Pipe", "Session", "State", "Subscription"]
 

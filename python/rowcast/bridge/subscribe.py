@@ -22,13 +22,12 @@ from .access import Access, Verdict
 from .cursor import Position
 from .feed import Feed
 from .hub import Hub
-from .message import Message
+from .model import Message
 from .presence.attendance import Attendance
 from .resume_handles import Handles
 from .revocation import Question, Rechecks
 from .session import Session, State, Subscription
-from .wire.events import Done, Subscribed
-from .wire.operations import Resume, Subscribe, Unsubscribe
+from .wire.protocol import Done, Resume, Subscribe, Subscribed, Unsubscribe
 
 __all__ = ["Refuse", "Subscribing", "Work"]
 

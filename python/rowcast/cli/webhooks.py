@@ -187,8 +187,9 @@ def _rotate(args: argparse.Namespace) -> int:
 def _test(args: argparse.Namespace) -> int:
     import asyncio
 
+    from rowcast.bridge.model import Delivery
     from rowcast.bridge.webhooks.egress import Guard, Sender
-    from rowcast.bridge.webhooks.signing import Delivery, headers, key_of
+    from rowcast.bridge.webhooks.signing import headers, key_of
     from rowcast.config import Settings
 
     try:

@@ -16,9 +16,8 @@ from rowcast.bridge.hub import Hub
 from rowcast.bridge.requests import Service
 from rowcast.bridge.rest.problems import problem
 from rowcast.bridge.session import Session
-from rowcast.bridge.wire.base import Wire
-from rowcast.bridge.wire.events import Status
 from rowcast.bridge.wire.native import NATIVE
+from rowcast.bridge.wire.protocol import Status, Wire
 from rowcast.config import Settings
 from rowcast.errors import CLOSE, Refusal
 from rowcast.observe import observe

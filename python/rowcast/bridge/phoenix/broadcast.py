@@ -12,7 +12,7 @@ from rowcast.bridge.rest.handlers import Asked, Handlers
 from rowcast.bridge.rest.routes import MAX_BATCH, NewMessage
 from rowcast.bridge.rest.server import Rest
 from rowcast.bridge.rest.sqlstates import explained
-from rowcast.bridge.wire.operations import Publish, check
+from rowcast.bridge.wire.protocol import Publish, check
 from rowcast.errors import CATALOGUE, Refusal
 from rowcast.observe import metrics, observe
 

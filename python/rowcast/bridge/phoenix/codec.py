@@ -14,28 +14,26 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET
 
-from rowcast.bridge.message import Message
-from rowcast.bridge.wire.events import (
+from rowcast.bridge.model import Message
+from rowcast.bridge.wire.frames import ping_frame
+from rowcast.bridge.wire.protocol import (
+    Auth,
     Authenticated,
     Closed,
     Cursor,
     Done,
     Event,
     Member,
-    Present,
-    Published,
-    Refused,
-    Subscribed,
-)
-from rowcast.bridge.wire.frames import ping_frame
-from rowcast.bridge.wire.operations import (
-    Auth,
     Op,
     Ping,
+    Present,
     Publish,
+    Published,
     Refresh,
+    Refused,
     Resume,
     Subscribe,
+    Subscribed,
     Track,
     Unsubscribe,
     Untrack,

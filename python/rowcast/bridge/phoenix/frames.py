@@ -16,9 +16,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from rowcast.bridge.message import Message
-from rowcast.bridge.wire.frames import binary_frame, text_frame
-from rowcast.bridge.wire.salvage import PLAIN, SALVAGED, salvaged
+from rowcast.bridge.model import Message
+from rowcast.bridge.wire.frames import PLAIN, SALVAGED, binary_frame, salvaged, text_frame
 from rowcast.errors import Refusal
 
 __all__ = [

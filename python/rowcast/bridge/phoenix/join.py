@@ -12,8 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rowcast.bridge.caller import FAR_FUTURE
-from rowcast.bridge.message import timestamp
+from rowcast.bridge.model import FAR_FUTURE, timestamp
 from rowcast.errors import Refusal
 
 __all__ = ["Join", "read_join"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from rowcast.bridge.wire.events import Change, Member
+from rowcast.bridge.wire.protocol import Change, Member
 
 from .frames import TOPIC, Reference, push
 

@@ -13,8 +13,7 @@ import msgspec
 
 from rowcast.bridge.names import is_pattern
 from rowcast.bridge.session import Session, State, Subscription
-from rowcast.bridge.wire.events import Done, Event, Member, Refused
-from rowcast.bridge.wire.operations import Publish, Track, Untrack
+from rowcast.bridge.wire.protocol import Done, Event, Member, Publish, Refused, Track, Untrack
 from rowcast.config import Settings
 from rowcast.errors import Refusal
 from rowcast.observe import metrics

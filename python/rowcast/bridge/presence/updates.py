@@ -21,7 +21,7 @@ from rowcast.bridge.database import UNAVAILABLE, Database
 from rowcast.bridge.hub import BURST, Hub
 from rowcast.bridge.node import INTERVAL
 from rowcast.bridge.session import Session, State
-from rowcast.bridge.wire.events import Change, Present
+from rowcast.bridge.wire.protocol import Change, Present
 from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
 

@@ -17,8 +17,8 @@ from uuid import UUID
 
 import asyncpg
 
-from rowcast.bridge.caller import Caller
 from rowcast.bridge.database import Database
+from rowcast.bridge.model import Caller
 from rowcast.config import Settings
 from rowcast.errors import Refusal
 

@@ -15,8 +15,8 @@ from uuid import UUID
 import msgspec
 
 from rowcast.bridge.access import Access
-from rowcast.bridge.caller import Caller
 from rowcast.bridge.feed import Feed
+from rowcast.bridge.model import Caller
 from rowcast.errors import Refusal
 
 from .calls import Administration, Filter

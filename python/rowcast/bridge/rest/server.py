@@ -11,8 +11,8 @@ import msgspec
 from aiohttp import web
 
 from rowcast.bridge.auth import Verifier
-from rowcast.bridge.caller import Caller
 from rowcast.bridge.feed import Feed
+from rowcast.bridge.model import Caller
 from rowcast.bridge.rate_limit import Allowances
 from rowcast.config import Settings
 from rowcast.errors import AuthError, Refusal

@@ -14,22 +14,28 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET
 
-from rowcast.bridge.message import Message
+from rowcast.bridge.model import Message
 from rowcast.bridge.names import is_pattern
-from rowcast.bridge.wire.events import (
+from rowcast.bridge.wire.protocol import (
+    Auth,
     Authenticated,
     Change,
     Closed,
+    Connect,
     Done,
     Event,
+    Op,
     Present,
+    Publish,
     Published,
     Refused,
     Status,
+    Subscribe,
     Subscribed,
+    Unsubscribe,
     Welcome,
+    check,
 )
-from rowcast.bridge.wire.operations import Auth, Connect, Op, Publish, Subscribe, Unsubscribe, check
 from rowcast.errors import Refusal
 
 from . import messages as words

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from rowcast.bridge.message import Message, timestamp
-from rowcast.bridge.wire.events import Change
+from rowcast.bridge.model import Message, timestamp
+from rowcast.bridge.wire.protocol import Change
 
 from .packets import emit
 

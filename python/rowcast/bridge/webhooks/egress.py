@@ -14,15 +14,15 @@ import ipaddress
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias
 
 import aiohttp
 
+from rowcast.bridge.model import Response
 from rowcast.errors import ConfigError
 
-__all__ = ["Answer", "Guard", "Sender"]
+__all__ = ["Guard", "Sender"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -110,17 +110,6 @@ class _Socket(socket.socket):
         return super().recv(min(size, READ_BYTES), flags)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of one request; without a status `error` says why."""
-
-    ms: int
-    status: int | None = None
-    error: str | None = None
-    snippet: str | None = None
-    retry_after: int | None = None
-
-
 class Sender:
     """POSTs, each with one answer whatever the other side does. An asynchronous context.
 
@@ -153,7 +142,7 @@ class Sender:
         assert self._session is not None
         await self._session.close()
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Response:
         """Send one request; returns when its status has come, or what prevented that."""
         assert self._session is not None
         began = time.monotonic()
@@ -172,7 +161,7 @@ class Sender:
             # What goes wrong after the status is a matter of the log.
             error = word(problem) if status is None else None
         ms = round((time.monotonic() - began) * 1000)
-        return Answer(ms, status, error, snippet, pause)
+        return Response(ms, status, error, snippet, pause)
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> str | None:

@@ -23,12 +23,12 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from rowcast.bridge.database import UNAVAILABLE, Database
-from rowcast.bridge.message import Message
+from rowcast.bridge.model import Delivery, Message, Response
 from rowcast.config import Settings
 from rowcast.observe import metrics, observe
 
-from .egress import Answer, Sender
-from .signing import Delivery, headers
+from .egress import Sender
+from .signing import headers
 
 __all__ = ["Outbox"]
 
@@ -51,7 +51,7 @@ LAST_WORDS = 2.0
 # A lease outlasts a request twice over, and a margin for the database.
 LEASE_MARGIN = 5.0
 
-Outcome = tuple[Delivery, Answer]
+Outcome = tuple[Delivery, Response]
 
 
 class Outbox:
@@ -184,7 +184,7 @@ class Outbox:
 
     async def _deliver(self, delivery: Delivery) -> None:
         if delivery.body is None:
-            answer = Answer(0, error="message_deleted")
+            answer = Response(0, error="message_deleted")
         else:
             answer = await self._sender.post(
                 delivery.url, delivery.body, headers(delivery, int(time.time()))
@@ -271,5 +271,5 @@ class Outbox:
             observe("outbox_lost", error=error)
 
 
-def _success(answer: Answer) -> bool:
+def _success(answer: Response) -> bool:
     return answer.status is not None and 200 <= answer.status < 300

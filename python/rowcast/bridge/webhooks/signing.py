@@ -11,34 +11,16 @@ import hmac
 import string
 from binascii import b2a_base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from uuid import UUID
 
 from rowcast import __version__
+from rowcast.bridge.model import Delivery
 
-__all__ = ["Delivery", "headers", "key_of", "signature"]
+__all__ = ["headers", "key_of", "signature"]
 
 PREFIX = "whsec_"
 # What stands in a header as it is. `%` is not among them, so that the rest can be undone.
 PLAIN = frozenset(string.ascii_letters + string.digits + "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One claimed delivery. `body` is the text that is signed and sent, and never parsed here;
-    it is None when the message was deleted."""
-
-    id: int
-    attempt: int
-    message_id: UUID
-    endpoint_id: UUID
-    url: str
-    secrets: tuple[str, ...]
-    bare: bool
-    event: str
-    channel: str
-    body: bytes | None
 
 
 def key_of(secret: str) -> bytes:

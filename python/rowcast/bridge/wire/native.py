@@ -13,15 +13,16 @@ from typing import Any
 import msgspec
 from msgspec import UnsetType
 
-from rowcast.bridge.message import Message
+from rowcast.bridge.model import Message
 from rowcast.errors import Refusal
 
-from .events import Event, Present
-from .frames import text_frame
-from .operations import (
+from .frames import salvaged, text_frame
+from .protocol import (
     Auth,
+    Event,
     Op,
     Ping,
+    Present,
     Publish,
     Subscribe,
     Track,
@@ -29,7 +30,6 @@ from .operations import (
     Untrack,
     check,
 )
-from .salvage import salvaged
 
 __all__ = ["NATIVE", "Native", "decode", "encode_messages"]
 
