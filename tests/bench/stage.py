@@ -47,7 +47,7 @@ START_TIMEOUT = 30.0
 
 SERVE = """
 import asyncio, os
-from rowcast.bridge import serve
+from rowcast.bridge.app import serve
 from rowcast.config import Settings
 asyncio.run(serve(Settings.from_env(os.environ), ready=lambda url: print(url, flush=True)))
 """

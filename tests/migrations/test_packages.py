@@ -19,7 +19,7 @@ from rowcast.install.migrate import install_script
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("python", "sql", "migrations", "policies", "pyproject.toml", "LICENSE", "README.md")
-SAY = "from rowcast.migrate import install_script; print(install_script(), end='')"
+SAY = "from rowcast.install.migrate import install_script; print(install_script(), end='')"
 
 pytestmark = pytest.mark.slow
 
@@ -121,5 +121,5 @@ def test_an_editable_install_reads_the_folders_of_the_checkout(
 ) -> None:
     programs = installed(tmp_path, "-e", source)
     assert run(programs / "python", "-Ic", SAY, cwd=tmp_path) == install_script()
-    say = "from rowcast.resources import sql_files; print(sql_files()[0].parent)"
+    say = "from rowcast.files import sql_files; print(sql_files()[0].parent)"
     assert run(programs / "python", "-Ic", say, cwd=tmp_path).strip() == str(source / "sql")

@@ -264,7 +264,7 @@ def test_a_lock_that_others_hold_is_waited_for_briefly_and_again(
     reader = database.connect(autocommit=False)
     reader.execute("select count(*) from public.realtime_channels")
     tried = threading.Event()
-    monkeypatch.setattr("rowcast.runner.time.sleep", lambda _: tried.set())
+    monkeypatch.setattr("rowcast.install.runner.time.sleep", lambda _: tried.set())
 
     def give_way() -> None:
         assert tried.wait(30)

@@ -33,7 +33,7 @@ START_TIMEOUT = 30.0
 # Without the command: the same, one layer below.
 SERVE = """
 import asyncio, json, os, sys
-from rowcast.bridge import serve
+from rowcast.bridge.app import serve
 from rowcast.config import Settings
 from rowcast.errors import RowcastError
 def ready(url):
