@@ -10,26 +10,26 @@ import pytest
 
 from rowcast.client import Message, Realtime
 from support.scripted_client import Start, client, opened, subscribed
-from support.scripted_server import Peer, started
+from support.scripted_server import ScriptedServer, start_scripted_server
 
 
 @pytest.fixture
-async def peer() -> AsyncIterator[Peer]:
+async def scripted_server() -> AsyncIterator[ScriptedServer]:
     """A server whose every frame the test writes."""
-    async with started() as peer:
-        yield peer
+    async with start_scripted_server() as scripted_server:
+        yield scripted_server
 
 
 @pytest.fixture
-async def start(peer: Peer) -> AsyncIterator[Start]:
+async def start(scripted_server: ScriptedServer) -> AsyncIterator[Start]:
     """A client with one subscribed channel, what it hears, and the server's side of it."""
     clients: list[Realtime] = []
 
     async def begin(**options: Any) -> Any:
         welcome = options.pop("welcome", {})
-        realtime = client(peer, **options)
+        realtime = client(scripted_server, **options)
         clients.append(realtime)
-        conversation = await opened(peer, realtime, **welcome)
+        conversation = await opened(scripted_server, realtime, **welcome)
         heard: asyncio.Queue[Message] = asyncio.Queue()
         channel = realtime.channel("a").on("message", heard.put_nowait)
         await subscribed(conversation, channel)

@@ -13,7 +13,7 @@ import pytest
 from acceptance.test_audience import STAMPED
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
-from support.scenes import eventually
+from support.waiting import eventually
 from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from rowcast.client import Message, connect
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
-from support.flaky_network import Cutter, cutting
+from support.flaky_network import FlakyNetwork, flaky_network
 from support.javascript import Node
 
 pytestmark = pytest.mark.acceptance
@@ -82,29 +82,29 @@ def publish(database: pg.Database, writer: str) -> None:
         connection.commit()
 
 
-async def cut_often(cutter: Cutter) -> None:
+async def cut_often(network: FlakyNetwork) -> None:
     chance = random.Random(7)
     for _ in range(CUTS):
         await asyncio.sleep(chance.uniform(0.01, 0.25))
-        cutter.swallowing = chance.random() < 0.5
+        network.swallowing = chance.random() < 0.5
         await asyncio.sleep(chance.uniform(0, 0.05))
-        cutter.cut()
-        await cutter.connected.wait()
+        network.cut()
+        await network.connected.wait()
 
 
-async def cut_everywhere(cutter: Cutter) -> None:
+async def cut_everywhere(network: FlakyNetwork) -> None:
     """At every so many bytes of what a connection says, from its handshake to its replay."""
     for n in range(36):
-        cutter.limits += [(math.inf, 67 * n), (17 * n, math.inf)]
+        network.limits += [(math.inf, 67 * n), (17 * n, math.inf)]
     left = -1
-    while cutter.limits:
-        if left == len(cutter.limits):
-            cutter.cut()  # nobody has said so much
-        left = len(cutter.limits)
+    while network.limits:
+        if left == len(network.limits):
+            network.cut()  # nobody has said so much
+        left = len(network.limits)
         await asyncio.sleep(0.2)
 
 
-Trouble = Callable[[Cutter], Coroutine[Any, Any, None]]
+Trouble = Callable[[FlakyNetwork], Coroutine[Any, Any, None]]
 TROUBLES: list[Trouble] = [cut_often, cut_everywhere]
 
 
@@ -141,8 +141,8 @@ async def test_the_python_client(database: pg.Database, bridge: Daemon, trouble:
 
     async with (
         asyncio.timeout(TIMEOUT),
-        cutting(bridge.url) as cutter,
-        connect(cutter.url, token=token("alice"), min_delay=0.005, max_delay=0.05) as realtime,
+        flaky_network(bridge.url) as network,
+        connect(network.url, token=token("alice"), min_delay=0.005, max_delay=0.05) as realtime,
         asyncio.TaskGroup() as work,
     ):
         for name in CHANNELS:
@@ -151,7 +151,7 @@ async def test_the_python_client(database: pg.Database, bridge: Daemon, trouble:
             await channel.subscribe()
         for writer in ("one", "two"):
             work.create_task(asyncio.to_thread(publish, database, writer))
-        work.create_task(trouble(cutter))
+        work.create_task(trouble(network))
         for n in range(100):
             await realtime.channel("chat:0").send("e", {"from": "me", "n": n})
         await ledger.complete.wait()
@@ -165,8 +165,8 @@ async def test_the_javascript_client(
     ledger = Ledger()
     node = await asyncio.to_thread(Node, tmp_path)
     module = node.write("client.mjs", NODE_CLIENT)
-    async with asyncio.timeout(TIMEOUT), cutting(bridge.url) as cutter:
-        environment = {"URL": cutter.url, "TOKEN": token("alice"), "CHANNELS": " ".join(CHANNELS)}
+    async with asyncio.timeout(TIMEOUT), flaky_network(bridge.url) as network:
+        environment = {"URL": network.url, "TOKEN": token("alice"), "CHANNELS": " ".join(CHANNELS)}
         process = await asyncio.create_subprocess_exec(
             *("node", module),
             cwd=tmp_path,
@@ -179,7 +179,7 @@ async def test_the_javascript_client(
             async with asyncio.TaskGroup() as work:
                 for writer in ("one", "two"):
                     work.create_task(asyncio.to_thread(publish, database, writer))
-                work.create_task(trouble(cutter))
+                work.create_task(trouble(network))
                 while not ledger.complete.is_set():
                     channel, *said = (await process.stdout.readline()).decode().split()
                     if channel in CHANNELS:

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from rowcast.client import Message, Realtime, RealtimeError, connect
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
-from support.flaky_network import cutting
+from support.flaky_network import flaky_network
 from support.scripted_client import told
 from support.scripted_server import soon
 
@@ -117,15 +117,15 @@ async def test_a_publish_whose_answer_is_lost_lands_once(
     database: pg.Database, bridge: Daemon
 ) -> None:
     async with (
-        cutting(bridge.url) as cutter,
-        connect(cutter.url, token=token("alice"), min_delay=0.02) as realtime,
+        flaky_network(bridge.url) as network,
+        connect(network.url, token=token("alice"), min_delay=0.02) as realtime,
     ):
         channel = await realtime.channel("chat:1").subscribe()
         messages = aiter(channel)
-        cutter.swallowing = True
+        network.swallowing = True
         sending = asyncio.create_task(channel.send("e", {"n": 1}))
-        await soon(cutter.swallowed.wait())  # it is committed, and nobody was told
-        cutter.cut()
+        await soon(network.swallowed.wait())  # it is committed, and nobody was told
+        network.cut()
         assert isinstance(await soon(sending), str)
         await channel.send("e", {"n": 2})
         assert await numbers(messages, 2) == [1, 2]

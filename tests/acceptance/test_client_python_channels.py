@@ -10,14 +10,14 @@ import pytest
 
 from rowcast.client import Message, RealtimeError
 from support.scripted_client import Start, client, ids, opened, settled, subscribed, told
-from support.scripted_server import Peer, soon
+from support.scripted_server import ScriptedServer, soon
 
 pytestmark = pytest.mark.acceptance
 
 
-async def test_a_refused_subscription_raises_and_is_told(peer: Peer) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+async def test_a_refused_subscription_raises_and_is_told(scripted_server: ScriptedServer) -> None:
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     errors = await told(realtime, "error")
     waiting = asyncio.create_task(realtime.channel("a").subscribe())
     await conversation.refuse(await conversation.hear("subscribe"), "forbidden", channel="a")
@@ -28,18 +28,20 @@ async def test_a_refused_subscription_raises_and_is_told(peer: Peer) -> None:
     await realtime.close()
 
 
-async def test_a_subscription_not_answered_in_time_raises(peer: Peer) -> None:
-    realtime = client(peer, timeout=0.05)
-    await opened(peer, realtime)
+async def test_a_subscription_not_answered_in_time_raises(scripted_server: ScriptedServer) -> None:
+    realtime = client(scripted_server, timeout=0.05)
+    await opened(scripted_server, realtime)
     with pytest.raises(RealtimeError) as caught:
         await soon(realtime.channel("a").subscribe())
     assert caught.value.code == "timeout"
     await realtime.close()
 
 
-async def test_a_channel_the_server_closes_ends_its_iteration_with_the_reason(peer: Peer) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+async def test_a_channel_the_server_closes_ends_its_iteration_with_the_reason(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     await subscribed(conversation, channel)
     await conversation.messages("a", ["m1"])
@@ -53,10 +55,10 @@ async def test_a_channel_the_server_closes_ends_its_iteration_with_the_reason(pe
 
 
 async def test_iterating_begins_with_the_first_message_and_goes_on_after_a_break(
-    peer: Peer,
+    scripted_server: ScriptedServer,
 ) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     await subscribed(conversation, channel)
     await conversation.messages("a", ["m1", "m2", "m3"])
@@ -158,7 +160,9 @@ async def test_what_is_not_json_is_not_sent(start: Start, payload: Any) -> None:
     assert caught.value.code == "invalid_message"
 
 
-async def test_sends_are_bounded_in_size_number_and_time(start: Start, peer: Peer) -> None:
+async def test_sends_are_bounded_in_size_number_and_time(
+    start: Start, scripted_server: ScriptedServer
+) -> None:
     _, channel, _, _ = await start(max_pending=1, timeout=0.1, welcome={"limits": {"frame": 500}})
     with pytest.raises(RealtimeError) as caught:
         await soon(channel.send("e", "é" * 300))
@@ -173,9 +177,11 @@ async def test_sends_are_bounded_in_size_number_and_time(start: Start, peer: Pee
     assert caught.value.code == "timeout"
 
 
-async def test_no_more_than_a_window_of_requests_is_unanswered(peer: Peer) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+async def test_no_more_than_a_window_of_requests_is_unanswered(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     sends = [asyncio.create_task(channel.send("e", n)) for n in range(200)]
     for n in range(200):
@@ -242,10 +248,12 @@ async def test_hostile_frames_are_reported_and_end_nothing(start: Start) -> None
     assert errors.qsize() > 8
 
 
-async def test_a_subscribe_that_is_cancelled_leaves_nothing_subscribed(peer: Peer) -> None:
+async def test_a_subscribe_that_is_cancelled_leaves_nothing_subscribed(
+    scripted_server: ScriptedServer,
+) -> None:
     """Its messages would wait for a reader who never comes, until the client stops reading."""
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     one, other = [asyncio.create_task(channel.subscribe()) for _ in range(2)]
     request = await conversation.hear("subscribe")
@@ -264,7 +272,7 @@ async def test_a_subscribe_that_is_cancelled_leaves_nothing_subscribed(peer: Pee
 
 
 async def test_what_a_busy_server_refuses_is_taken_back_nevertheless(
-    start: Start, peer: Peer
+    start: Start, scripted_server: ScriptedServer
 ) -> None:
     realtime, channel, conversation, _ = await start()
 

@@ -8,24 +8,28 @@ import pytest
 
 from rowcast.client import RealtimeError, connect
 from support.scripted_client import Start, client, opened, settled, told
-from support.scripted_server import Peer, soon
+from support.scripted_server import ScriptedServer, soon
 
 pytestmark = pytest.mark.acceptance
 
 
-async def test_the_key_goes_on_the_url_and_a_token_in_the_first_frame(peer: Peer) -> None:
-    realtime = client(peer, token="secret")
+async def test_the_key_goes_on_the_url_and_a_token_in_the_first_frame(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server, token="secret")
     opening = asyncio.create_task(realtime.open())
-    conversation = await peer.next()
+    conversation = await scripted_server.next()
     assert conversation.request.query_string == "apikey=anon"
     assert await conversation.welcome() == {"op": "auth", "token": "secret", "ref": "0"}
     await soon(opening)
     await realtime.close()
 
 
-async def test_a_bad_key_is_told_although_the_server_greets_first(peer: Peer) -> None:
-    opening = asyncio.create_task(client(peer).open())
-    conversation = await peer.next()
+async def test_a_bad_key_is_told_although_the_server_greets_first(
+    scripted_server: ScriptedServer,
+) -> None:
+    opening = asyncio.create_task(client(scripted_server).open())
+    conversation = await scripted_server.next()
     await conversation.say({"op": "welcome", "session": "s"})
     await conversation.refuse(None, "invalid_token")
     await conversation.socket.close(code=3500, message=b"invalid")
@@ -34,23 +38,23 @@ async def test_a_bad_key_is_told_although_the_server_greets_first(peer: Peer) ->
     assert caught.value.code == "invalid_token"
 
 
-async def test_a_bad_token_is_told_and_not_tried_again(peer: Peer) -> None:
-    opening = asyncio.create_task(client(peer, token="bad").open())
-    conversation = await peer.next()
+async def test_a_bad_token_is_told_and_not_tried_again(scripted_server: ScriptedServer) -> None:
+    opening = asyncio.create_task(client(scripted_server, token="bad").open())
+    conversation = await scripted_server.next()
     await conversation.say({"op": "welcome", "session": "s"})
     await conversation.refuse(await conversation.hear("auth"), "token_expired")
     with pytest.raises(RealtimeError) as caught:
         await soon(opening)
     assert caught.value.code == "token_expired"
-    assert peer.conversations.empty()
+    assert scripted_server.conversations.empty()
 
 
-async def test_a_callable_that_has_no_token_is_told(peer: Peer) -> None:
+async def test_a_callable_that_has_no_token_is_told(scripted_server: ScriptedServer) -> None:
     async def token() -> str:
         raise LookupError("logged out")
 
     with pytest.raises(RealtimeError, match="logged out") as caught:
-        await soon(client(peer, token=token).open())
+        await soon(client(scripted_server, token=token).open())
     assert caught.value.code == "token_unavailable"
 
 
@@ -61,34 +65,38 @@ async def test_connecting_to_nobody_ends_in_time() -> None:
     assert caught.value.code == "unreachable"
 
 
-async def test_connecting_goes_on_until_the_server_is_there(peer: Peer) -> None:
-    realtime = client(peer)
+async def test_connecting_goes_on_until_the_server_is_there(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server)
     opening = asyncio.create_task(realtime.open())
-    (await peer.next()).cut()
-    await (await peer.next()).socket.close(code=3002)
-    await (await peer.next()).welcome()
+    (await scripted_server.next()).cut()
+    await (await scripted_server.next()).socket.close(code=3002)
+    await (await scripted_server.next()).welcome()
     await soon(opening)
     await realtime.close()
 
 
 @pytest.mark.parametrize("code", [1001, 1012, 3000, 4000])
-async def test_these_close_codes_mean_connect_again(peer: Peer, code: int) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+async def test_these_close_codes_mean_connect_again(
+    scripted_server: ScriptedServer, code: int
+) -> None:
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     await conversation.socket.close(code=code)
-    await (await peer.next()).welcome()
+    await (await scripted_server.next()).welcome()
     await realtime.close()
 
 
 async def test_a_drained_client_comes_back_when_the_server_has_asked_it_to(
-    start: Start, peer: Peer
+    start: Start, scripted_server: ScriptedServer
 ) -> None:
     realtime, _, conversation, _ = await start()
     again = await told(realtime, "reconnecting")
     await conversation.say({"op": "status", "status": "draining", "retryAfter": 0.123})
     await conversation.socket.close(code=3000)
     assert (await soon(again.get()))["delay"] == 0.123
-    conversation = await peer.next()
+    conversation = await scripted_server.next()
     await conversation.welcome()
     conversation.cut()
     assert (await soon(again.get()))["delay"] != 0.123  # it was said of that one connection
@@ -120,20 +128,24 @@ async def test_a_token_about_to_expire_is_refreshed_in_band(start: Start) -> Non
     assert realtime.connected
 
 
-async def test_an_expired_token_is_replaced_by_connecting_again(start: Start, peer: Peer) -> None:
+async def test_an_expired_token_is_replaced_by_connecting_again(
+    start: Start, scripted_server: ScriptedServer
+) -> None:
     tokens = iter(["one", "two"])
     _, _, conversation, _ = await start(token=lambda: next(tokens))
     await conversation.refuse(None, "token_expired")
     await conversation.socket.close(code=3501)
-    assert (await (await peer.next()).welcome())["token"] == "two"
+    assert (await (await scripted_server.next()).welcome())["token"] == "two"
 
 
-async def test_a_silent_server_is_asked_and_left_when_it_stays_silent(peer: Peer) -> None:
-    realtime = client(peer)
-    first = await opened(peer, realtime, heartbeat=0.05)
+async def test_a_silent_server_is_asked_and_left_when_it_stays_silent(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server)
+    first = await opened(scripted_server, realtime, heartbeat=0.05)
     await first.ok(await first.hear("ping"))
     await first.hear("ping")
-    await (await peer.next()).welcome()
+    await (await scripted_server.next()).welcome()
     await realtime.close()
 
 
@@ -157,7 +169,7 @@ async def test_a_callback_may_close_the_client_and_nothing_of_it_stays(start: St
     assert all(task.done() for task in ours), ours
 
 
-async def test_a_token_callable_may_close_the_client(peer: Peer) -> None:
+async def test_a_token_callable_may_close_the_client(scripted_server: ScriptedServer) -> None:
     calls = 0
 
     async def ask() -> str:
@@ -167,24 +179,24 @@ async def test_a_token_callable_may_close_the_client(peer: Peer) -> None:
             await realtime.close()
         return "token"
 
-    realtime = client(peer, token=ask)
-    conversation = await opened(peer, realtime)
+    realtime = client(scripted_server, token=ask)
+    conversation = await opened(scripted_server, realtime)
     (run,) = [task for task in asyncio.all_tasks() if "Realtime._run" in str(task)]
     conversation.cut()
     await soon(asyncio.wait([run]))
-    assert peer.conversations.empty()
+    assert scripted_server.conversations.empty()
 
 
-async def test_a_client_is_opened_once(peer: Peer) -> None:
-    realtime = client(peer)
-    await opened(peer, realtime)
+async def test_a_client_is_opened_once(scripted_server: ScriptedServer) -> None:
+    realtime = client(scripted_server)
+    await opened(scripted_server, realtime)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="make another"):
             await realtime.open()
         await realtime.close()
 
 
-async def test_closing_can_be_cancelled(peer: Peer) -> None:
+async def test_closing_can_be_cancelled(scripted_server: ScriptedServer) -> None:
     asked: asyncio.Queue[int] = asyncio.Queue()
 
     async def ask() -> str:
@@ -196,8 +208,8 @@ async def test_closing_can_be_cancelled(peer: Peer) -> None:
                 await asyncio.Event().wait()  # takes its time to end
         return "token"
 
-    realtime = client(peer, token=ask)
-    conversation = await opened(peer, realtime)
+    realtime = client(scripted_server, token=ask)
+    conversation = await opened(scripted_server, realtime)
     await conversation.say({"op": "status", "status": "token_expiring"})
     await settled(realtime, conversation)
     with pytest.raises(TimeoutError):

@@ -9,14 +9,16 @@ import pytest
 
 from rowcast.client import Message, RealtimeError
 from support.scripted_client import Start, client, ids, opened, settled, subscribed, told
-from support.scripted_server import Peer, soon
+from support.scripted_server import ScriptedServer, soon
 
 pytestmark = pytest.mark.acceptance
 
 
-async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(peer: Peer) -> None:
-    realtime = client(peer, max_queue=50)
-    conversation = await opened(peer, realtime)
+async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server, max_queue=50)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     await subscribed(conversation, channel)
     total = 20_000
@@ -76,10 +78,10 @@ async def test_one_that_sends_while_too_much_waits_gets_its_answer(start: Start)
 
 
 async def test_the_cursor_moves_on_when_the_application_has_handled_what_it_covers(
-    peer: Peer,
+    scripted_server: ScriptedServer,
 ) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     await subscribed(conversation, channel)
     await conversation.messages("a", ["m1", "m2"])

@@ -11,14 +11,16 @@ from rowcast.client import Message, Realtime, RealtimeError, connect
 from support import pg
 from support.bridge_process import daemon, open_channels, token
 from support.scripted_client import Start, client, opened, settled, subscribed, told
-from support.scripted_server import Peer, soon
+from support.scripted_server import ScriptedServer, soon
 
 pytestmark = pytest.mark.acceptance
 
 
-async def test_track_joins_if_needed_and_untrack_ends_that_join(peer: Peer) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+async def test_track_joins_if_needed_and_untrack_ends_that_join(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     tracking = asyncio.create_task(channel.track({"status": "online"}))
     await conversation.confirm(presence=[])
@@ -37,9 +39,11 @@ async def test_track_joins_if_needed_and_untrack_ends_that_join(peer: Peer) -> N
     await realtime.close()
 
 
-async def test_a_subscription_of_the_application_outlives_untrack(peer: Peer) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+async def test_a_subscription_of_the_application_outlives_untrack(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     tracking = asyncio.create_task(channel.track({}))
     await conversation.confirm(presence=[])
@@ -55,9 +59,11 @@ async def test_a_subscription_of_the_application_outlives_untrack(peer: Peer) ->
 
 
 @pytest.mark.parametrize("op", ["subscribe", "track"])
-async def test_a_refusal_raises_and_ends_the_join_that_track_made(peer: Peer, op: str) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+async def test_a_refusal_raises_and_ends_the_join_that_track_made(
+    scripted_server: ScriptedServer, op: str
+) -> None:
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     tracking = asyncio.create_task(realtime.channel("a").track({}))
     if op == "track":
         await conversation.confirm(presence=[])
@@ -98,10 +104,10 @@ async def test_events_keep_the_state_and_a_whole_list_becomes_events(start: Star
 
 
 async def test_rapid_states_coalesce_and_the_newest_comes_back_after_a_reconnect(
-    peer: Peer,
+    scripted_server: ScriptedServer,
 ) -> None:
-    realtime = client(peer)
-    conversation = await opened(peer, realtime)
+    realtime = client(scripted_server)
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     await subscribed(conversation, channel)
     tracking = [asyncio.create_task(channel.track({"x": x})) for x in range(100)]
@@ -114,7 +120,7 @@ async def test_rapid_states_coalesce_and_the_newest_comes_back_after_a_reconnect
     await conversation.ok(third, channel="a")
     await soon(asyncio.gather(*tracking))
     conversation.cut()
-    again = await peer.next()
+    again = await scripted_server.next()
     await again.welcome()
     request = await again.hear("subscribe")
     await again.ok(request, channel="a", presence=[{"key": "eve", "presence": {"x": 5}}])
@@ -151,7 +157,9 @@ async def test_users_of_a_real_bridge_see_each_other(database: pg.Database) -> N
             ]
 
 
-async def test_a_refused_state_leaves_the_one_before_it(start: Start, peer: Peer) -> None:
+async def test_a_refused_state_leaves_the_one_before_it(
+    start: Start, scripted_server: ScriptedServer
+) -> None:
     _, channel, conversation, _ = await start()
     tracking = asyncio.create_task(channel.track({"x": 1}))
     await conversation.ok(await conversation.hear("track"))
@@ -161,7 +169,7 @@ async def test_a_refused_state_leaves_the_one_before_it(start: Start, peer: Peer
     with pytest.raises(RealtimeError):
         await soon(tracking)
     conversation.cut()
-    conversation = await peer.next()
+    conversation = await scripted_server.next()
     await conversation.welcome()
     await conversation.confirm()
     request = await conversation.hear("track")
@@ -173,7 +181,7 @@ async def test_a_refused_state_leaves_the_one_before_it(start: Start, peer: Peer
 
 
 async def test_a_presence_that_cannot_be_shown_again_at_once_is_tried_again(
-    start: Start, peer: Peer
+    start: Start, scripted_server: ScriptedServer
 ) -> None:
     _, channel, conversation, _ = await start()
     errors = await told(channel, "error")
@@ -181,7 +189,7 @@ async def test_a_presence_that_cannot_be_shown_again_at_once_is_tried_again(
     await conversation.ok(await conversation.hear("track"))
     await soon(tracking)
     conversation.cut()
-    conversation = await peer.next()
+    conversation = await scripted_server.next()
     await conversation.welcome()
     await conversation.confirm()
     request = await conversation.hear("track")

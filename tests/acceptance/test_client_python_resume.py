@@ -8,19 +8,19 @@ import pytest
 
 from rowcast.client import RealtimeError
 from support.scripted_client import Start, client, ids, opened, settled, subscribed, told
-from support.scripted_server import Peer, soon
+from support.scripted_server import ScriptedServer, soon
 
 pytestmark = pytest.mark.acceptance
 
 
 async def test_what_a_replay_repeats_is_dropped_what_it_adds_is_heard(
-    start: Start, peer: Peer
+    start: Start, scripted_server: ScriptedServer
 ) -> None:
     _, _, conversation, heard = await start()
     await conversation.messages("a", ["m1", "m2"])
     assert await ids(heard, 2) == ["m1", "m2"]
     conversation.cut()
-    after = await peer.next()
+    after = await scripted_server.next()
     await after.welcome()
     request = await after.hear("subscribe")
     assert request["after"] == "c0"
@@ -31,12 +31,12 @@ async def test_what_a_replay_repeats_is_dropped_what_it_adds_is_heard(
 
 
 async def test_while_channels_are_resumed_a_new_cursor_does_not_replace_the_old_one(
-    start: Start, peer: Peer
+    start: Start, scripted_server: ScriptedServer
 ) -> None:
     realtime, _, conversation, heard = await start()
     await subscribed(conversation, realtime.channel("b").on("message", heard.put_nowait))
     conversation.cut()
-    second = await peer.next()
+    second = await scripted_server.next()
     await second.welcome()
     request = await second.hear("subscribe")
     assert sorted(request["channels"]) == ["a", "b"]
@@ -45,18 +45,20 @@ async def test_while_channels_are_resumed_a_new_cursor_does_not_replace_the_old_
     await settled(realtime, second)
     assert realtime.cursor == "c0"
     second.cut()
-    third = await peer.next()
+    third = await scripted_server.next()
     await third.welcome()
     assert (await third.hear("subscribe"))["after"] == "c0"
 
 
-async def test_a_channel_not_resumed_yet_keeps_its_own_cursor(start: Start, peer: Peer) -> None:
+async def test_a_channel_not_resumed_yet_keeps_its_own_cursor(
+    start: Start, scripted_server: ScriptedServer
+) -> None:
     realtime, _, conversation, heard = await start()
     await subscribed(conversation, realtime.channel("b").on("message", heard.put_nowait))
     await conversation.messages("b", ["m1"])
     await ids(heard, 1)
     conversation.cut()
-    after = await peer.next()
+    after = await scripted_server.next()
     await after.welcome(replayOverlap=0)
     request = await after.hear("subscribe")
     await after.ok(request, channel="a", cursor="c1", recovered=True)
@@ -87,11 +89,13 @@ async def test_ids_of_the_overlap_are_kept_and_older_ones_forgotten(start: Start
     assert await ids(heard, 1) == ["m1"]
 
 
-async def test_what_could_not_be_replayed_is_a_resync(start: Start, peer: Peer) -> None:
+async def test_what_could_not_be_replayed_is_a_resync(
+    start: Start, scripted_server: ScriptedServer
+) -> None:
     _, channel, conversation, _ = await start()
     resyncs = await told(channel, "resync")
     conversation.cut()
-    after = await peer.next()
+    after = await scripted_server.next()
     await after.welcome()
     await after.confirm("c1", recovered=False, ephemeral=False, reason="too_far")
     assert await soon(resyncs.get()) == {
@@ -102,9 +106,11 @@ async def test_what_could_not_be_replayed_is_a_resync(start: Start, peer: Peer) 
     }
 
 
-async def test_a_later_process_resumes_every_channel_from_a_stored_cursor(peer: Peer) -> None:
-    realtime = client(peer, after="stored")
-    conversation = await opened(peer, realtime)
+async def test_a_later_process_resumes_every_channel_from_a_stored_cursor(
+    scripted_server: ScriptedServer,
+) -> None:
+    realtime = client(scripted_server, after="stored")
+    conversation = await opened(scripted_server, realtime)
     assert realtime.cursor == "stored"
     for name in ("a", "b"):
         waiting = asyncio.create_task(realtime.channel(name).subscribe())
@@ -114,13 +120,13 @@ async def test_a_later_process_resumes_every_channel_from_a_stored_cursor(peer: 
 
 
 async def test_a_publish_whose_answer_was_lost_is_sent_again_under_its_key(
-    start: Start, peer: Peer
+    start: Start, scripted_server: ScriptedServer
 ) -> None:
     _, channel, conversation, _ = await start()
     sending = asyncio.create_task(channel.send(event="e", payload={"n": 1}))
     first = await conversation.hear("publish")
     conversation.cut()
-    after = await peer.next()
+    after = await scripted_server.next()
     await after.welcome()
     await after.confirm("c1")  # before the publish
     second = await after.hear("publish")
@@ -130,7 +136,7 @@ async def test_a_publish_whose_answer_was_lost_is_sent_again_under_its_key(
 
 
 async def test_a_message_over_which_the_server_closes_is_not_sent_for_ever(
-    start: Start, peer: Peer
+    start: Start, scripted_server: ScriptedServer
 ) -> None:
     _, channel, conversation, _ = await start()
     small = asyncio.create_task(channel.send("e", "s"))
@@ -141,7 +147,7 @@ async def test_a_message_over_which_the_server_closes_is_not_sent_for_ever(
     with pytest.raises(RealtimeError) as caught:
         await soon(large)
     assert caught.value.code == "payload_too_large"
-    after = await peer.next()
+    after = await scripted_server.next()
     await after.welcome()
     await after.confirm()
     await after.ok(await after.hear("publish"), id="m1")
@@ -165,10 +171,12 @@ async def test_a_channel_closed_for_now_is_resumed_from_that_moment(
     assert await soon(closed.get()) == {"channel": "a", "code": code, "final": False}
 
 
-async def test_what_is_taken_up_anew_does_not_resume_from_the_stored_cursor(peer: Peer) -> None:
+async def test_what_is_taken_up_anew_does_not_resume_from_the_stored_cursor(
+    scripted_server: ScriptedServer,
+) -> None:
     """What came since was heard already."""
-    realtime = client(peer, after="stored")
-    conversation = await opened(peer, realtime)
+    realtime = client(scripted_server, after="stored")
+    conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
     for after in ("stored", None):
         waiting = asyncio.create_task(channel.subscribe())

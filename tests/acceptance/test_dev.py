@@ -27,7 +27,8 @@ from support import pg
 from support import wire_client as wire
 from support.bridge_process import SECRET
 from support.command import Started, environment, rowcast, started
-from support.scenes import scratch_directory
+from support.pg import scratch_directory
+from support.waiting import eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -231,7 +232,7 @@ def test_of_two_the_newer_one_is_found_and_after_it_the_older(
         newer.command.process.wait()
         assert secret() == older.said["jwt_secret"]
         (left,) = scratch.glob("rowcast-dev-*")
-        pg.eventually(lambda: DataDirectory(left / "data").postmaster() is None)
+        eventually(lambda: DataDirectory(left / "data").postmaster() is None)
 
 
 def test_killed_with_9_it_starts_again(data: Path, env: dict[str, str]) -> None:
@@ -239,7 +240,7 @@ def test_killed_with_9_it_starts_again(data: Path, env: dict[str, str]) -> None:
         running.execute("create table kept as select 42 as answer")
         running.command.process.kill()
         running.command.process.wait()
-        pg.eventually(lambda: DataDirectory(data).postmaster() is None, what="the server ends")
+        eventually(lambda: DataDirectory(data).postmaster() is None, what="the server ends")
     with dev(data, env=env) as running:
         assert running.query("select answer from kept") == [(42,)]
 

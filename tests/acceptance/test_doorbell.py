@@ -16,6 +16,7 @@ import pytest
 
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels
+from support.waiting import eventually
 from support.wire_client import Wire, connect
 
 pytestmark = pytest.mark.acceptance
@@ -145,7 +146,7 @@ async def test_a_bridge_sleeps_although_a_foreign_transaction_stays_open(
     for number in range(5):
         await writer.execute("select rowcast.publish('room:1', 'e', $1)", str(number))
         await heard(wire, "messages")
-    pg.eventually(lambda: sleepy.metric("rowcast_sleeps_total") > before, what="it sleeps")
+    eventually(lambda: sleepy.metric("rowcast_sleeps_total") > before, what="it sleeps")
     await foreign.close()
     await writer.close()
 

@@ -22,6 +22,7 @@ from rowcast.dev import binaries, datadir
 from rowcast.dev import server as embedded
 from rowcast.errors import EmbeddedError
 from support import pg
+from support.waiting import eventually
 
 PACKAGES = str(Path(embedded.__file__).parents[2])
 NOBODY = 65534
@@ -168,7 +169,7 @@ def test_a_server_can_be_stopped_from_another_process(data: Path) -> None:
     embedded.stop(embedded.EmbeddedServer(data, port, pid, 0, "postgres", ""))
     parent.kill()
     parent.wait()
-    pg.eventually(lambda: not family(data), what="the keeper follows its server")
+    eventually(lambda: not family(data), what="the keeper follows its server")
 
 
 @on_linux
@@ -179,7 +180,7 @@ def test_a_parent_that_dies_leaves_no_server(data: Path, end: str) -> None:
     if end == "kill":
         parent.kill()
     parent.wait()
-    pg.eventually(lambda: not family(data), what="the server follows its parent")
+    eventually(lambda: not family(data), what="the server follows its parent")
     assert "database system is shut down" in (data / "postgres.log").read_text()
 
 
@@ -198,7 +199,7 @@ def test_a_killed_keeper_takes_its_server_along(data: Path) -> None:
     server = embedded.start(data, binaries=pg.choose_binaries())
     keeper = next(pid for pid, command in family(data).items() if "watchdog.py" in command)
     os.kill(keeper, signal.SIGKILL)
-    pg.eventually(lambda: server.pid not in family(data), what="the server follows its keeper")
+    eventually(lambda: server.pid not in family(data), what="the server follows its keeper")
     embedded.stop(server)
 
 
@@ -252,7 +253,7 @@ def test_a_killed_server_leaves_a_pid_file_that_stops_nobody(data: Path) -> None
 def test_a_pid_that_another_program_has_now_stops_nobody(data: Path) -> None:
     server = embedded.start(data, binaries=pg.choose_binaries())
     os.kill(server.pid, signal.SIGKILL)
-    pg.eventually(lambda: not family(data), what="all of the server is gone")
+    eventually(lambda: not family(data), what="all of the server is gone")
     with subprocess.Popen(["sleep", "1000"], **binaries.dropped()) as other:
         pid_file = data / "pgdata" / "postmaster.pid"
         lines = pid_file.read_text().splitlines(keepends=True)

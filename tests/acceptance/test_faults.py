@@ -18,6 +18,7 @@ import pytest
 from rowcast.errors import CLOSE
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
+from support.waiting import eventually
 from support.wire_client import ClosedError, Wire, connect
 
 pytestmark = pytest.mark.acceptance
@@ -53,7 +54,7 @@ def backends(database: pg.Database, which: str) -> list[int]:
 
 def end(database: pg.Database, which: str) -> None:
     """Terminate them; there must be one."""
-    pids = pg.eventually(lambda: backends(database, which))
+    pids = eventually(lambda: backends(database, which))
     with database.connect() as connection:
         connection.execute("select pg_terminate_backend(p) from unnest(%s::int[]) p", [pids])
 
@@ -78,8 +79,8 @@ async def test_a_lost_listen_connection_is_made_again_and_nothing_is_missed(
         end(opened, LISTENS)
         say(opened, "while deaf")
         await hears(wire, "while deaf")
-        pg.eventually(lambda: bridge.metric("rowcast_listen_up") == 1, what="LISTEN again")
-        pg.eventually(lambda: backends(opened, LISTENS))
+        eventually(lambda: bridge.metric("rowcast_listen_up") == 1, what="LISTEN again")
+        eventually(lambda: backends(opened, LISTENS))
         say(opened, "after")
         await hears(wire, "after")
 
@@ -110,7 +111,7 @@ async def test_a_table_that_is_rewritten_while_the_bridge_waits_for_it_costs_nob
                 " add column note uuid default gen_random_uuid()"
             )
             bridge.signal(signal.SIGCONT)
-            pg.eventually(lambda: backends(opened, f"{FEEDS} and wait_event_type = 'Lock'"))
+            eventually(lambda: backends(opened, f"{FEEDS} and wait_event_type = 'Lock'"))
             team.commit()
         await hears(wire, "before")
         say(opened, "after")
@@ -171,7 +172,7 @@ async def test_a_listen_backend_that_hangs_holds_nobody_up(
     """The socket is open, but nobody is behind it: neither rings nor answers come."""
     async with connect(bridge.url) as wire:
         await wire.subscribe("room:1")
-        [stuck] = pg.eventually(lambda: backends(opened, LISTENS))
+        [stuck] = eventually(lambda: backends(opened, LISTENS))
         os.kill(stuck, signal.SIGSTOP)
         try:
             for number in range(8):
@@ -179,8 +180,8 @@ async def test_a_listen_backend_that_hangs_holds_nobody_up(
                 say(opened, f"message {number}")
                 await hears(wire, f"message {number}")
                 assert time.monotonic() - begun < 7  # a safety poll, or a wait for the doorbell
-            pg.eventually(lambda: "listen_lost" in bridge.log, timeout=20, what="it is noticed")
-            pg.eventually(lambda: set(backends(opened, LISTENS)) - {stuck}, what="LISTEN again")
+            eventually(lambda: "listen_lost" in bridge.log, timeout=20, what="it is noticed")
+            eventually(lambda: set(backends(opened, LISTENS)) - {stuck}, what="LISTEN again")
         finally:
             os.kill(stuck, signal.SIGCONT)
 
@@ -262,7 +263,7 @@ async def test_sigterm_without_clients_or_with_postgres_away_ends_with_zero(
             assert bridge.terminate() == 0
         with daemon(database) as bridge:
             await asyncio.to_thread(own_server.stop, "immediate")
-            pg.eventually(lambda: bridge.get("/readyz")[0] == 503)
+            eventually(lambda: bridge.get("/readyz")[0] == 503)
             assert bridge.terminate() == 0
             own_server.start()
 
@@ -275,7 +276,7 @@ async def test_a_bridge_that_is_started_before_postgres_waits_for_it(
         bridge = Daemon(database)
         try:
             bridge.launch()
-            pg.eventually(lambda: "feed_lost" in bridge.log)
+            eventually(lambda: "feed_lost" in bridge.log)
             await asyncio.to_thread(own_server.start)
             assert await asyncio.to_thread(bridge.wait_ready)
         finally:
@@ -571,4 +572,4 @@ async def test_broadcasts_expire_as_fast_as_they_come(opened: pg.Database) -> No
         connection.execute("insert into rowcast.tick (at) values (now() - interval '6 minutes')")
         with daemon(opened, upkeep_interval=3600):
             left = "select count(*) from rowcast.messages_broadcast"
-            pg.eventually(lambda: connection.execute(left).fetchone() == (0,), timeout=60)
+            eventually(lambda: connection.execute(left).fetchone() == (0,), timeout=60)

@@ -17,7 +17,7 @@ from style.sources import ROOT
 from support import pg
 from support.command import environment, rowcast, started
 from support.javascript import Node, blocks, chromium, reader
-from support.scenes import eventually
+from support.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 

@@ -13,7 +13,7 @@ from acceptance.test_supabase_js import POLICIES, lines
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.javascript import Node, blocks
-from support.scenes import eventually
+from support.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 

@@ -20,7 +20,7 @@ from acceptance.test_supabase_js import POLICIES
 from support import pg
 from support import wire_client as wire
 from support.bridge_process import Daemon, daemon, open_channels, token
-from support.flaky_network import cutting
+from support.flaky_network import flaky_network
 from support.phoenix_client import Phoenix, connect
 from support.wire_client import ClosedError
 
@@ -322,20 +322,20 @@ async def test_what_was_written_but_never_arrived_comes_again(
     """Through a network that swallows what the bridge wrote, and then breaks."""
     handle = uuid.uuid4().hex
     got: list[int] = []
-    async with cutting(bridge.url) as cutter:
+    async with flaky_network(bridge.url) as network:
         for turn in range(5):
-            async with connect(cutter.url) as client:
+            async with connect(network.url) as client:
                 await client.join(room, resume=handle)
                 for number in range(turn * 20, turn * 20 + 10):
                     put(db, room, number)
                 while not got or got[-1] < turn * 20 + 9:
                     got.append((await client.message())["payload"])
-                cutter.swallowing = True
+                network.swallowing = True
                 for number in range(turn * 20 + 10, turn * 20 + 20):
                     put(db, room, number)
-                await asyncio.wait_for(cutter.swallowed.wait(), 10)
-                cutter.cut()
-                cutter.swallowed.clear()
+                await asyncio.wait_for(network.swallowed.wait(), 10)
+                network.cut()
+                network.swallowed.clear()
         async with connect(bridge.url) as client:
             await client.join(room, resume=handle)
             while got[-1] != 99:

@@ -12,7 +12,7 @@ import pytest
 
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels
-from support.scenes import eventually
+from support.waiting import eventually
 from support.wire_client import Frame, Wire, connect
 
 pytestmark = pytest.mark.acceptance

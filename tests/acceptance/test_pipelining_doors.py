@@ -20,7 +20,7 @@ from support import phoenix_client as phoenix
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.engineio_client import SocketIO, polling
 from support.phoenix_client import Phoenix, Pushed
-from support.scenes import eventually
+from support.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 

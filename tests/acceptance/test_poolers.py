@@ -12,6 +12,7 @@ from acceptance.test_faults import hears, refuses, say
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels
 from support.pgbouncer import needs_pgbouncer, start_pgbouncer
+from support.waiting import eventually
 from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance
@@ -61,7 +62,7 @@ async def test_everything_works_through_a_transaction_pooler(
     ):
         await works(bridge, opened)
         if not polls:
-            pg.eventually(lambda: bridge.metric("rowcast_sleeps_total") > 0, what="it sleeps")
+            eventually(lambda: bridge.metric("rowcast_sleeps_total") > 0, what="it sleeps")
         assert "_lost" not in bridge.log
 
 

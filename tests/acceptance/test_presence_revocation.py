@@ -16,7 +16,7 @@ from support import pg
 from support import phoenix_client as phoenix
 from support.bridge_process import Daemon, daemon, token
 from support.rest_client import request
-from support.scenes import eventually
+from support.waiting import eventually
 from support.wire_client import Wire, connect
 
 pytestmark = pytest.mark.acceptance

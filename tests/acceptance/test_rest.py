@@ -18,7 +18,7 @@ from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.messages import only
 from support.rest_client import ADMIN, Reply, request
-from support.scenes import eventually
+from support.waiting import eventually
 from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance

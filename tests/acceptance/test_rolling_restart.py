@@ -18,7 +18,7 @@ from rowcast.client import Message
 from rowcast.client import connect as client
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
-from support.load_clients import Herd
+from support.load_clients import LoadClients
 from support.wire_client import connect
 
 pytestmark = pytest.mark.acceptance
@@ -92,7 +92,7 @@ async def test_a_rolling_restart_loses_and_doubles_nothing(
         url = bridges[0].url
         port = int(url.rsplit(":", 1)[1])
         members = [(token(f"user{n}"), f"room:{n % ROOMS}") for n in range(CLIENTS)]
-        herd = await stack.enter_async_context(Herd(port, members))
+        load = await stack.enter_async_context(LoadClients(port, members))
         heard: dict[int, list[int]] = {n: [] for n in range(REAL)}
         connected = [0] * REAL
         for n in range(REAL):
@@ -106,7 +106,7 @@ async def test_a_rolling_restart_loses_and_doubles_nothing(
 
             def hear(message: Message, n: int = n) -> None:
                 heard[n].append(message.payload)
-                herd.progress.set()
+                load.progress.set()
 
             channel.on("*", hear)
             await channel.subscribe()
@@ -115,25 +115,25 @@ async def test_a_rolling_restart_loses_and_doubles_nothing(
         publishing = asyncio.create_task(publish(database.url, stop))
         for bridge in bridges:
             await replace(bridge)
-            await herd.connected(60)
+            await load.connected(60)
         stop.set()
         said = await publishing
 
         async with asyncio.timeout(60):
-            while any(len(s.got) < len(said[s.channel]) for s in herd.sheep) or any(
+            while any(len(s.got) < len(said[s.channel]) for s in load.clients) or any(
                 len(heard[n]) < len(said[f"room:{n % ROOMS}"]) for n in range(REAL)
             ):
-                herd.progress.clear()
-                await herd.progress.wait()
-        await herd.connected(30)
-        for sheep in herd.sheep:
-            assert sorted(sheep.got) == said[sheep.channel]
-            assert not sheep.doubled
-            assert not sheep.unrecovered
+                load.progress.clear()
+                await load.progress.wait()
+        await load.connected(30)
+        for member in load.clients:
+            assert sorted(member.got) == said[member.channel]
+            assert not member.doubled
+            assert not member.unrecovered
         for n in range(REAL):
             assert sorted(heard[n]) == said[f"room:{n % ROOMS}"]
         # It was a test: most clients were sent away at least once.
-        assert sum(sheep.connections > 1 for sheep in herd.sheep) > CLIENTS / 2
+        assert sum(member.connections > 1 for member in load.clients) > CLIENTS / 2
         assert sum(map(len, said.values())) > 100
 
 
@@ -150,24 +150,24 @@ async def test_only_who_does_not_come_back_from_a_rolling_restart_leaves(
         bridges = await start(stack, database, workers=workers, presence_grace=GRACE)
         members = [(token(f"user{n}"), ROOM) for n in range(PRESENT * 2)]
         port = int(bridges[0].url.rsplit(":", 1)[1])
-        herd = await stack.enter_async_context(Herd(port, members, tracked=PRESENT))
+        load = await stack.enter_async_context(LoadClients(port, members, tracked=PRESENT))
         present = {f"user{n}": {"n": n} for n in range(PRESENT)}
         await watching.until(present)
         joined, watching.events = watching.events, []
         assert sorted(joined) == sorted(("join", key) for key in present)
 
-        herd.sheep[0].leaving = True
+        load.clients[0].leaving = True
         del present["user0"]
         leaving = asyncio.create_task(watching.until(present, within=120))
         for bridge in bridges:
             await replace(bridge)
-            await herd.connected(60)
+            await load.connected(60)
         await leaving
         # As long as somebody else who was lost on the way would need to leave.
         await watching.settle(GRACE + 1)
         assert watching.events == [("leave", "user0")]
         assert watching.present == present
-        assert sum(sheep.connections > 1 for sheep in herd.sheep) > PRESENT
+        assert sum(member.connections > 1 for member in load.clients) > PRESENT
         with database.connect() as connection:
             counted = connection.execute("select rowcast.audience(%s)", [ROOM]).fetchone()
         assert counted == (PRESENT * 2,)  # the watcher is there, and one is not

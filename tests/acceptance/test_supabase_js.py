@@ -15,7 +15,7 @@ from rowcast.bridge.resume_handles import digest
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.javascript import Node, blocks
-from support.scenes import eventually
+from support.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 

@@ -13,7 +13,7 @@ from rowcast.postgres.diagnose import explain
 from support import pg
 from support.bridge_process import SECRET
 from support.command import environment, rowcast, started
-from support.scenes import eventually
+from support.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 

@@ -26,7 +26,7 @@ from support import javascript, pg
 from support.bridge_process import SECRET, Daemon, daemon
 from support.deliveries import alter_settings, attempts, deliveries, endpoints
 from support.messages import add_channel, messages, only, publish
-from support.scenes import eventually
+from support.waiting import eventually
 from support.webhook_receiver import Heard, Receiver, receiver
 
 pytestmark = pytest.mark.acceptance

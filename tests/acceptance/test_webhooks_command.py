@@ -17,7 +17,7 @@ from support.bridge_process import daemon
 from support.command import environment, rowcast, started
 from support.deliveries import alter_settings, deliveries, endpoints
 from support.messages import add_channel, publish
-from support.scenes import eventually
+from support.waiting import eventually
 from support.webhook_receiver import receiver
 
 pytestmark = pytest.mark.acceptance

@@ -18,6 +18,7 @@ from rowcast.client import Message
 from rowcast.client import connect as client
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
+from support.waiting import eventually
 from support.wire_client import ClosedError, connect
 
 pytestmark = pytest.mark.acceptance
@@ -94,14 +95,14 @@ async def test_a_worker_that_dies_is_started_again_and_its_clients_miss_nothing(
                 say(opened, f"{round_} {victim}")
                 got = [await asyncio.wait_for(heard.get(), 20) for _ in range(8)]
                 assert {m.payload for m in got} == {f"{round_} {victim}"}
-                pg.eventually(
+                eventually(
                     lambda gone=victim: len(set(children(bridge.pid)) - {gone}) == 2,
                     timeout=30,
                     what="another worker",
                 )
         assert heard.empty()
         assert bridge.log.count("event=worker_lost") == 4
-        pg.eventually(lambda: bridge.metric("rowcast_connections") == 8)
+        eventually(lambda: bridge.metric("rowcast_connections") == 8)
 
 
 async def test_sigterm_ends_them_all_with_zero(bridge: Daemon) -> None:
@@ -120,7 +121,7 @@ async def test_when_the_parent_is_killed_its_workers_end_too(bridge: Daemon) -> 
     async with connect(bridge.url) as wire:
         os.kill(bridge.pid, signal.SIGKILL)
         assert await wire.closed() == 3000
-    pg.eventually(lambda: not [pid for pid in workers if alive(pid)], what="they end")
+    eventually(lambda: not [pid for pid in workers if alive(pid)], what="they end")
 
 
 def test_what_keeps_a_worker_from_starting_ends_them_all(database: pg.Database) -> None:

@@ -16,6 +16,7 @@ from rowcast.errors import MigrationError
 from rowcast.install.migrate import migrate, roles_script
 from support import pg
 from support.pgbouncer import needs_pgbouncer, start_pgbouncer
+from support.waiting import eventually
 
 ROLES = {
     "anon": (False, True),
@@ -282,7 +283,7 @@ def test_a_role_that_another_database_is_changing_is_tried_again(
             env = {"ROWCAST_BRIDGE_PASSWORD": "x"}
             run = pool.submit(migrate, own_server.url(), on_event=said.append, env=env)
             blocked = "select 1 from pg_stat_activity where %s = any(pg_blocking_pids(pid))"
-            pg.eventually(lambda: watch.execute(blocked, [other.info.backend_pid]).fetchone())
+            eventually(lambda: watch.execute(blocked, [other.info.backend_pid]).fetchone())
             other.commit()
             run.result(timeout=60)
     assert any("tries again: tuple concurrently updated" in event for event in said)

@@ -15,7 +15,7 @@ from rowcast.files import policy_files
 from rowcast.policy.recipes import recipes, write
 from support import pg
 from support.messages import add_channel, only
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -13,7 +13,7 @@ from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
 from rowcast.policy.source import read
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -17,7 +17,7 @@ from rowcast.policy.porting.writing import Ported, port
 from rowcast.policy.source import read
 from support import pg
 from support.messages import add_channel, only
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

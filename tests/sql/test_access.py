@@ -13,7 +13,7 @@ from psycopg.rows import namedtuple_row
 
 from support import pg
 from support.messages import add_channel, messages, only, publish, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

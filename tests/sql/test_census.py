@@ -12,7 +12,7 @@ import pytest
 
 from support import pg
 from support.messages import only, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

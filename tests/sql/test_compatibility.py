@@ -10,7 +10,7 @@ import pytest
 
 from support import pg
 from support.messages import add_channel, messages, only, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

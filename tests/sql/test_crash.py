@@ -22,7 +22,7 @@ from support import pg
 from support.database_shape import program
 from support.feed_reader import Cursor, ask, drain, replay
 from support.messages import add_channel, only, publish
-from support.scenes import eventually
+from support.waiting import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -12,7 +12,7 @@ import pytest
 from support import pg
 from support.deliveries import alter_settings, attempts, claim, deliveries, endpoints, settle
 from support.messages import add_channel, messages, only, publish, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -11,7 +11,7 @@ import pytest
 
 from support.deliveries import ADMIN, alter_settings, claim, deliveries, endpoints
 from support.messages import add_channel, only, publish, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

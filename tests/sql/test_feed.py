@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from support import pg
 from support.feed_reader import Cursor, ask, drain, insert_raw, reboot, replay
 from support.messages import add_channel, only, publish
-from support.scenes import eventually
+from support.waiting import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from support.messages import only, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -14,7 +14,7 @@ import pytest
 from support import pg
 from support.feed_reader import Cursor, ask, drain, insert_raw, replay
 from support.messages import add_channel, only, publish
-from support.scenes import eventually
+from support.waiting import eventually
 
 Connection = psycopg.Connection[Any]
 

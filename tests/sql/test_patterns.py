@@ -12,7 +12,7 @@ import pytest
 
 from support import pg
 from support.messages import add_channel, only, publish, refused
-from support.scenes import eventually
+from support.waiting import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from support.messages import add_channel, only, publish, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

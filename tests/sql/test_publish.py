@@ -12,7 +12,8 @@ import pytest
 
 from support import pg
 from support.messages import add_channel, messages, only, publish, refused
-from support.scenes import as_role, eventually
+from support.pg import as_role
+from support.waiting import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -9,7 +9,7 @@ import pytest
 
 from support import pg
 from support.messages import add_channel, only, publish, refused
-from support.scenes import as_role
+from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
 

@@ -14,7 +14,7 @@ import pytest
 from support import pg
 from support.feed_reader import Answer, Cursor, ask, drain, insert_raw, reboot, replay
 from support.messages import add_channel, only, publish, refused
-from support.scenes import eventually
+from support.waiting import eventually
 
 Connection = psycopg.Connection[Any]
 

@@ -18,7 +18,7 @@ import pytest
 from support import pg
 from support.feed_reader import insert_raw
 from support.messages import add_channel, only, publish
-from support.scenes import eventually
+from support.waiting import eventually
 
 Connection = psycopg.Connection[Any]
 

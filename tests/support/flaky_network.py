@@ -1,4 +1,4 @@
-"""A network that fails: a way to a bridge that swallows answers and cuts connections."""
+"""A TCP proxy in front of a bridge that drops answers and cuts connections."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator
 
-__all__ = ["Cutter", "cutting"]
+__all__ = ["FlakyNetwork", "flaky_network"]
 
 
-class Cutter:
-    """Passes bytes on, until it is told otherwise.
+class FlakyNetwork:
+    """Forwards bytes until the test says otherwise.
+
+    Set `swallowing` to drop what the bridge answers; `swallowed` is set when that has happened.
 
     Args:
-        port: where the bridge listens.
+        port: port of the bridge.
     """
 
     def __init__(self, port: int) -> None:
         self.url = ""
         self.swallowing = False
         self.swallowed = asyncio.Event()
-        self.connected = asyncio.Event()  # again, since the last cut
-        # Of each of the next connections: how many bytes it may carry up and down until it is cut.
+        self.connected = asyncio.Event()  # a connection exists since the last cut
+        # for each of the next connections: the bytes it may carry up and down before it is cut
         self.limits: deque[tuple[float, float]] = deque()
         self._port = port
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take a connection."""
+        """Forward one connection in both directions."""
         try:
             there, here = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:
@@ -61,7 +63,7 @@ class Cutter:
         writer.close()
 
     def cut(self) -> None:
-        """Reset all connections, and swallow no more."""
+        """Reset all connections and stop dropping answers."""
         self.swallowing = False
         self.connected.clear()
         for writer in self._writers:
@@ -69,14 +71,14 @@ class Cutter:
 
 
 @contextlib.asynccontextmanager
-async def cutting(url: str) -> AsyncIterator[Cutter]:
-    """A cutter before a bridge, with a URL of its own."""
-    cutter = Cutter(int(url.rsplit(":", 1)[1]))
-    server = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
+async def flaky_network(url: str) -> AsyncIterator[FlakyNetwork]:
+    """Put a flaky network in front of the bridge at `url`; clients connect to its own `url`."""
+    network = FlakyNetwork(int(url.rsplit(":", 1)[1]))
+    server = await asyncio.start_server(network.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    cutter.url = f"http://{host}:{port}"
+    network.url = f"http://{host}:{port}"
     try:
-        yield cutter
+        yield network
     finally:
         server.close()
-        cutter.cut()
+        network.cut()

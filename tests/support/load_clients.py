@@ -1,4 +1,7 @@
-"""Thousands of thin clients in one process, which keep the rules of the wire and count."""
+"""Thousands of minimal clients in one process, for load tests.
+
+They follow the rules of the native wire (reconnect, resume, deduplicate) and count what they got.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Herd", "Sheep"]
+__all__ = ["LoadClient", "LoadClients"]
 
 UPGRADE = (
-    "GET /realtime?token={token} HTTP/1.1\r\nHost: herd\r\nUpgrade: websocket\r\n"
+    "GET /realtime?token={token} HTTP/1.1\r\nHost: load\r\nUpgrade: websocket\r\n"
     "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     "Sec-WebSocket-Version: 13\r\n\r\n"
 )
-# How many may be on their way at a time, as the arrivals of real clients are spread.
+# connection attempts at a time: the arrivals of real clients are spread, too
 CONNECTING = 200
 TRACK = "2"
 
@@ -31,10 +34,10 @@ def frame(body: dict[str, Any]) -> bytes:
 
 
 @dataclass(eq=False)
-class Sheep(asyncio.Protocol):
-    """One client with one channel, on one connection after another; present in a state, if any."""
+class LoadClient(asyncio.Protocol):
+    """One client of one channel, which reconnects; with a `state` it is also a member."""
 
-    herd: Herd
+    group: LoadClients
     token: str
     channel: str
     state: dict[str, Any] | None = None
@@ -46,7 +49,7 @@ class Sheep(asyncio.Protocol):
     def __post_init__(self) -> None:
         self.cursor: str | None = None
         self.live = asyncio.Event()
-        self.leaving = False  # its next end is its last
+        self.leaving = False  # do not reconnect
         self._seen: dict[str, float] = {}
         self._forgotten: set[str] = set()
         self._overlap = 10.0
@@ -57,12 +60,12 @@ class Sheep(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def run(self, port: int) -> None:
-        """Connect, and again whenever the connection is gone."""
+        """Connect, and reconnect whenever the connection is lost."""
         loop = asyncio.get_running_loop()
         while True:
             self._buffer, self._upgraded = b"", False
             self._gone = loop.create_future()
-            async with self.herd.gate:
+            async with self.group.gate:
                 with contextlib.suppress(OSError):
                     await loop.create_connection(lambda: self, "127.0.0.1", port)
                     live = asyncio.create_task(self.live.wait())
@@ -159,7 +162,7 @@ class Sheep(asyncio.Protocol):
         self._adopt(said)
 
     def _adopt(self, said: dict[str, Any]) -> None:
-        """What came long before a cursor must not come again; what came since may."""
+        """Take the cursor of a frame: a replay may repeat only what came within the overlap."""
         if "cursor" in said:
             self.cursor = said["cursor"]
             before = time.monotonic() - self._overlap
@@ -177,30 +180,30 @@ class Sheep(asyncio.Protocol):
             elif message["id"] not in self._seen:
                 self._seen[message["id"]] = time.monotonic()
                 self.got.append(message["payload"])
-                self.herd.progress.set()
+                self.group.progress.set()
 
 
-class Herd:
-    """Many of them.
+class LoadClients:
+    """A group of load clients.
 
     Args:
-        port: of the bridges, on 127.0.0.1.
-        members: (token, channel) of each.
-        tracked: so many of them, the first ones, are present with their number as state.
+        port: port of the bridges, on 127.0.0.1.
+        members: (token, channel) of each client.
+        tracked: how many of them, from the first, track ``{"n": number}`` as their state.
     """
 
     def __init__(self, port: int, members: list[tuple[str, str]], *, tracked: int = 0) -> None:
         self.port = port
         self.gate = asyncio.Semaphore(CONNECTING)
-        self.progress = asyncio.Event()  # somebody heard something
-        self.sheep = [
-            Sheep(self, token, channel, {"n": n} if n < tracked else None)
+        self.progress = asyncio.Event()  # set by each new message
+        self.clients = [
+            LoadClient(self, token, channel, {"n": n} if n < tracked else None)
             for n, (token, channel) in enumerate(members)
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Herd:
-        self._tasks = [asyncio.create_task(sheep.run(self.port)) for sheep in self.sheep]
+    async def __aenter__(self) -> LoadClients:
+        self._tasks = [asyncio.create_task(client.run(self.port)) for client in self.clients]
         await self.connected(120)
         return self
 
@@ -210,8 +213,8 @@ class Herd:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def connected(self, within: float) -> None:
-        """Return when all are subscribed."""
+        """Return when all clients are subscribed."""
         async with asyncio.timeout(within):
-            for sheep in self.sheep:
-                if not sheep.leaving:
-                    await sheep.live.wait()
+            for client in self.clients:
+                if not client.leaving:
+                    await client.live.wait()

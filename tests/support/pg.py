@@ -8,9 +8,12 @@ runs already. ``ROWCAST_TEST_PG`` chooses the programs: a major version, ``wheel
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +26,7 @@ from psycopg import sql
 
 from rowcast.dev import server as embedded
 from rowcast.dev.binaries import dropped, major_version
-from support.scenes import as_role, eventually, scratch_directory
+from support.waiting import eventually
 
 __all__ = [
     "Database",
@@ -33,7 +36,6 @@ __all__ = [
     "choose_binaries",
     "cluster_lock",
     "create_database",
-    "eventually",
     "launch",
     "load_rowcast",
     "scratch_directory",
@@ -224,6 +226,54 @@ def _set_password(admin: Connection, login: str, password: str) -> None:
     admin.execute(
         sql.SQL("alter role {} password {}").format(sql.Identifier(login), sql.Literal(password))
     )
+
+
+@contextlib.contextmanager
+def as_role(
+    connection: Connection,
+    role: str,
+    claims: Mapping[str, Any] | None = None,
+    channel: str | None = None,
+) -> Iterator[Connection]:
+    """Be `role` with these JWT claims for the length of a block, the way PostgREST does it.
+
+    All settings are transaction-local. In a transaction of the test's own the block is a
+    savepoint, and since a released savepoint keeps local settings, they are put back.
+    """
+    settings = {
+        "role": role,
+        "request.jwt.claims": "" if claims is None else json.dumps(claims),
+        "request.jwt.claim.sub": str((claims or {}).get("sub", "")),
+        "request.jwt.claim.role": str((claims or {}).get("role", "")),
+        "rowcast.channel_name": channel or "",
+    }
+    with connection.transaction():
+        before = {name: _setting(connection, name) for name in settings}
+        _apply(connection, dict(reversed(settings.items())))  # the role last: it may not set
+        yield connection
+        _apply(connection, before)
+
+
+def _setting(connection: Connection, name: str) -> str:
+    row = connection.execute("select coalesce(current_setting(%s, true), '')", [name]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _apply(connection: Connection, settings: Mapping[str, str]) -> None:
+    for name, value in settings.items():
+        connection.execute("select set_config(%s, %s, true)", [name, value])
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A directory that the server's uid can reach, unlike pytest's own, which are private."""
+    path = Path(tempfile.mkdtemp(prefix="rowcast-test-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ import pytest
 
 from rowcast.dev import binaries
 from support import pg
+from support.waiting import eventually
 
 __all__ = ["needs_pgbouncer", "start_pgbouncer"]
 
@@ -46,7 +47,7 @@ def start_pgbouncer(own: pg.OwnServer, home: Path, mode: str) -> Iterator[str]:
 
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, **binaries.dropped()) as pooler:
         try:
-            pg.eventually(answers)
+            eventually(answers)
             yield url
         finally:
             pooler.terminate()

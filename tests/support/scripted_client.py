@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rowcast.client import Channel, Message, Realtime, connect
-from support.scripted_server import Conversation, Peer, soon
+from support.scripted_server import Conversation, ScriptedServer, soon
 
 __all__ = ["Heard", "Start", "client", "ids", "opened", "settled", "subscribed", "told"]
 
@@ -15,14 +15,14 @@ Heard = asyncio.Queue[Message]
 Start = Callable[..., Awaitable[tuple[Realtime, Channel, Conversation, Heard]]]
 
 
-def client(peer: Peer, **options: Any) -> Realtime:
+def client(server: ScriptedServer, **options: Any) -> Realtime:
     options = {"api_key": "anon", "min_delay": 0.001, "max_delay": 0.02, **options}
-    return connect(peer.url, **options)
+    return connect(server.url, **options)
 
 
-async def opened(peer: Peer, realtime: Realtime, **welcome: Any) -> Conversation:
+async def opened(server: ScriptedServer, realtime: Realtime, **welcome: Any) -> Conversation:
     opening = asyncio.create_task(realtime.open())
-    conversation = await peer.next()
+    conversation = await server.next()
     await conversation.welcome(**welcome)
     await soon(opening)
     return conversation

@@ -1,4 +1,4 @@
-"""A server of the native wire whose every frame the test writes."""
+"""A server of the native wire for client tests: the test writes every frame the server sends."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-__all__ = ["Conversation", "Peer", "soon", "started"]
+__all__ = ["Conversation", "ScriptedServer", "soon", "start_scripted_server"]
 
 Frame = dict[str, Any]
 TIMEOUT = 10.0
 
 
 async def soon(awaitable: Any) -> Any:
-    """Fail instead of waiting for ever."""
+    """Await with a deadline, so that a test fails instead of hanging."""
     return await asyncio.wait_for(awaitable, TIMEOUT)
 
 
@@ -60,27 +60,27 @@ class Conversation:
         await self.say({"op": "messages", "channel": channel, "messages": messages, **more})
 
     async def welcome(self, **more: Any) -> Frame:
-        """Greet, and take whatever the client shows as its right to be here."""
+        """Send the welcome and accept the client's first frame, whatever its token."""
         await self.say({"op": "welcome", "session": "s", "heartbeat": 25, "limits": {}, **more})
         frame: Frame = await soon(self.frames.get())
         await self.ok(frame)
         return frame
 
     async def confirm(self, cursor: str = "c0", **more: Any) -> Frame:
-        """Take a subscription and say yes to all its channels."""
+        """Read a subscribe request and allow all its channels."""
         request = await self.hear("subscribe")
         for channel in request.get("channels") or [request["channel"]]:
             await self.ok(request, channel=channel, cursor=cursor, **more)
         return request
 
     def cut(self) -> None:
-        """The network is gone: no close frame, no goodbye."""
+        """Drop the connection without a close frame."""
         assert self.request.transport is not None
         self.request.transport.abort()
 
 
-class Peer:
-    """Takes connections."""
+class ScriptedServer:
+    """Accepts connections; each becomes a `Conversation`."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -103,17 +103,17 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def started() -> AsyncIterator[Peer]:
-    """A peer on a port of its own."""
-    peer = Peer()
+async def start_scripted_server() -> AsyncIterator[ScriptedServer]:
+    """Run a scripted server on a free port."""
+    server = ScriptedServer()
     app = web.Application()
-    app.router.add_get("/realtime", peer.handle)
+    app.router.add_get("/realtime", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        peer.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield peer
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield server
     finally:
         await runner.cleanup()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from support.scenes import eventually
+from support.waiting import eventually
 
 __all__ = ["Heard", "Receiver", "receiver"]
 
