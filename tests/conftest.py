@@ -118,6 +118,13 @@ def db(database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
+def module_db(module_database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
+    """A superuser's connection to `module_database`; every statement commits."""
+    with module_database.connect() as connection:
+        yield connection
+
+
+@pytest.fixture
 def tx(module_database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
     """A superuser's connection to `module_database`, in a transaction that is rolled back."""
     connection = module_database.connect(autocommit=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -38,3 +39,9 @@ async def start(scripted_server: ScriptedServer) -> AsyncIterator[Start]:
     yield begin
     for realtime in clients:
         await realtime.close()
+
+
+@pytest.fixture
+def room() -> str:
+    """The name of a channel that only this test uses; `room:*` must be open."""
+    return f"room:{uuid.uuid4().hex}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,9 +10,8 @@ import aiohttp
 import psycopg
 import pytest
 
-from acceptance.test_supabase_js import POLICIES
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 
 pytestmark = pytest.mark.acceptance
 
@@ -22,25 +20,14 @@ BEARER = {"Authorization": f"Bearer {token('alice')}", "apikey": token(None, "an
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(
-        module_database, frame_burst=50, frame_rate=50, allowed_origins="https://good.example"
+    with open_bridge(
+        module_database,
+        DOOR_POLICIES,
+        frame_burst=50,
+        frame_rate=50,
+        allowed_origins="https://good.example",
     ) as running:
         yield running
-        assert "internal_error" not in running.log, running.log[-3000:]
-
-
-@pytest.fixture
-def db(bridge: Daemon, module_database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
-    with module_database.connect() as connection:
-        yield connection
-
-
-@pytest.fixture
-def room() -> str:
-    return f"room:{uuid.uuid4().hex}"
 
 
 @pytest.fixture
@@ -49,8 +36,8 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield http
 
 
-def rows(db: psycopg.Connection[Any], room: str) -> list[Any]:
-    return db.execute(
+def rows(module_db: psycopg.Connection[Any], room: str) -> list[Any]:
+    return module_db.execute(
         "select type, event_name, payload, sender_id from realtime_messages"
         " where channel_name = %s order by seq",
         [room],
@@ -59,7 +46,7 @@ def rows(db: psycopg.Connection[Any], room: str) -> list[Any]:
 
 @pytest.mark.parametrize("prefix", ["/realtime/v1", ""])
 async def test_messages_are_committed_in_their_order_before_the_answer(
-    bridge: Daemon, db: psycopg.Connection[Any], http: Any, room: str, prefix: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], http: Any, room: str, prefix: str
 ) -> None:
     messages = [
         {"topic": room, "event": f"e{n}", "payload": {"n": n}, "private": True} for n in range(3)
@@ -67,29 +54,29 @@ async def test_messages_are_committed_in_their_order_before_the_answer(
     url = f"{bridge.url}{prefix}/api/broadcast"
     async with http.post(url, json={"messages": messages}, headers=BEARER) as answer:
         assert answer.status == 202
-    assert rows(db, room) == [("broadcast", f"e{n}", {"n": n}, "alice") for n in range(3)]
+    assert rows(module_db, room) == [("broadcast", f"e{n}", {"n": n}, "alice") for n in range(3)]
     async with http.post(f"{url}/{room}/events/one?persist=true", json=5, headers=BEARER) as answer:
         assert answer.status == 202
-    assert rows(db, room)[-1] == ("message", "one", 5, "alice")
+    assert rows(module_db, room)[-1] == ("message", "one", 5, "alice")
 
 
 async def test_the_key_alone_publishes_as_nobody(
-    bridge: Daemon, db: psycopg.Connection[Any], http: Any, room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], http: Any, room: str
 ) -> None:
     url = f"{bridge.url}/api/broadcast/{room}/events/e"
     async with http.post(url, json={}, headers={"apikey": token(None, "anon")}) as answer:
         assert answer.status == 202
-    assert rows(db, room) == [("broadcast", "e", {}, None)]
+    assert rows(module_db, room) == [("broadcast", "e", {}, None)]
 
 
 async def test_all_are_published_or_none(
-    bridge: Daemon, db: psycopg.Connection[Any], http: Any, room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], http: Any, room: str
 ) -> None:
     messages = [{"topic": t, "event": "e", "payload": {}} for t in (room, "readonly:1")]
     url = f"{bridge.url}/api/broadcast"
     async with http.post(url, json={"messages": messages}, headers=BEARER) as answer:
         assert answer.status == 403
-    assert rows(db, room) == []
+    assert rows(module_db, room) == []
 
 
 @pytest.mark.parametrize(

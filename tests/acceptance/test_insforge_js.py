@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from acceptance.test_supabase_js import POLICIES, lines
+from acceptance.test_supabase_js import lines
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 from support.javascript import Node, blocks
 from support.waiting import eventually
 
@@ -28,12 +28,8 @@ def node(tmp_path: Path) -> Node:
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(module_database, lease=1) as running:
+    with open_bridge(module_database, DOOR_POLICIES, lease=1) as running:
         yield running
-        assert "internal_error" not in running.log, running.log[-3000:]
 
 
 def people() -> dict[str, str]:

@@ -16,11 +16,11 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from acceptance.test_supabase_js import POLICIES
 from support import pg
 from support import wire_client as wire
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, daemon, open_bridge, token
 from support.flaky_network import flaky_network
+from support.messages import publish_json
 from support.phoenix_client import Phoenix, connect
 from support.wire_client import ClosedError
 
@@ -29,27 +29,8 @@ pytestmark = pytest.mark.acceptance
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(module_database, max_channels=10) as running:
+    with open_bridge(module_database, DOOR_POLICIES, max_channels=10) as running:
         yield running
-        assert "internal_error" not in running.log, running.log[-3000:]
-
-
-@pytest.fixture
-def db(bridge: Daemon, module_database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
-    with module_database.connect() as connection:
-        yield connection
-
-
-@pytest.fixture
-def room() -> str:
-    return f"room:{uuid.uuid4().hex}"
-
-
-def put(db: psycopg.Connection[Any], channel: str, payload: Any, kind: str = "message") -> None:
-    db.execute("select rowcast.publish(%s, 'e', %s, %s)", [channel, Jsonb(payload), kind])
 
 
 # The handshake
@@ -99,7 +80,7 @@ async def test_both_addresses_and_both_places_of_a_key_work(bridge: Daemon, room
 
 
 async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     def encodings() -> dict[str, float]:
         wires = ("native", "phoenix1", "phoenix2")
@@ -113,7 +94,7 @@ async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
         for other in supabase:
             await other.join(room, self=True)
         before = encodings()
-        put(db, room, {"from": "sql"})
+        publish_json(module_db, room, {"from": "sql"})
         await native[0].publish(room, {"from": "native"})
         assert (await supabase[0].publish(room, {"from": "supabase"})).status == "ok"
         for one in native:
@@ -131,7 +112,7 @@ async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
 
 
 async def test_nobody_can_speak_as_the_server_of_another_door(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     words = [
         "phx_reply", "phx_close", "phx_error", "system", "presence_state", "presence_diff",
@@ -150,7 +131,7 @@ async def test_nobody_can_speak_as_the_server_of_another_door(
         for word in words:
             await native.publish(room, lie, word)
             assert (await forger.publish(room, lie, word)).status == "ok"
-            db.execute("select rowcast.publish(%s, %s, %s)", [room, word, Jsonb(lie)])
+            module_db.execute("select rowcast.publish(%s, %s, %s)", [room, word, Jsonb(lie)])
         frames = [await victim.read() for _ in range(3 * len(words))]
         assert {frame.event for frame in frames} == {"broadcast"}
         assert {frame.payload["event"] for frame in frames} == set(words)
@@ -161,25 +142,27 @@ async def test_nobody_can_speak_as_the_server_of_another_door(
 
 
 async def test_a_pattern_is_a_topic_whose_messages_say_their_channel(
-    bridge: Daemon, db: psycopg.Connection[Any]
+    bridge: Daemon, module_db: psycopg.Connection[Any]
 ) -> None:
-    db.execute("insert into realtime_channels (pattern, wildcard) values ('order:*', true)")
+    module_db.execute("insert into realtime_channels (pattern, wildcard) values ('order:*', true)")
     async with connect(bridge.url) as client:
         await client.join("order:*")
-        put(db, "order:7", 1)
+        publish_json(module_db, "order:7", 1)
         frame = await client.until(lambda f: f.event == "broadcast")
         assert frame.topic == "realtime:order:*"
         assert frame.payload["meta"]["channel"] == "order:7"
 
 
 async def test_who_loses_access_is_told_and_hears_nothing_that_is_published_afterwards(
-    bridge: Daemon, db: psycopg.Connection[Any]
+    bridge: Daemon, module_db: psycopg.Connection[Any]
 ) -> None:
-    db.execute("insert into realtime_channels (pattern) values ('going:*')")
+    module_db.execute("insert into realtime_channels (pattern) values ('going:*')")
     async with connect(bridge.url) as client:
         await client.join("going:1")
-        with db.transaction():
-            db.execute("update realtime_channels set enabled = false where pattern = 'going:*'")
+        with module_db.transaction():
+            module_db.execute(
+                "update realtime_channels set enabled = false where pattern = 'going:*'"
+            )
         assert not (await client.system("going:1")).startswith("live")
         closed = await client.until(lambda f: f.topic == "realtime:going:1")
         assert closed.event == "phx_close"
@@ -258,18 +241,18 @@ async def test_a_token_that_was_refused_ends_the_session_and_opens_nothing(
 
 
 async def test_a_handle_resumes_what_was_missed_also_after_the_bridge_was_killed(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     handle = uuid.uuid4().hex
     async with connect(bridge.url) as client:
         await client.join(room, resume=handle)
         assert (await client.system(room)).startswith("live: ")
-        put(db, room, 1)
+        publish_json(module_db, room, 1)
         assert (await client.message())["payload"] == 1
-        await kept(client, db)
-    put(db, room, 2)
+        await kept(client, module_db)
+    publish_json(module_db, room, 2)
     bridge.kill()
-    put(db, room, 3, "broadcast")
+    publish_json(module_db, room, 3, kind="broadcast")
     bridge.start()
     async with connect(bridge.url) as client:
         await client.join(room, resume=handle)
@@ -279,17 +262,17 @@ async def test_a_handle_resumes_what_was_missed_also_after_the_bridge_was_killed
             heard = [*heard[1:], await client.message()]
         assert [m["payload"] for m in heard] == [2, 3]
         assert all(m["meta"]["replayed"] for m in heard)
-        put(db, room, 4)
+        publish_json(module_db, room, 4)
         live = await client.message()
         assert (live["payload"], live["meta"].get("replayed")) == (4, None)
 
 
-async def kept(client: Phoenix, db: psycopg.Connection[Any]) -> None:
+async def kept(client: Phoenix, module_db: psycopg.Connection[Any]) -> None:
     """Wait until what the client has got is written down under a handle."""
-    moment = db.execute("select clock_timestamp()").fetchone()
+    moment = module_db.execute("select clock_timestamp()").fetchone()
     for _ in range(200):
         await client.quiet()  # reads, and so answers pings
-        row = db.execute(
+        row = module_db.execute(
             "select exists (select from rowcast.handle where kept_at > %s)", moment
         ).fetchone()
         if row == (True,):
@@ -299,13 +282,13 @@ async def kept(client: Phoenix, db: psycopg.Connection[Any]) -> None:
 
 
 async def test_a_handle_is_worth_nothing_to_somebody_else(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     handle = uuid.uuid4().hex
     async with connect(bridge.url) as client:
         await client.join(room, resume=handle)
-        await kept(client, db)
-    put(db, room, "missed by alice")
+        await kept(client, module_db)
+    publish_json(module_db, room, "missed by alice")
     async with connect(bridge.url, token("mallory")) as client:
         await client.join(room, resume=handle)
         assert (await client.system(room)).startswith("live: ")
@@ -317,7 +300,7 @@ async def test_a_handle_is_worth_nothing_to_somebody_else(
 
 
 async def test_what_was_written_but_never_arrived_comes_again(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     """Through a network that swallows what the bridge wrote, and then breaks."""
     handle = uuid.uuid4().hex
@@ -327,12 +310,12 @@ async def test_what_was_written_but_never_arrived_comes_again(
             async with connect(network.url) as client:
                 await client.join(room, resume=handle)
                 for number in range(turn * 20, turn * 20 + 10):
-                    put(db, room, number)
+                    publish_json(module_db, room, number)
                 while not got or got[-1] < turn * 20 + 9:
                     got.append((await client.message())["payload"])
                 network.swallowing = True
                 for number in range(turn * 20 + 10, turn * 20 + 20):
-                    put(db, room, number)
+                    publish_json(module_db, room, number)
                 await asyncio.wait_for(network.swallowed.wait(), 10)
                 network.cut()
                 network.swallowed.clear()
@@ -346,15 +329,15 @@ async def test_what_was_written_but_never_arrived_comes_again(
 
 
 async def test_replay_gives_history_since_a_time(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as client:
         await client.join(room)
         for number in range(40):
-            put(db, room, number)
+            publish_json(module_db, room, number)
         for _ in range(40):  # until the bridge has read them all, too
             await client.message()
-    row = db.execute("select extract(epoch from clock_timestamp()) * 1000").fetchone()
+    row = module_db.execute("select extract(epoch from clock_timestamp()) * 1000").fetchone()
     assert row is not None
     async with connect(bridge.url) as client:
         await client.join(room, replay={"since": 0})
@@ -367,14 +350,14 @@ async def test_replay_gives_history_since_a_time(
 
 
 async def test_who_asks_for_persistence_writes_history(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as client:
         await client.join(room)
         assert (await client.publish(room, "gone soon")).status == "ok"
         await client.join(room, persist=True)
         assert (await client.publish(room, "kept")).status == "ok"
-    rows = db.execute(
+    rows = module_db.execute(
         "select type, payload from realtime_messages where channel_name = %s order by seq", [room]
     ).fetchall()
     assert rows == [("broadcast", "gone soon"), ("message", "kept")]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels
+from support.bridge_process import Daemon, open_bridge
 from support.waiting import eventually
 from support.wire_client import Frame, Wire, connect
 
@@ -27,18 +26,8 @@ create policy slow on realtime_channels as restrictive for select to authenticat
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(SLOW)
-    with daemon(module_database, query_timeout=2, max_pending=MAX_PENDING) as bridge:
+    with open_bridge(module_database, SLOW, query_timeout=2, max_pending=MAX_PENDING) as bridge:
         yield bridge
-        assert "internal_error" not in bridge.log
-
-
-@pytest.fixture
-def room() -> str:
-    """A channel of this test's own."""
-    return f"room:{uuid.uuid4().hex}"
 
 
 def state(database: pg.Database, room: str) -> list[Any]:

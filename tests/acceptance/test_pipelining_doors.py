@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import random
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from acceptance.test_pipelining import SLOW, audience, state
 from support import engineio_client as engineio
 from support import pg
 from support import phoenix_client as phoenix
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import Daemon, open_bridge, token
 from support.engineio_client import SocketIO, polling
 from support.phoenix_client import Phoenix, Pushed
 from support.waiting import eventually
@@ -29,18 +28,8 @@ MAX_PENDING = 20
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(SLOW)
-    with daemon(module_database, query_timeout=2, max_pending=MAX_PENDING) as bridge:
+    with open_bridge(module_database, SLOW, query_timeout=2, max_pending=MAX_PENDING) as bridge:
         yield bridge
-        assert "internal_error" not in bridge.log, bridge.log[-3000:]
-
-
-@pytest.fixture
-def room() -> str:
-    """A channel of this test's own."""
-    return f"room:{uuid.uuid4().hex}"
 
 
 def nobody(database: pg.Database, room: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from rowcast.bridge.rest.handlers import Handlers
 from rowcast.bridge.rest.routes import BASE, ROUTES
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import Daemon, daemon, open_bridge, open_channels, token
 from support.messages import only
 from support.rest_client import ADMIN, Reply, request
 from support.waiting import eventually
@@ -43,22 +43,8 @@ create policy closed on public.realtime_messages as restrictive for insert to au
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES.encode())
-    with daemon(module_database, query_timeout=2, max_frame=300_000) as bridge:
+    with open_bridge(module_database, POLICIES, query_timeout=2, max_frame=300_000) as bridge:
         yield bridge
-
-
-@pytest.fixture
-def db(bridge: Daemon, module_database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
-    with module_database.connect() as connection:
-        yield connection
-
-
-@pytest.fixture
-def room() -> str:
-    return f"room:{uuid.uuid4().hex}"
 
 
 def ask(bridge: Daemon, method: str, path: str, body: Any = None, **more: Any) -> Reply:
@@ -123,13 +109,13 @@ async def test_administrators_do_not_connect_by_websocket(bridge: Daemon) -> Non
         assert answer["code"] == "invalid_token"
 
 
-def test_who_administers_is_a_setting(bridge: Daemon, db: psycopg.Connection[Any]) -> None:
+def test_who_administers_is_a_setting(bridge: Daemon, module_db: psycopg.Connection[Any]) -> None:
     """For what is decided in the database at once; bridges learn of new roles when they connect."""
-    db.execute("update rowcast.settings set admin_roles = '{}'")
+    module_db.execute("update rowcast.settings set admin_roles = '{}'")
     try:
         assert_problem(ask(bridge, "GET", "/config"), 403, "forbidden", "may not administer")
     finally:
-        db.execute("update rowcast.settings set admin_roles = '{rowcast_admin}'")
+        module_db.execute("update rowcast.settings set admin_roles = '{rowcast_admin}'")
     assert ask(bridge, "GET", "/config").status == 200
 
 
@@ -455,12 +441,14 @@ def test_slow_reads_of_one_keep_nobody_from_publishing(bridge: Daemon, room: str
 # The rest
 
 
-def test_settings_are_read_and_changed(bridge: Daemon, db: psycopg.Connection[Any]) -> None:
+def test_settings_are_read_and_changed(bridge: Daemon, module_db: psycopg.Connection[Any]) -> None:
     before = ask(bridge, "GET", "/config").json
     assert before["retentionDays"] == 30
     changed = ask(bridge, "PATCH", "/config", {"retentionDays": 2.5, "replayRows": 7}).json
     assert changed == {**before, "retentionDays": 2.5, "replayRows": 7}
-    assert only(db, "select retention = '60 hours' and replay_rows = 7 from rowcast.settings")
+    assert only(
+        module_db, "select retention = '60 hours' and replay_rows = 7 from rowcast.settings"
+    )
     assert ask(bridge, "PATCH", "/config", {"retentionDays": None}).json["retentionDays"] is None
     assert ask(bridge, "PATCH", "/config", before).json == before
     for wrong in ({"retentionDays": 0}, {"retentionDays": "30"}, {"retention": 1}):

@@ -14,14 +14,13 @@ from typing import Any
 import aiohttp
 import psycopg
 import pytest
-from psycopg.types.json import Jsonb
 
-from acceptance.test_supabase_js import POLICIES
 from support import pg
 from support import phoenix_client as phoenix
 from support import wire_client as wire
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, daemon, open_bridge, open_channels, token
 from support.engineio_client import QUERY, connect, polling
+from support.messages import publish_json
 from support.rest_client import request
 
 pytestmark = pytest.mark.acceptance
@@ -29,27 +28,10 @@ pytestmark = pytest.mark.acceptance
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(module_database, max_channels=10, heartbeat=1, auth_timeout=1) as running:
+    with open_bridge(
+        module_database, DOOR_POLICIES, max_channels=10, heartbeat=1, auth_timeout=1
+    ) as running:
         yield running
-        assert "internal_error" not in running.log, running.log[-3000:]
-
-
-@pytest.fixture
-def db(bridge: Daemon, module_database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
-    with module_database.connect() as connection:
-        yield connection
-
-
-@pytest.fixture
-def room() -> str:
-    return f"room:{uuid.uuid4().hex}"
-
-
-def put(db: psycopg.Connection[Any], channel: str, payload: Any, event: str = "e") -> None:
-    db.execute("select rowcast.publish(%s, %s, %s)", [channel, event, Jsonb(payload)])
 
 
 async def connections(bridge: Daemon, count: int) -> None:
@@ -163,13 +145,13 @@ async def test_only_some_things_can_be_done_without_a_token(bridge: Daemon, room
 
 
 async def test_a_client_polls_and_goes_over_without_losing_anything(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with polling(bridge.url, token=token()) as poller:
         await poller.post(f'421["realtime:subscribe",{{"channel":"{room}"}}]')
         assert (await poller.get())[1].startswith('431[{"ok":true')
         waiting = asyncio.create_task(poller.get())
-        put(db, room, {"n": 0})
+        publish_json(module_db, room, {"n": 0})
         assert '"n": 0' in (await waiting)[1]
         waiting = asyncio.create_task(poller.get())
         async with connect(bridge.url, f"&sid={poller.sid}") as client:
@@ -177,17 +159,17 @@ async def test_a_client_polls_and_goes_over_without_losing_anything(
             assert await client.read() == "3probe"
             # Its poll ends, so that it can stop polling; what comes meanwhile waits.
             assert (await waiting)[1] == "6"
-            put(db, room, {"n": 1})
+            publish_json(module_db, room, {"n": 1})
             async with asyncio.timeout(10):
                 seen = ""
                 while '"n": 1' not in seen:
                     seen = (await poller.get())[1]
-            put(db, room, {"n": 2})
+            publish_json(module_db, room, {"n": 2})
             await client.ws.send_str("5")
             assert (await client.heard())["n"] == 2
             assert (await poller.get())[0] == 400
             assert (await poller.post("3"))[0] == 400
-            put(db, room, {"n": 3})
+            publish_json(module_db, room, {"n": 3})
             assert (await client.heard())["n"] == 3
 
 
@@ -265,13 +247,13 @@ async def test_a_frame_over_the_limit_is_an_error_and_not_the_end(
 
 
 async def test_what_waits_for_a_poll_is_bounded(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with polling(bridge.url, token=token()) as poller:
         await poller.post(f'421["realtime:subscribe",{{"channel":"{room}"}}]')
         assert (await poller.get())[1].startswith('431[{"ok":true')
         for number in range(10):
-            put(db, room, {"n": number, "x": "y" * 200_000})
+            publish_json(module_db, room, {"n": number, "x": "y" * 200_000})
         body = ""
         while not body.endswith("1"):
             status, body = await poller.get()
@@ -366,7 +348,7 @@ async def test_nobody_joins_for_himself_and_a_second_tab_joins_for_nobody(
 
 
 async def test_access_that_ends_is_told(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     name = f"members:{uuid.uuid4().hex}"
     async with connect(bridge.url) as client:
@@ -377,18 +359,18 @@ async def test_access_that_ends_is_told(
         assert (told["channel"], told["code"]) == (name, "REALTIME_UNAUTHORIZED")
         assert (await client.publish(name, {}))["error"]["code"] == "REALTIME_NOT_SUBSCRIBED"
         assert (await client.ask("realtime:auth", {"token": token("bob")}))["ok"]
-        db.execute("select rowcast.kick('bob')")
+        module_db.execute("select rowcast.kick('bob')")
         assert await client.until(lambda p: p == "41")
         await client.closed()
 
 
 async def test_a_subscription_to_a_pattern_hears_what_it_governs(
-    bridge: Daemon, db: psycopg.Connection[Any]
+    bridge: Daemon, module_db: psycopg.Connection[Any]
 ) -> None:
-    db.execute("insert into realtime_channels (pattern, wildcard) values ('order:*', true)")
+    module_db.execute("insert into realtime_channels (pattern, wildcard) values ('order:*', true)")
     async with connect(bridge.url) as client:
         assert await client.subscribe("order:*") == []
-        put(db, "order:1", {"n": 1})
+        publish_json(module_db, "order:1", {"n": 1})
         meta = (await client.heard())["meta"]
         assert (meta["channel"], meta["pattern"]) == ("realtime:order:1", "order:*")
 
@@ -425,7 +407,7 @@ async def test_a_database_that_is_away_is_no_refusal_and_the_client_is_made_to_c
 
 
 async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     def encodings() -> dict[str, float]:
         wires = ("native", "phoenix2", "socketio")
@@ -443,7 +425,7 @@ async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
         for three in insforge:
             await three.subscribe(room)
         before = encodings()
-        put(db, room, {"from": "sql"})
+        publish_json(module_db, room, {"from": "sql"})
         await native[0].publish(room, {"from": "native"})
         assert (await supabase[0].publish(room, {"from": "supabase"})).status == "ok"
         assert (await insforge[0].publish(room, {"from": "insforge"}))["ok"]

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import socketio
 
-from acceptance.test_supabase_js import POLICIES
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 
 pytestmark = pytest.mark.acceptance
 
@@ -21,12 +20,8 @@ DEADLINE = 15.0
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(module_database) as running:
+    with open_bridge(module_database, DOOR_POLICIES) as running:
         yield running
-        assert "internal_error" not in running.log, running.log[-3000:]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from rowcast.bridge.resume_handles import digest
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 from support.javascript import Node, blocks
 from support.waiting import eventually
 
@@ -24,17 +24,6 @@ NEWEST = "@supabase/realtime-js"
 # 2.109.0 is what Node 20 gets.
 CLIENTS = [(NEWEST, "2.0.0"), (NEWEST, "1.0.0"), ("realtime-js-2-109", "2.0.0")]
 
-POLICIES = """
-insert into realtime_channels (pattern) values ('members:*'), ('readonly:*');
-create policy members_are_users on public.realtime_channels as restrictive for select
-    to anon, authenticated using (
-        pattern <> 'members:*'
-        or (auth.role() = 'authenticated' and auth.jwt() ->> 'guest' is null)
-    );
-create policy readonly_is on public.realtime_messages as restrictive for insert
-    to anon, authenticated with check (channel_name not like 'readonly:%');
-"""
-
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
@@ -43,10 +32,7 @@ def node(tmp_path: Path) -> Node:
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(module_database) as running:
+    with open_bridge(module_database, DOOR_POLICIES) as running:
         yield running
 
 
@@ -80,8 +66,8 @@ def lines(process: subprocess.Popen[str]) -> Iterator[str]:
     def read() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            said.put(line.strip())
-        said.put("")
+            said.publish_json(line.strip())
+        said.publish_json("")
 
     threading.Thread(target=read, daemon=True).start()
     while line := said.get(timeout=30):

@@ -14,9 +14,9 @@ from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, RealtimeSubscrib
 from realtime.exceptions import RealtimeHTTPError
 from realtime.types import RealtimeAcknowledgementStatus
 
-from acceptance.test_supabase_js import POLICIES, README
+from acceptance.test_supabase_js import README
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 from support.javascript import blocks
 
 pytestmark = pytest.mark.acceptance
@@ -27,17 +27,8 @@ States = asyncio.Queue[tuple[RealtimeSubscribeStates, Exception | None]]
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(module_database) as running:
+    with open_bridge(module_database, DOOR_POLICIES) as running:
         yield running
-        assert "internal_error" not in running.log, running.log[-3000:]
-
-
-@pytest.fixture
-def room() -> str:
-    return f"room:{uuid.uuid4().hex}"
 
 
 class People:

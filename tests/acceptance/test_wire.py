@@ -14,7 +14,8 @@ import pytest
 
 from rowcast.errors import CATALOGUE
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import Daemon, daemon, open_bridge, token
+from support.messages import publish_json
 from support.wire_client import ClosedError, Frame, Wire, connect
 
 pytestmark = pytest.mark.acceptance
@@ -50,39 +51,18 @@ create policy silent on public.realtime_messages as restrictive for select to au
 
 @pytest.fixture(scope="module")
 def bridge(module_database: pg.Database) -> Iterator[Daemon]:
-    open_channels(module_database, "room:*")
-    with module_database.connect() as connection:
-        connection.execute(POLICIES)
-    with daemon(module_database, query_timeout=2, max_channels=10, max_frame=2_000_000) as bridge:
+    with open_bridge(
+        module_database, POLICIES, query_timeout=2, max_channels=10, max_frame=2_000_000
+    ) as bridge:
         yield bridge
 
 
-@pytest.fixture
-def db(bridge: Daemon, module_database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
-    with module_database.connect() as connection:
-        yield connection
-
-
-@pytest.fixture
-def room() -> str:
-    """A channel of this test's own."""
-    return f"room:{uuid.uuid4().hex}"
-
-
-def put(db: psycopg.Connection[Any], channel: str, *payloads: Any, kind: str = "message") -> None:
-    for payload in payloads:
-        db.execute(
-            "select rowcast.publish(%s, 'e', %s, %s)",
-            [channel, psycopg.types.json.Jsonb(payload), kind],
-        )
-
-
-async def settle(bridge: Daemon, db: psycopg.Connection[Any]) -> None:
+async def settle(bridge: Daemon, module_db: psycopg.Connection[Any]) -> None:
     """Return when the bridge has read all that is committed: what it has not comes live."""
     async with connect(bridge.url, token("settler")) as wire:
         channel = f"room:{uuid.uuid4().hex}"
         await wire.subscribe(channel)
-        put(db, channel, "settled")
+        publish_json(module_db, channel, "settled")
         await wire.messages(1)
 
 
@@ -274,11 +254,11 @@ def live(frame: Frame) -> bool:
 
 
 async def test_history_is_the_newest_oldest_first_and_durable_only(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
-    put(db, room, *range(8))
-    put(db, room, "gone", kind="broadcast")
-    await settle(bridge, db)
+    publish_json(module_db, room, *range(8))
+    publish_json(module_db, room, "gone", kind="broadcast")
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         ref = await wire.send(op="subscribe", channel=room, history=5)
         await wire.until(lambda f: f.get("ref") == ref)
@@ -286,14 +266,14 @@ async def test_history_is_the_newest_oldest_first_and_durable_only(
 
 
 async def test_history_is_governed_by_its_own_policy(
-    bridge: Daemon, db: psycopg.Connection[Any]
+    bridge: Daemon, module_db: psycopg.Connection[Any]
 ) -> None:
-    put(db, "silent:1", "hidden")
-    await settle(bridge, db)
+    publish_json(module_db, "silent:1", "hidden")
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         cursor = (await wire.subscribe("silent:1", history=10))["cursor"]
         assert not payloads(wire.passed, "history")
-        put(db, "silent:1", "live")
+        publish_json(module_db, "silent:1", "live")
         assert payloads([await wire.until(live)]) == ["live"]
     # A replay continues live delivery, so it is governed by the right to subscribe.
     async with connect(bridge.url) as wire:
@@ -315,22 +295,22 @@ async def test_a_repeated_publish_with_an_id_is_answered_with_the_first(
 
 
 async def test_resuming_replays_what_was_missed_and_nothing_else(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
-    put(db, room, "before")
-    await settle(bridge, db)
+    publish_json(module_db, room, "before")
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         cursor = (await wire.subscribe(room))["cursor"]
-    put(db, room, "missed 1", "missed 2")
-    put(db, room, "missed 3", kind="broadcast")
-    await settle(bridge, db)
+    publish_json(module_db, room, "missed 1", "missed 2")
+    publish_json(module_db, room, "missed 3", kind="broadcast")
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         answer = await wire.subscribe(room, after=cursor, history=10)
         assert answer["recovered"] is True
         assert answer["ephemeral"] is True
         assert payloads(wire.passed, "replay") == ["missed 1", "missed 2", "missed 3"]
         assert not payloads(wire.passed, "history")
-        put(db, room, "live")
+        publish_json(module_db, room, "live")
         assert payloads([await wire.until(live)]) == ["live"]
     async with connect(bridge.url) as wire:  # an old cursor stays good
         await wire.subscribe(room, after=cursor)
@@ -338,16 +318,16 @@ async def test_resuming_replays_what_was_missed_and_nothing_else(
 
 
 async def test_a_transaction_that_was_open_at_the_cursor_is_replayed(
-    bridge: Daemon, module_database: pg.Database, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_database: pg.Database, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     with module_database.connect(autocommit=False) as slow:
-        put(slow, room, "older number, later commit")
-        put(db, room, "seen")
-        await settle(bridge, db)
+        publish_json(slow, room, "older number, later commit")
+        publish_json(module_db, room, "seen")
+        await settle(bridge, module_db)
         async with connect(bridge.url) as wire:
             cursor = (await wire.subscribe(room))["cursor"]
         slow.commit()
-    await settle(bridge, db)
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         await wire.subscribe(room, after=cursor)
         assert payloads(wire.passed, "replay") == ["older number, later commit"]
@@ -378,12 +358,12 @@ def forged(cursor: str) -> list[str]:
 
 
 async def test_a_forged_cursor_counts_as_none_and_is_told(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
         cursor = (await wire.subscribe(room))["cursor"]
-    put(db, room, "missed")
-    await settle(bridge, db)
+    publish_json(module_db, room, "missed")
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         for bad in forged(cursor):
             answer = await wire.subscribe(room, after=bad)
@@ -397,16 +377,16 @@ async def test_a_forged_cursor_counts_as_none_and_is_told(
 
 
 async def test_too_much_to_replay_is_said(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
         cursor = (await wire.subscribe(room))["cursor"]
-    db.execute(
+    module_db.execute(
         "insert into realtime_messages (channel_name, event_name) "
         "select %s, 'e' from generate_series(1, 10001)",
         [room],
     )
-    await settle(bridge, db)
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         answer = await wire.subscribe(room, after=cursor)
         assert answer["recovered"] is False
@@ -418,11 +398,11 @@ async def test_too_much_to_replay_is_said(
 
 
 async def test_a_cursor_older_than_what_is_kept_is_expired_only_where_something_is_gone(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
         cursor = (await wire.subscribe(room))["cursor"]
-    db.execute(
+    module_db.execute(
         "insert into rowcast.expired (channel_name, xid) values (%s, pg_current_xact_id())", [room]
     )
     async with connect(bridge.url) as wire:
@@ -432,13 +412,13 @@ async def test_a_cursor_older_than_what_is_kept_is_expired_only_where_something_
 
 
 async def test_lost_broadcasts_are_told_apart_from_lost_messages(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
         cursor = (await wire.subscribe(room))["cursor"]
-    put(db, room, "kept")
-    await settle(bridge, db)
-    db.execute(
+    publish_json(module_db, room, "kept")
+    await settle(bridge, module_db)
+    module_db.execute(
         "insert into rowcast.expired_broadcast (channel_name, xid)"
         " values (%s, pg_current_xact_id())",
         [room],
@@ -450,15 +430,15 @@ async def test_lost_broadcasts_are_told_apart_from_lost_messages(
 
 
 async def test_no_cursor_comes_while_a_channel_is_being_resumed(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     channels = [f"{room}-{n}" for n in range(8)]
     async with connect(bridge.url) as wire:
         for channel in channels:
             cursor = (await wire.subscribe(channel))["cursor"]
     for channel in channels:
-        put(db, channel, *range(50))
-    await settle(bridge, db)
+        publish_json(module_db, channel, *range(50))
+    await settle(bridge, module_db)
     async with connect(bridge.url) as wire:
         ref = await wire.send(op="subscribe", channels=channels, after=cursor)
         answers = [await wire.until(lambda f: f.get("ref") == ref) for _ in channels]
@@ -561,13 +541,13 @@ async def test_a_publisher_need_not_be_subscribed_nor_a_subscriber_a_publisher(
 
 
 async def test_a_deleted_message_is_taken_back(
-    bridge: Daemon, db: psycopg.Connection[Any], room: str
+    bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
         cursor = (await wire.subscribe(room))["cursor"]
         sent = await wire.publish(room, "regretted")
         await wire.messages(1)
-        assert db.execute("select rowcast.delete_message(%s)", [sent]).fetchone() == (True,)
+        assert module_db.execute("select rowcast.delete_message(%s)", [sent]).fetchone() == (True,)
         deleted = await wire.until(lambda f: f["op"] == "deleted")
         assert (deleted["channel"], deleted["id"]) == (room, sent)
     async with connect(bridge.url) as wire:

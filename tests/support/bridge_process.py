@@ -23,12 +23,33 @@ import pytest
 
 from support import pg
 
-__all__ = ["SECRET", "Daemon", "daemon", "open_channels", "token"]
+__all__ = [
+    "DOOR_POLICIES",
+    "SECRET",
+    "Daemon",
+    "daemon",
+    "open_bridge",
+    "open_channels",
+    "token",
+]
 
 PACKAGES = str(Path(__file__).parents[2] / "python")
 POLICIES = Path(__file__).parents[2] / "policies"
 SECRET = "a secret of the tests, longer than 32 bytes"
 START_TIMEOUT = 30.0
+
+# Policies on top of the open recipe, for the tests of the doors: `members:*` is closed to guests
+# and anonymous callers, `readonly:*` to publishers.
+DOOR_POLICIES = """
+insert into realtime_channels (pattern) values ('members:*'), ('readonly:*');
+create policy members_are_users on public.realtime_channels as restrictive for select
+    to anon, authenticated using (
+        pattern <> 'members:*'
+        or (auth.role() = 'authenticated' and auth.jwt() ->> 'guest' is null)
+    );
+create policy readonly_is on public.realtime_messages as restrictive for insert
+    to anon, authenticated with check (channel_name not like 'readonly:%');
+"""
 
 # Without the command: the same, one layer below.
 SERVE = """
@@ -202,6 +223,22 @@ def daemon(database: pg.Database, **settings: Any) -> Iterator[Daemon]:
         yield bridge.start()
     finally:
         bridge.remove()
+
+
+@contextlib.contextmanager
+def open_bridge(database: pg.Database, policies: str = "", **settings: Any) -> Iterator[Daemon]:
+    """Run a bridge on open channels `room:*`; fail if it reports an internal error.
+
+    Args:
+        policies: SQL to execute first, as superuser.
+        settings: as for `Daemon`.
+    """
+    open_channels(database, "room:*")
+    with database.connect() as connection:
+        connection.execute(policies.encode())
+    with daemon(database, **settings) as bridge:
+        yield bridge
+        assert "internal_error" not in bridge.log, bridge.log[-3000:]
 
 
 def _has_command() -> bool:

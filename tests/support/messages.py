@@ -11,8 +11,9 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.rows import namedtuple_row
+from psycopg.types.json import Jsonb
 
-__all__ = ["add_channel", "messages", "only", "publish", "refused"]
+__all__ = ["add_channel", "messages", "only", "publish", "publish_json", "refused"]
 
 Connection = psycopg.Connection[Any]
 
@@ -35,6 +36,14 @@ def publish(connection: Connection, channel: str, event: str = "said", **argumen
     )
     query = sql.SQL("select rowcast.publish(%s, %s{})").format(names)
     return only(connection, query, [channel, event, *arguments.values()])
+
+
+def publish_json(
+    connection: Connection, channel: str, *payloads: Any, event: str = "e", kind: str = "message"
+) -> None:
+    """Publish each of `payloads` as JSON; `kind` is the type, ``message`` or ``broadcast``."""
+    for payload in payloads:
+        publish(connection, channel, event, payload=Jsonb(payload), type=kind)
 
 
 def messages(connection: Connection, channel: str) -> list[Any]:
