@@ -200,7 +200,7 @@ async def test_an_answer_is_asked_for_as_it_is() -> None:
 
 
 async def test_little_of_an_answer_is_taken_at_a_time() -> None:
-    """asyncio asks for 256 KiB, for which memory is mapped and unmapped at each read."""
+    """By default asyncio reads 256 KiB at a time and maps and unmaps that memory for each read."""
 
     async def much(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"x" * 1_000_000)

@@ -132,7 +132,8 @@ def test_a_failing_case_explains_itself_in_pytest(
 def test_the_plugin_imports_nothing_of_rowcast_before_it_is_used() -> None:
     program = (
         "import sys, rowcast.policy.pytest_plugin;"
-        "print(*sorted(m for m in sys.modules if m in ('psycopg', 'pglast', 'rowcast.install.migrate')))"
+        "late = ('psycopg', 'pglast', 'rowcast.install.migrate');"
+        "print(*sorted(m for m in sys.modules if m in late))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

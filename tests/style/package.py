@@ -1,4 +1,4 @@
-"""The package as the gates read it: modules, imports, calls, SQL texts."""
+"""Reads the Python package for the gates: modules, imports, calls, SQL texts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def top(name: str) -> str:
 
 
 def imports(name: str) -> Iterator[tuple[str, bool]]:
-    """What a module imports: (name, ours?); ours as a name within the package."""
+    """Yield what a module imports as (name, ours); ours are relative, named within the package."""
     package = name if source(name).name == "__init__.py" else name.rpartition(".")[0]
     package = "" if package == "__init__" else package
     for node in ast.walk(modules()[name]):
@@ -76,7 +76,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 
 def sql_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Strings that PostgreSQL would run. A sentence rarely is one, and never of two words."""
+    """Yield (line, text) of the strings that PostgreSQL parses; docstrings are left out."""
     prose = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -100,7 +100,7 @@ def sql_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def is_sql(text: str) -> bool:
     if len(text.split()) < 2:
         return False
-    for filling in ("x", "'x'", "1"):  # what stands in a placeholder is not known
+    for filling in ("x", "'x'", "1"):  # a placeholder may stand for a name, a text or a number
         filled = re.sub(r"\{[^{}]*\}|%s|%\(\w+\)s", filling, text)
         with contextlib.suppress(pglast.parser.ParseError):
             return bool(pglast.parse_sql(filled))
@@ -118,7 +118,7 @@ def offered(tree: ast.Module) -> set[str] | None:
 
 
 def swallowed(tree: ast.AST) -> Iterator[int]:
-    """Lines where every error would vanish."""
+    """Yield the lines that catch every exception and do nothing with it."""
     everything = {"Exception", "BaseException"}
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):

@@ -1,8 +1,8 @@
-"""The project's own text as the gates read it: tracked files, SQL statements, functions.
+"""Reads the project's files for the gates: tracked files, SQL statements, functions.
 
-Statements come from the server's own grammar (pglast), bodies in plpgsql from its plpgsql
-compiler, and every expression inside them from the grammar again. So a typing error in a branch
-that no test reaches is found without a database.
+Statements are parsed with the server's grammar (pglast), plpgsql bodies with its plpgsql compiler,
+and every expression inside them with the grammar again, so that a syntax error in a branch that no
+test reaches is found without a database.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-# A compiler without a database knows no tables, and so no variables of their row types.
+# The compiler has no database, so it does not know tables and their row types.
 ROW_TYPE = re.compile(r"\b(v_\w+(?: constant)?) (?:rowcast|public|pg_catalog)\.\w+(?=[ ;])")
 ROW_TYPES = re.compile(r"\b(?:rowcast|public)\.\w+\[\]")
 IGNORED = {"__pycache__", "build", "dist", "node_modules"}
@@ -43,7 +43,7 @@ IGNORED = {"__pycache__", "build", "dist", "node_modules"}
 
 @cache
 def tracked_files() -> tuple[Path, ...]:
-    """What git tracks; in an unpacked sdist, where there is no git, all that lies there."""
+    """Return the files that git tracks; in an unpacked sdist, all files."""
     git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files", "-z"]
     try:
         listed = subprocess.run(git, capture_output=True, check=True).stdout.decode()
@@ -61,13 +61,13 @@ def all_files() -> Iterator[Path]:
 
 
 def sql_files(folder: str) -> list[Path]:
-    """The ``.sql`` files of `folder`, in the order in which they are applied."""
+    """Return the ``.sql`` files of `folder` in the order in which they are applied."""
     return sorted((ROOT / folder).glob("*.sql"))
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One top-level statement, with the comment that stands directly above it."""
+    """One top-level statement, with the comment directly above it."""
 
     file: str
     line: int
@@ -88,7 +88,7 @@ def statements(text: str, file: str = "snippet.sql") -> list[Statement]:
     """Split and parse `text`.
 
     Raises:
-        pglast.parser.ParseError: the grammar of PostgreSQL does not know a statement.
+        pglast.parser.ParseError: a statement is not valid SQL.
     """
     found = []
     for raw in parse_sql(text):
@@ -107,7 +107,7 @@ def line_of(text: str, offset: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A ``create function`` or a ``do`` block, as far as the rules ask."""
+    """The properties of a ``create function`` or a ``do`` block that the rules check."""
 
     statement: Statement
 
@@ -120,7 +120,7 @@ class Function:
 
     @property
     def parameters(self) -> list[Any]:
-        """Those that a caller passes."""
+        """The parameters that a caller passes."""
         returned = (
             enums.FunctionParameterMode.FUNC_PARAM_OUT,
             enums.FunctionParameterMode.FUNC_PARAM_TABLE,
@@ -133,7 +133,7 @@ class Function:
         return f"{self.name}({', '.join(type_name(p.argType) for p in self.parameters)})"
 
     def option(self, name: str) -> Any:
-        """Value of an option as written; None when it is not written."""
+        """Return the value of an option, or None if it is not written."""
         node = self.statement.node
         for given in (node.args if isinstance(node, ast.DoStmt) else node.options) or ():
             if given.defname == name:
@@ -142,7 +142,7 @@ class Function:
 
     @property
     def place(self) -> str:
-        """What a list of exceptions calls it: its name, or the file of a block."""
+        """The key in lists of exceptions: the name, or ``<file> do`` for a block."""
         return f"{self.statement.file} do" if self.name == "do" else self.name
 
     @property
@@ -159,13 +159,13 @@ class Function:
 
     @property
     def definer(self) -> bool | None:
-        """None when neither word is written."""
+        """Whether it is a security definer; None if that is not written."""
         written = self.option("security")
         return None if written is None else bool(written.boolval)
 
     @property
     def settings(self) -> dict[str, str]:
-        """What ``set name = value`` clauses pin."""
+        """The settings that ``set name = value`` clauses pin."""
         clauses = getattr(self.statement.node, "options", None) or ()
         return {
             o.arg.name: ", ".join(_constant(value) for value in o.arg.args or ())
@@ -194,7 +194,7 @@ class Function:
 
 
 def functions(found: list[Statement], *, blocks: bool = False) -> list[Function]:
-    """The functions among statements, and with `blocks` the ``do`` blocks too."""
+    """Return the functions among statements, and with `blocks` also the ``do`` blocks."""
     kinds = (ast.CreateFunctionStmt, ast.DoStmt) if blocks else (ast.CreateFunctionStmt,)
     return [Function(s) for s in found if isinstance(s.node, kinds)]
 
@@ -211,7 +211,7 @@ def _constant(node: Any) -> str:
 
 
 def plpgsql_nodes(tree: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every node of a compiled body: its kind and its fields."""
+    """Yield every node of a compiled body: its kind and its fields."""
     if isinstance(tree, dict):
         for kind, fields in tree.items():
             if kind.startswith("PLpgSQL_"):
@@ -237,7 +237,7 @@ def embedded_queries(function: Function) -> Iterator[Any]:
 
 
 def nodes(tree: Any) -> Iterator[Any]:
-    """Every node of a parsed statement, the tree itself included."""
+    """Yield every node of a parsed statement, including the tree itself."""
     if isinstance(tree, ast.Node):
         yield tree
         for name in tree:
@@ -248,6 +248,6 @@ def nodes(tree: Any) -> Iterator[Any]:
 
 
 def tokens(text: str) -> Iterator[tuple[str, str, int]]:
-    """Kind, text and line of every token of the SQL scanner."""
+    """Yield kind, text and line of every token of the SQL scanner."""
     for token in parser.scan(text):
         yield token.name, text[token.start : token.end + 1], line_of(text, token.start)

@@ -1,7 +1,7 @@
-"""What the SQL of this project must look like, one rule a function.
+"""The rules for the SQL of this project, one function each.
 
-A rule takes what it judges and yields sentences; none means that the rule is kept. The test
-beside this file applies each to the real files, and to a bad example that it has to catch.
+A rule takes statements, a function or a text and yields a sentence for each violation. The test
+beside this file applies each rule to the real files and to a bad example that it must catch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
     "volatility_is_written",
 ]
 
-# Whose parameters are named by people who call them: publish(channel => …), without a prefix.
+# Public functions: callers name their parameters, publish(channel => …), so these have no prefix.
 NAMED_BY_CALLERS = {
     "rowcast.attach",
     "rowcast.audience",
@@ -63,7 +63,7 @@ NAMED_BY_CALLERS = {
     "rowcast.rotate_secret",
 }
 
-# Where `%s` in format() meets what is quoted already.
+# Places where the argument of `%s` in format() is already quoted, and why it is.
 QUOTED_BEFORE = {
     "00_roles.sql do": "quote_ident() in the declarations, regrole, and fixed words",
     "75_auth_schema.sql do": "types, from a literal array",
@@ -72,7 +72,7 @@ QUOTED_BEFORE = {
     "rowcast.make_leaf": "quote_ident() of the columns",
     "rowcast.attach": "regclass, which prints itself quoted, and event words that are checked",
     "rowcast.detach": "regclass, which prints itself quoted",
-    "rowcast.evaluate_as": "an expression is what it is there to run, for its owner alone",
+    "rowcast.evaluate_as": "it exists to run an expression, only for its owner",
     "rowcast.plan_policy": "the same, explained",
     "rowcast.recheck_detach": "regclass, which prints itself quoted",
     "rowcast.recheck_on_change": "regclass, which prints itself quoted, and fixed words",
@@ -108,7 +108,7 @@ STATE = (
     ast.UpdateStmt,
 )
 
-# Inside a block: what a second run would refuse, or repeat at the cost of a lock.
+# Inside a block: statements that fail on a second run, or take a lock again.
 ONCE = re.compile(
     r"create (?!or replace)|alter (?!default privileges)|drop (?!.*\bif exists\b)", re.S
 )
@@ -129,7 +129,7 @@ def _calls_own_functions(node: Any) -> bool:
 
 
 def code_can_run_again(found: list[Statement]) -> Findings:
-    """sql/ is applied whole at every change, so each statement must stand a second run."""
+    """All of sql/ is applied again at every change, so each statement must be repeatable."""
     for s in found:
         replaces = isinstance(s.node, ast.CreateFunctionStmt | ast.CreateTrigStmt | ast.ViewStmt)
         again = (
@@ -146,7 +146,7 @@ def code_can_run_again(found: list[Statement]) -> Findings:
 
 
 def _guarded(block: Function) -> Findings:
-    """In a ``do`` block whatever creates or alters must stand behind a condition."""
+    """In a ``do`` block, statements that create or alter must be inside a condition."""
     conditional = _behind_condition(block.compiled)
     for kind, fields in plpgsql_nodes(block.compiled):
         if kind == "PLpgSQL_stmt_execsql" and fields not in conditional:
@@ -171,23 +171,23 @@ def _behind_condition(tree: Any, inside: bool = False) -> list[Any]:
 
 
 def migrations_hold_state(found: list[Statement]) -> Findings:
-    """migrations/ run once, so code in them could never be read as one present text."""
+    """Migrations run once; code in them could not be read in its present form in one place."""
     for s in found:
         listed = f"{s.file}: {s.kind}" in CODE_IN_MIGRATIONS
         if not (isinstance(s.node, STATE) or _sets_role(s.node) or listed):
-            yield f"{s.where}: {s.kind} is code, which belongs to sql/"
+            yield f"{s.where}: {s.kind} is code: move it to sql/"
 
 
 def migrations_spare_functions(found: list[Statement]) -> Findings:
-    """A default or check that calls our function would need sql/ before migrations/."""
+    """A default or check that calls our function would need sql/ to run before migrations/."""
     for s in found:
         for node in nodes(s.node):
             if isinstance(node, ast.FuncCall) and node.funcname[0].sval == "rowcast":
-                yield f"{s.where}: calls {node.funcname[-1].sval}(), which is not there yet"
+                yield f"{s.where}: calls {node.funcname[-1].sval}(), which does not exist yet"
 
 
 def policies_can_run_again(found: list[Statement]) -> Findings:
-    """There is no ``create or replace policy``: each is dropped, if it exists, just before."""
+    """Postgres has no ``create or replace policy``, so each is dropped first if it exists."""
     dropped: set[tuple[str, ...]] = set()
     for s in found:
         if isinstance(s.node, ast.DropStmt) and s.node.removeType == enums.ObjectType.OBJECT_POLICY:
@@ -201,7 +201,7 @@ def policies_can_run_again(found: list[Statement]) -> Findings:
 
 
 def file_tells_its_subject(text: str, file: str) -> Findings:
-    """A file begins with why it exists."""
+    """A file begins with a comment about its subject."""
     first = re.match(r"((?:--[^\n]*\n)+)", text)
     if first is None or not _is_prose(first[1].replace("--", "")):
         yield f"{file}:1: begin with a comment that says what the file is about"
@@ -222,7 +222,7 @@ def lower_case(text: str, file: str) -> Findings:
 
 
 def bodies_parse(found: list[Statement]) -> Findings:
-    """A typing error in a branch that no test reaches is found here."""
+    """Find syntax errors in branches that no test reaches."""
     for f in functions(found, blocks=True):
         try:
             if f.language == "plpgsql":
@@ -235,7 +235,7 @@ def bodies_parse(found: list[Statement]) -> Findings:
 
 
 def volatility_is_written(f: Function) -> Findings:
-    """Nobody should have to know that the default is volatile."""
+    """The default is volatile; write it, so that readers need not know that."""
     if f.name == "do":
         return
     if f.volatility is None:
@@ -245,13 +245,13 @@ def volatility_is_written(f: Function) -> Findings:
 
 
 def definer_is_decided(f: Function) -> Findings:
-    """Only what is inlined may leave it out: it has no rights to run with."""
+    """Only an inlined function may leave it out, because it runs with the caller's rights."""
     inlined = f.language == "sql" and not f.body and not f.settings
     if f.definer is None and not inlined and f.name != "do":
         yield f"{f.statement.where}: {f.name}: write security invoker or security definer"
 
 
-# Run once a publish, or inlined; with the caller's rights, and every name in them is qualified.
+# Inlined, or run at every publish: with the caller's rights, and every name in them is qualified.
 QUALIFIED = {
     "rowcast.fresh_span",
     "rowcast.fresh_spans",
@@ -261,7 +261,7 @@ QUALIFIED = {
 
 
 def path_is_pinned(f: Function) -> Findings:
-    """pg_temp is searched first unless it is named, and anybody may create tables in it."""
+    """pg_temp is searched first unless it is named, and every role may create tables in it."""
     needed = (
         f.name != "do"
         and (f.definer or f.language == "plpgsql" or bool(f.body))
@@ -273,11 +273,11 @@ def path_is_pinned(f: Function) -> Findings:
 
 
 def functions_are_explained(found: list[Statement]) -> Findings:
-    """Why stands above; an overload may share the block of the function just before it."""
+    """A comment above says why; overloads may share the comment of the one before."""
     last = ""
     for f in functions(found):
         if not _is_prose(f.statement.comment) and last != f.name:
-            yield f"{f.statement.where}: {f.name}: say in a sentence above it why it exists"
+            yield f"{f.statement.where}: {f.name}: add a comment above that says why it exists"
         last = f.name
 
 
@@ -287,7 +287,7 @@ def _is_prose(comment: str) -> bool:
 
 
 def comments_match(found: list[Statement]) -> Findings:
-    """Each function has its contract in the catalogue, under its present signature."""
+    """Each function has a ``comment on function`` with its present signature."""
     written = {}
     for s in found:
         function = enums.ObjectType.OBJECT_FUNCTION
@@ -306,7 +306,7 @@ def comments_match(found: list[Statement]) -> Findings:
 
 
 def names_have_prefixes(f: Function) -> Findings:
-    """Otherwise a parameter called like a column silently means the column."""
+    """Without a prefix, a parameter named like a column silently means the column."""
     for p in f.parameters:
         if f.name not in NAMED_BY_CALLERS and not (p.name or "").startswith("p_"):
             yield f"{f.statement.where}: {f.name}: parameter {p.name or '(unnamed)'}: use p_"
@@ -322,7 +322,7 @@ def names_have_prefixes(f: Function) -> Findings:
 
 
 def triggers_show_their_order(found: list[Statement]) -> Findings:
-    """Triggers fire in the order of their names, so the name carries a number."""
+    """Triggers fire in the order of their names, so each name contains a number."""
     for s in found:
         if isinstance(s.node, ast.CreateTrigStmt):
             table, name = s.node.relation.relname, s.node.trigname
@@ -331,13 +331,13 @@ def triggers_show_their_order(found: list[Statement]) -> Findings:
 
 
 def dynamic_sql_quotes(f: Function) -> Findings:
-    """In text that is executed ``%s`` is an injection unless its argument is quoted already."""
+    """In executed text ``%s`` allows injection unless its argument is already quoted."""
     if f.place not in QUOTED_BEFORE:
         yield from unquoted_formats(f)
 
 
 def unquoted_formats(f: Function) -> Findings:
-    """The same for listed places too."""
+    """As `dynamic_sql_quotes`, but also for the listed places."""
     if f.language != "plpgsql":
         return
     compiled = f.compiled

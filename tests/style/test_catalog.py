@@ -1,4 +1,4 @@
-"""The installed database is what the files say, and opens nothing that nobody meant to open."""
+"""The installed database matches the SQL files, and grants only what is listed here."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from style.sources import Function, functions, sql_files, statements
 from style.sql_rules import QUALIFIED
 from support import pg
 
-# Functions that every role of the database may call: policies of every role use them, and each
-# tells a caller only about himself.
+# Functions that every role may call: policies of every role use them, and each tells callers only
+# about themselves.
 PUBLIC = {
     "auth": "email() jwt() role() uid() user_id()",
     "realtime": "channel_name() topic()",
@@ -25,14 +25,14 @@ PUBLIC = {
     ),
 }
 
-# Those in auth belong to whoever migrated: the schema is often somebody else's.
+# Functions in auth belong to the migrating role, because the schema often belongs to the team.
 OURS = """pg_catalog.pg_proc as p
     where p.proowner = 'rowcast_owner'::regrole or p.pronamespace = 'auth'::regnamespace"""
 VOLATILITY = {"i": "immutable", "s": "stable", "v": "volatile"}
 
 
 def installed(tx: psycopg.Connection[Any], facts: str) -> dict[str, tuple[Any, ...]]:
-    """Signature → facts of every function of ours, whatever its schema."""
+    """Return signature → facts of every function of ours, in any schema."""
     rows = tx.execute(f"select p.oid::regprocedure::text, {facts} from {OURS}")
     return {row[0].replace(" ", ""): row[1:] for row in rows}
 
@@ -42,7 +42,7 @@ def offenders(tx: psycopg.Connection[Any], query: str) -> list[str]:
 
 
 def written() -> dict[str, list[Function]]:
-    """Functions of the files under their names; a signature is spelt anew by the server."""
+    """Return name → functions of the files, by name because the server spells signatures anew."""
     found = defaultdict(list)
     for path in sql_files("sql"):
         for function in functions(statements(path.read_text(), path.name)):
@@ -51,7 +51,7 @@ def written() -> dict[str, list[Function]]:
 
 
 def test_functions_of_the_schema_are_those_of_the_files(tx: psycopg.Connection[Any]) -> None:
-    """What a release no longer has must be dropped by it, or it could still be called."""
+    """A release must drop the functions it no longer has, or they could still be called."""
     counted: dict[str, int] = defaultdict(int)
     for row in tx.execute(
         "select 'rowcast.' || p.proname from pg_catalog.pg_proc as p"
@@ -62,7 +62,7 @@ def test_functions_of_the_schema_are_those_of_the_files(tx: psycopg.Connection[A
 
 
 def test_volatility_and_rights_are_those_of_the_files(tx: psycopg.Connection[Any]) -> None:
-    """An ALTER FUNCTION by somebody else would otherwise live on unseen."""
+    """An ALTER FUNCTION from elsewhere would otherwise stay unnoticed."""
     rows = tx.execute(
         "select 'rowcast.' || p.proname, p.provolatile::text, p.prosecdef"
         " from pg_catalog.pg_proc as p where p.pronamespace = 'rowcast'::regnamespace"
@@ -96,8 +96,8 @@ def test_everything_in_our_schema_belongs_to_the_owner_role(tx: psycopg.Connecti
     )
 
 
-def test_the_owner_role_is_no_superuser_and_cannot_log_in(tx: psycopg.Connection[Any]) -> None:
-    """Definer functions run as it; a mistake in one must not be a mistake of a superuser."""
+def test_the_owner_role_has_no_powers_and_cannot_log_in(tx: psycopg.Connection[Any]) -> None:
+    """Definer functions run as it, so a mistake in one must not run as a superuser."""
     assert (
         tx.execute(
             "select rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolcanlogin"
@@ -120,7 +120,7 @@ def test_functions_that_need_a_path_pin_one(tx: psycopg.Connection[Any]) -> None
             assert not needed or paths in expected, signature
 
 
-def test_public_may_execute_the_listed_functions_and_no_other(tx: psycopg.Connection[Any]) -> None:
+def test_public_may_execute_only_the_listed_functions(tx: psycopg.Connection[Any]) -> None:
     open_to_all = [
         signature
         for signature, (opened,) in installed(
@@ -137,7 +137,7 @@ def test_every_function_has_its_contract_in_the_catalogue(tx: psycopg.Connection
     assert [name for name, (text,) in described.items() if not (text or "").endswith(".")] == []
 
 
-def test_nothing_but_functions_is_granted_to_public(tx: psycopg.Connection[Any]) -> None:
+def test_no_table_or_sequence_is_granted_to_public(tx: psycopg.Connection[Any]) -> None:
     assert not offenders(
         tx,
         """
@@ -147,8 +147,8 @@ def test_nothing_but_functions_is_granted_to_public(tx: psycopg.Connection[Any])
     )
 
 
-def test_nobody_but_the_owner_holds_a_privilege_on_machinery(tx: psycopg.Connection[Any]) -> None:
-    """Roles reach tables of the schema through functions only."""
+def test_only_the_owner_has_privileges_on_internal_tables(tx: psycopg.Connection[Any]) -> None:
+    """Other roles reach them through functions."""
     assert not offenders(
         tx,
         """
@@ -163,7 +163,7 @@ def test_nobody_but_the_owner_holds_a_privilege_on_machinery(tx: psycopg.Connect
 def test_row_level_security_is_enabled_and_not_forced(
     tx: psycopg.Connection[Any], table: str
 ) -> None:
-    """Forced, it would blind the definer functions, which belong to the owner."""
+    """Forced, it would also apply to the definer functions, which belong to the owner."""
     assert tx.execute(
         "select relrowsecurity, relforcerowsecurity from pg_catalog.pg_class"
         " where oid = %s::regclass",
@@ -185,8 +185,8 @@ def test_every_leaf_has_row_level_security_and_no_policy(tx: psycopg.Connection[
     assert {tuple(leaf[1:]) for leaf in leaves} == {(True, False, False)}
 
 
-def test_views_ask_the_policies_of_who_reads_them(tx: psycopg.Connection[Any]) -> None:
-    """A view runs with its owner's rights unless it says otherwise."""
+def test_views_apply_the_policies_of_their_reader(tx: psycopg.Connection[Any]) -> None:
+    """By default a view runs with its owner's rights."""
     assert not offenders(
         tx,
         """
@@ -197,7 +197,7 @@ def test_views_ask_the_policies_of_who_reads_them(tx: psycopg.Connection[Any]) -
     )
 
 
-def test_the_logins_own_nothing_and_command_nothing(database: pg.Database) -> None:
+def test_the_logins_own_nothing_and_have_no_powers(database: pg.Database) -> None:
     with database.connect() as connection:
         rows = connection.execute(
             "select rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication"

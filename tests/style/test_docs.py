@@ -1,4 +1,4 @@
-"""The documents say what is there: all of it, and nothing else."""
+"""The documents agree with the code: every setting, code, route and command is described once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from rowcast.observe import EVENTS
 from style.package import PACKAGE, calls, modules
 from style.sources import ROOT, sql_files, tracked_files
 
-FOLDERS = ["docker", "migrations", "policies", "python", "sql", "tests"]
+FOLDERS = sorted(
+    {path.relative_to(ROOT).parts[0] for path in tracked_files() if path.parent != ROOT} - {".ci"}
+)
 
-# Variables that only tests read; tests/README.md describes them, or pytest sets them itself.
+# Prefix of the variables that only tests read; tests/README.md describes them.
 OF_TESTS = "ROWCAST_TEST"
 
 
@@ -41,7 +43,7 @@ def documents() -> dict[Path, str]:
 
 
 def table(document: str, heading: str) -> list[list[str]]:
-    """Rows of the first table after a heading, without its head."""
+    """Return the rows of the first table after a heading, without the table's head."""
     section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", read(document), re.M | re.S)
     assert section, f"{document} has no section {heading!r}"
     rows = [line for line in section[1].splitlines() if line.startswith("|")]
@@ -88,7 +90,7 @@ def test_the_table_of_routes_is_that_of_the_code() -> None:
 
 
 def test_every_refusal_has_a_code_of_the_catalogue() -> None:
-    """And every code of the catalogue is one that somebody can get."""
+    """And the code can return every code of the catalogue."""
     codes = {
         node.value
         for name, tree in modules().items()
@@ -121,7 +123,7 @@ def variables(text: str) -> set[str]:
     }
 
 
-def test_every_variable_is_documented_and_every_documented_one_is_read() -> None:
+def test_documented_variables_are_those_that_are_read() -> None:
     settings = {variable(field.name) for field in dataclasses.fields(Settings)}
     code = settings | variables("\n".join(path.read_text() for path in PACKAGE.rglob("*.py")))
     tests = variables("\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py")))
@@ -166,7 +168,7 @@ def test_every_option_is_explained() -> None:
             assert re.search(r"(  +|\n +)[a-zA-Z`].*\w", option), f"{command}: {option}"
 
 
-def test_every_function_that_others_may_call_is_documented(tx: psycopg.Connection[Any]) -> None:
+def test_every_function_granted_to_callers_is_documented(tx: psycopg.Connection[Any]) -> None:
     rows = tx.execute(
         """
         select distinct n.nspname || '.' || p.proname
@@ -182,7 +184,7 @@ def test_every_function_that_others_may_call_is_documented(tx: psycopg.Connectio
     assert [name for (name,) in rows if f"{name}(" not in text] == []
 
 
-def test_every_sqlstate_is_documented_and_every_documented_one_is_raised() -> None:
+def test_documented_sqlstates_are_those_that_are_raised() -> None:
     raised = set(re.findall(r"\bRC[A-Z]\d\d\b", "".join(p.read_text() for p in sql_files("sql"))))
     assert set(re.findall(r"\bRC[A-Z]\d\d\b", read("sql/README.md"))) == raised
 

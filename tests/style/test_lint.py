@@ -1,4 +1,4 @@
-"""The tools' own rules, as pyproject.toml chooses them."""
+"""The linters and type checker pass with the rules that pyproject.toml selects."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_import_that_runs_upwards_is_found(tmp_path: Path) -> None:
 
 
 def test_sqlfluff_reads_files_of_any_size() -> None:
-    """By default it skips what is over 20,000 bytes, and succeeds."""
+    """By default it skips files over 20,000 bytes and succeeds."""
     bad = "select 1;\n" * 2500 + "SELECT 1;\n"
     done = run("sqlfluff", "lint", "--disable-progress-bar", "-", text=bad)
     assert done.returncode == 1

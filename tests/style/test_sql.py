@@ -1,4 +1,4 @@
-"""SQL gate: the grammar of PostgreSQL reads every statement, and the rules of the project hold."""
+"""SQL gate: every statement parses with PostgreSQL's grammar and follows the project's rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TextRule = Callable[[str, str], Iterator[str]]
 
 FOLDERS = ("sql", "migrations", "policies")
 
-# Each rule, the folders it is for, and what it has to catch.
+# Each rule, the folders it applies to, and an example that it must catch.
 STATEMENT_RULES: list[tuple[StatementRule, tuple[str, ...], str]] = [
     (rules.code_can_run_again, ("sql",), "create table rowcast.t ()"),
     (rules.code_can_run_again, ("sql",), "create function f() returns int return 1"),
@@ -88,7 +88,7 @@ def read(folder: str) -> dict[str, list[Statement]]:
 
 
 def once(table: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """A rule stands once per bad example, and is applied to the real files once."""
+    """Drop the bad examples: the table has a rule once per example; real files need it once."""
     return list({row[0]: row[:-1] for row in table}.values())
 
 
@@ -132,7 +132,7 @@ def test_files_keep_the_rule(rule: TextRule) -> None:
 
 
 def test_exceptions_to_quoting_are_still_needed() -> None:
-    """A listed place without ``%s`` would cover the next one that somebody adds."""
+    """A listed place without ``%s`` would also cover one that is added later."""
     needed = {
         function.place
         for file in read("sql").values()
@@ -153,7 +153,7 @@ def test_migrations_are_numbered_without_gaps() -> None:
 
 
 def test_no_function_is_defined_twice() -> None:
-    """The later file would win, and the earlier one would still be read."""
+    """The later definition would win, and readers would still find the earlier one."""
     signatures = [f.signature for file in read("sql").values() for f in functions(file)]
     assert len(signatures) == len(set(signatures))
 
@@ -172,9 +172,9 @@ def test_the_rule_catches_what_it_is_for(rule: Callable[..., Iterator[str]], bad
 
 
 def test_a_file_in_order_passes_every_rule() -> None:
-    text = """-- Counting, one up and one down.
+    text = """-- Counting, one step at a time.
 
--- The next number, for those who have one.
+-- The next number after a given one.
 create or replace function rowcast.next(p_n integer)
 returns integer
 language plpgsql

@@ -1,4 +1,4 @@
-"""What the tracked text does not say: whose machine it was written on, and what is unfinished."""
+"""Words that tracked text must not contain: names of registries, unfinished marks, local paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from style.sources import ROOT, tracked_files
 
-# Spelt in pieces, or this file would be its own first finding.
+# Spelt in pieces, because otherwise this file would be a finding.
 HOSTS = [
     "py" + "pi.org",
     "python" + "hosted.org",
@@ -25,13 +25,13 @@ HOMES = ["ro" + "ot", "wo" + "rk", "ho" + "me"]
 
 HOST = re.compile("|".join(re.escape(host) for host in HOSTS))
 MARK = re.compile(rf"\b({'|'.join(UNFINISHED)})\b")
-# A path that begins here: not the end of a longer one, such as that of a URL.
+# An absolute path, not the end of a longer one such as a URL.
 HOME = re.compile(rf"(?<![\w.}}/~-])/({'|'.join(HOMES)})/\w")
 SCRATCH = re.compile(r"(?<![\w.}/~-])/tmp/\w")
 
 
 def texts() -> Iterator[tuple[str, int, str]]:
-    """File, line number and line of all tracked text."""
+    """Yield file, line number and line of all tracked text."""
     for path in tracked_files():
         try:
             text = path.read_text()
