@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rowcast.client import Message, Realtime
+from rowcast_client import Message, Realtime
 from support.scripted_client import Start, client, opened, subscribed
 from support.scripted_server import ScriptedServer, start_scripted_server
 

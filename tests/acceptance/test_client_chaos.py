@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 
-from rowcast.client import Message, connect
+from rowcast_client import Message, connect
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.flaky_network import FlakyNetwork, flaky_network

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 
-from rowcast.client import Message, Realtime, RealtimeError, connect
+from rowcast_client import Message, Realtime, RealtimeError, connect
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.flaky_network import flaky_network

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rowcast.client import RealtimeError, connect
+from rowcast_client import RealtimeError, connect
 from support.scripted_client import Start, client, opened, settled, told
 from support.scripted_server import ScriptedServer, soon
 
@@ -163,7 +163,7 @@ async def test_a_callback_may_close_the_client_and_nothing_of_it_stays(start: St
     await conversation.messages("a", ["m1", "m2"])
     await soon(closed.wait())
     await soon(conversation.ended.wait())
-    ours = {task for task in asyncio.all_tasks() - before if "rowcast/client" in str(task)}
+    ours = {task for task in asyncio.all_tasks() - before if "rowcast_client" in str(task)}
     if ours:
         await asyncio.wait(ours, timeout=5)
     assert all(task.done() for task in ours), ours

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from rowcast.client import Message, RealtimeError
+from rowcast_client import Message, RealtimeError
 from support.scripted_client import Start, client, ids, opened, settled, subscribed, told
 from support.scripted_server import ScriptedServer, soon
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rowcast.client import Message, Realtime, RealtimeError, connect
+from rowcast_client import Message, Realtime, RealtimeError, connect
 from support import pg
 from support.bridge_process import daemon, open_channels, token
 from support.scripted_client import Start, client, opened, settled, subscribed, told

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rowcast.client import RealtimeError
+from rowcast_client import RealtimeError
 from support.scripted_client import Start, client, ids, opened, settled, subscribed, told
 from support.scripted_server import ScriptedServer, soon
 

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from acceptance.test_presence import ROOM, Watch
-from rowcast.client import Message
-from rowcast.client import connect as client
+from rowcast_client import Message
+from rowcast_client import connect as client
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.load_clients import LoadClients

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from rowcast.client import Message
-from rowcast.client import connect as client
+from rowcast_client import Message
+from rowcast_client import connect as client
 from support import pg
 from support.bridge_process import Daemon, daemon, open_channels, token
 from support.wire_client import Frame, Wire, connect

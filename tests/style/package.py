@@ -14,6 +14,7 @@ import pglast
 from style.sources import ROOT
 
 __all__ = [
+    "CLIENT",
     "PACKAGE",
     "calls",
     "imports",
@@ -26,22 +27,29 @@ __all__ = [
 ]
 
 PACKAGE = ROOT / "python" / "rowcast"
+CLIENT = ROOT / "python" / "rowcast_client"
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """Name within the package → tree."""
+    """Name → tree: names within `rowcast`, and those of the client with `rowcast_client` before."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "__init__"
-        found[name] = ast.parse(path.read_text(), str(path))
+    for package, prefix in ((PACKAGE, ()), (CLIENT, (CLIENT.name,))):
+        for path in sorted(package.rglob("*.py")):
+            parts = (*prefix, *path.relative_to(package).with_suffix("").parts)
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "__init__"
+            found[name] = ast.parse(path.read_text(), str(path))
     return found
 
 
 def source(name: str) -> Path:
-    folder = PACKAGE if name == "__init__" else PACKAGE / name.replace(".", "/")
+    if name == "__init__":
+        folder = PACKAGE
+    elif top(name) == CLIENT.name:
+        folder = CLIENT.parent / name.replace(".", "/")
+    else:
+        folder = PACKAGE / name.replace(".", "/")
     return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
 
 

@@ -232,4 +232,7 @@ def test_the_changelog_begins_with_this_version_or_the_next() -> None:
 
 
 def test_the_first_page_gives_the_command_that_runs_the_tests() -> None:
-    assert re.search(r"pip install .*-e '\.\[test\]' && .*python -m pytest", read("README.md"))
+    assert re.search(
+        r"pip install .*-e python/rowcast_client -e '\.\[test\]' && .*python -m pytest",
+        read("README.md"),
+    )

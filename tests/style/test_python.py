@@ -6,6 +6,7 @@ Which folder may import which is checked by import-linter; its layers are in pyp
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from importlib.metadata import packages_distributions
 import pglast
 import pytest
 
+import rowcast
+import rowcast_client
 from style.package import (
+    CLIENT,
     PACKAGE,
     calls,
     imports,
@@ -128,6 +132,7 @@ def test_only_the_composition_root_constructs_parts() -> None:
 def test_imported_distributions_are_declared() -> None:
     """A package that is only installed by chance would be missing on the user's machine."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    client = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
 
     def names(requirements: list[str]) -> set[str]:
@@ -136,7 +141,7 @@ def test_imported_distributions_are_declared() -> None:
 
     always = names(project["dependencies"])
     sometimes = always | names(extras["policy"]) | names(extras["dev"])
-    distributions = packages_distributions()
+    distributions = {**packages_distributions(), CLIENT.name: ["rowcast-client"]}
     for name in modules():
         for imported, own in imports(name):
             if top(imported) in PLUGINS.get(name, ()):
@@ -144,8 +149,19 @@ def test_imported_distributions_are_declared() -> None:
             if own or top(imported) in sys.stdlib_module_names or top(imported) == "rowcast":
                 continue
             owners = {d.lower().replace("_", "-") for d in distributions.get(top(imported), [])}
-            declared = always if name in daemon() else sometimes
+            if top(name) == CLIENT.name:
+                declared = names(client["dependencies"])
+            else:
+                declared = always if name in daemon() else sometimes
             assert owners & declared, f"{name} imports {imported}"
+
+
+def test_all_packages_have_one_version() -> None:
+    """Also the one on npm; `rowcast` depends on exactly its own version of the client."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    script = json.loads((PACKAGE / "web" / "package.json").read_text())
+    assert rowcast_client.__version__ == rowcast.__version__ == script["version"]
+    assert f"rowcast-client=={rowcast.__version__}" in project["dependencies"]
 
 
 @pytest.mark.parametrize("name", list(modules()))

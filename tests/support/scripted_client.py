@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from rowcast.client import Channel, Message, Realtime, connect
+from rowcast_client import Channel, Message, Realtime, connect
 from support.scripted_server import Conversation, ScriptedServer, soon
 
 __all__ = ["Heard", "Start", "client", "ids", "opened", "settled", "subscribed", "told"]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from rowcast.client import Channel, Message, Realtime, RealtimeError, connect
 from rowcast.errors import RowcastError
+from rowcast_client import Channel, Message, Realtime, RealtimeError, connect
 
 __all__ = ["follow", "publish"]
 

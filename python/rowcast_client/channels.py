@@ -7,15 +7,16 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
-from .delivery import Delivery, Inbox, Listeners
-from .frames import Frame, RealtimeError, encode, refusal
-from .join import Join, Phase
-from .link import LONGEST_PAUSE, Link
+from .connection import LONGEST_PAUSE, Link, Ticket
+from .dispatch import Callback, Delivery, Inbox, Listeners
+from .frames import Frame, Message, RealtimeError, encode, message_of, refusal
 from .resume import Progress, Seen
 
-__all__ = ["LONGEST_PAUSE", "RETRYABLE", "Joins", "Report"]
+__all__ = ["EVENTS", "LONGEST_PAUSE", "RETRYABLE", "Join", "Joins", "Phase", "Report"]
 
 NAMES_PER_FRAME = 50
 FIRST_JOIN_RETRIES = 5
@@ -23,6 +24,69 @@ FIRST_JOIN_RETRIES = 5
 RETRYABLE = {"unavailable", "rate_limited", "internal", "token_expired"}
 
 Report = Callable[[RealtimeError, Listeners | None], None]
+
+
+# Kinds that no message can reach, whatever its sender calls his event.
+EVENTS = {"error", "closed", "deleted", "presence", "resync", "subscribed"}
+RESERVED = {"message", "*", *EVENTS}
+
+
+class Phase(Enum):
+    """Of a channel."""
+
+    IDLE = "idle"  # not wanted
+    WAITING = "waiting"  # wanted, and not asked for at the moment
+    JOINING = "joining"  # asked for
+    JOINED = "joined"
+
+
+@dataclass(slots=True, eq=False)
+class Join:
+    """What the client knows of one channel name."""
+
+    name: str
+    listeners: Listeners = field(default_factory=Listeners)
+    phase: Phase = Phase.IDLE
+    wanted: bool = False  # for its messages, and not only to be present in it
+    members: dict[str, Any] = field(default_factory=dict)
+    live: bool = False  # was joined since it is wanted
+    after: str | None = None  # what its next join resumes from; ids are kept while it is set
+    echo: bool = True
+    history: int = 0
+    retries: int = 0
+    turn: int = 0  # which join an answer belongs to
+    left: int = 0  # how often the application has left it
+    waiting: int = 0  # how many calls wait for it to be confirmed
+    asked: dict[str, tuple[Join, int]] = field(default_factory=dict)
+    ticket: Ticket | None = None
+    timer: asyncio.TimerHandle | None = None
+    moved: float = 0.0  # when something came for it
+    seen: Seen = field(default_factory=Seen)
+    inbox: Inbox | None = None
+    confirmed: asyncio.Future[None] | None = None
+
+    @property
+    def hears_messages(self) -> bool:
+        """Whether a callback takes messages; else they are kept for `async for`."""
+        return bool(self.listeners.kinds - EVENTS)
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def unless_left(self, callbacks: Callable[[], list[Callback]]) -> Callable[[], list[Callback]]:
+        """The same callbacks, and none once the application has left the channel."""
+        left = self.left
+        return lambda: callbacks() if self.left == left else []
+
+    def messages(self, message_type: str, event: str) -> list[Callback]:
+        """The callbacks for a message."""
+        kinds = [] if event in RESERVED else [event]
+        if message_type == "message" or event == "message":
+            kinds.append("message")
+        return self.listeners.of(*kinds, "*")
 
 
 class Joins:
@@ -281,6 +345,67 @@ class Joins:
     def _try_again(self, join: Join) -> None:
         if join.phase is Phase.WAITING:
             self.ask([join])
+
+    # What the server sends without being asked
+
+    def messages(self, frame: Frame) -> None:
+        """A `messages` frame."""
+        join = self.find(frame.get("channel"))
+        if join is None or join.phase is Phase.IDLE:
+            return
+        now = join.moved = time.monotonic()
+        earlier = frame.get("history") is True or frame.get("replay") is True
+        if join.phase is Phase.JOINING and not earlier:
+            # Live ones come behind the answer: these are of a subscription that was ended.
+            return
+        items = frame.get("messages")
+        if not isinstance(items, list):
+            text = "The server sent messages that are no list."
+            self._report(RealtimeError("invalid_frame", text, channel=join.name), join.listeners)
+            return
+        for item in items:
+            try:
+                message = message_of(item, join.name, frame)
+            except RealtimeError as error:
+                self._report(error, join.listeners)
+                continue
+            durable = message.type == "message"
+            if message.id is None or join.seen.add(message.id, now, durable):
+                self._deliver(join, message)
+
+    def _deliver(self, join: Join, message: Message) -> None:
+        if message.raw:
+            text = "A payload is too deep or too long for Python: it is given as its text."
+            error = RealtimeError("unreadable_payload", text, channel=join.name, id=message.id)
+            self._report(error, join.listeners)
+
+        def callbacks() -> list[Callback]:
+            return join.messages(message.type, message.event)
+
+        self._delivery.tell(join.unless_left(callbacks), message, join.inbox)
+
+    def deleted(self, frame: Frame) -> None:
+        """A `deleted` frame."""
+        join = self.find(frame.get("channel"))
+        if join is not None:
+            self._tell(join, "deleted", {"channel": join.name, "id": frame.get("id")})
+
+    def closed(self, frame: Frame) -> None:
+        """A `closed` frame. While a join is under way its answer decides instead."""
+        join, code = self.find(frame.get("channel")), str(frame.get("code"))
+        if join is None or join.phase is not Phase.JOINED:
+            return
+        final = code not in ("lagging", "expired", "unavailable")
+        if final:
+            text = f"The server closed channel {join.name}: {code}."
+            self.leave(join, RealtimeError(code, text, channel=join.name))
+        else:
+            self.stand(join)
+            if code == "expired":
+                self.refresh()  # it is joined again when that has succeeded
+            else:
+                self.later(join)
+        self._tell(join, "closed", {"channel": join.name, "code": code, "final": final})
 
     # The cursor
 

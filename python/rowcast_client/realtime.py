@@ -13,14 +13,13 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from .channel import Channel
-from .delivery import Callback, Delivery, Inbox, Listeners
+from .channels import Joins
+from .connection import Link, LostError
+from .dispatch import Callback, Delivery, Inbox, Listeners
 from .frames import Frame, RealtimeError, refusal
 from .identity import Identity, Token
-from .incoming import Incoming
-from .joining import Joins
-from .link import Link, LostError
-from .outbox import Outbox
 from .presence import Presences
+from .publishing import Outbox
 from .resume import Progress
 
 __all__ = ["Realtime"]
@@ -31,11 +30,11 @@ STABLE = 5.0
 CLOSE_TIMEOUT = 1.0
 LONGEST_PAUSE = 300.0
 LARGEST_FRAME = 64 * 1024 * 1024
-logger = logging.getLogger("rowcast.client")
+logger = logging.getLogger("rowcast_client")
 
 
 class Realtime:
-    """A client, as `rowcast.client.connect` makes it."""
+    """A client, as `rowcast_client.connect` makes it."""
 
     def __init__(
         self,
@@ -66,7 +65,6 @@ class Realtime:
         )
         self._presences = Presences(self._joins, self._delivery, self._report, timeouts[0])
         self._joins.joined, self._joins.left = self._presences.joined, self._presences.left
-        self._incoming = Incoming(self._joins, self._delivery, self._report)
         self._outbox = Outbox(self._timeout, limits[1])
         self._tasks: list[asyncio.Task[None]] = []
         self._opened: asyncio.Future[None] | None = None
@@ -256,15 +254,15 @@ class Realtime:
     def _handle(self, frame: Frame) -> None:
         match frame["op"]:
             case "messages":
-                self._incoming.messages(frame)
+                self._joins.messages(frame)
             case "cursor":
                 self._joins.cursor(frame)
             case "presence":
                 self._presences.frame(frame)
             case "closed":
-                self._incoming.closed(frame)
+                self._joins.closed(frame)
             case "deleted":
-                self._incoming.deleted(frame)
+                self._joins.deleted(frame)
             case "status":
                 self._tell("status", {"status": frame.get("status")})
                 if frame.get("status") == "token_expiring":

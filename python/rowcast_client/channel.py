@@ -7,10 +7,9 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from .delivery import Callback, Inbox
+from .channels import EVENTS, Join, Joins, Phase
+from .dispatch import Callback, Inbox
 from .frames import Message, RealtimeError
-from .join import EVENTS, Join, Phase
-from .joining import Joins
 from .presence import Presences
 
 __all__ = ["Channel"]

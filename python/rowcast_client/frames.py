@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from rowcast.errors import RowcastError
-
 __all__ = ["Frame", "Message", "RealtimeError", "encode", "message_of", "parse", "refusal"]
 
 Frame = dict[str, Any]
@@ -18,7 +16,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]', re.DOTALL)
 _MESSAGE_DEPTH = 3
 
 
-class RealtimeError(RowcastError):
+class RealtimeError(Exception):
     """A request was refused, or the connection could not be had.
 
     Args:

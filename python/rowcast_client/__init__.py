@@ -1,8 +1,8 @@
 """The rowcast client for asyncio.
 
-    import rowcast.client
+    import rowcast_client
 
-    async with rowcast.client.connect("http://127.0.0.1:8080", token=token) as realtime:
+    async with rowcast_client.connect("http://127.0.0.1:8080", token=token) as realtime:
         channel = realtime.channel("chat:room1")
         await channel.subscribe()
         await channel.send(event="message.new", payload={"text": "hello"})
@@ -13,16 +13,16 @@ It reconnects by itself and resumes every channel from where the session stopped
 lost and none comes twice. `Realtime.cursor` says how far the application has got; a later process
 that gives it as `after` goes on from there.
 
-- `realtime`: what outlives sockets
-- `channel`: a channel as applications see it
-- `join`, `joining`, `incoming`: which channels are wanted, where they stand, what comes for them
-- `outbox`: publishes that wait for their answer
-- `identity`: whom the client speaks for
-- `presence`: who is there
-- `delivery`: the order of callbacks, and when reading stops
-- `link`: one socket
-- `resume`: what must be remembered so that a resume neither loses nor repeats
-- `frames`: text to messages and errors
+- `realtime`: the connection's life: connects, reconnects, closes
+- `connection`: one WebSocket, its requests and their answers
+- `channel`: a channel as applications use it
+- `channels`: which channels are wanted, the state of each, and the frames for them
+- `dispatch`: calls callbacks in order, and stops reading when too much waits
+- `publishing`: publishes that wait for their answer
+- `presence`: the members of channels, and this client among them
+- `identity`: the token and its refresh
+- `resume`: the cursor, and the message ids that a replay may repeat
+- `frames`: frames as Python values
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from .frames import Message, RealtimeError
 from .identity import Token
 from .realtime import Realtime
 
-__all__ = ["Channel", "Message", "Realtime", "RealtimeError", "connect"]
+__all__ = ["Channel", "Message", "Realtime", "RealtimeError", "__version__", "connect"]
+
+__version__ = "0.1.0"
 
 
 def connect(

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .delivery import Delivery
+from .channels import LONGEST_PAUSE, RETRYABLE, Join, Joins, Phase, Report
+from .connection import Link
+from .dispatch import Delivery
 from .frames import Frame, RealtimeError, encode, refusal
-from .join import Join, Phase
-from .joining import LONGEST_PAUSE, RETRYABLE, Joins, Report
-from .link import Link
 
 __all__ = ["Presences"]
 

@@ -6,9 +6,9 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
+from .channels import Report
+from .connection import Link
 from .frames import Frame, RealtimeError, encode, refusal
-from .joining import Report
-from .link import Link
 
 __all__ = ["Identity", "Token"]
 

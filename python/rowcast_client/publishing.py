@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from .connection import Link
 from .frames import Frame, RealtimeError, encode, refusal
-from .link import Link
 
 __all__ = ["Outbox"]
 

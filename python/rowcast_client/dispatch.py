@@ -21,7 +21,7 @@ from .frames import Message, RealtimeError
 __all__ = ["Callback", "Delivery", "Inbox", "Listeners"]
 
 Callback = Callable[[Any], Any]
-logger = logging.getLogger("rowcast.client")
+logger = logging.getLogger("rowcast_client")
 # Over the limit reading goes on as long as a request waits for its answer: the one who would
 # make room may be waiting for it. At this many times the limit it stops nevertheless.
 HARD_LIMIT = 10
