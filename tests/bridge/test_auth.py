@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from rowcast.bridge.auth import Verifier
+from rowcast.bridge.facts import Facts
 from rowcast.config import Settings
 from rowcast.errors import AuthError
 
@@ -83,7 +84,7 @@ async def keys() -> AsyncIterator[KeyServer]:
 
 
 def verifier(**rest: Any) -> Verifier:
-    return Verifier(Settings(jwt_secret=SECRET, **rest))
+    return Verifier(Settings(jwt_secret=SECRET, **rest), Facts())
 
 
 async def refusal(verify: Verifier, token: str) -> AuthError:
@@ -218,11 +219,11 @@ async def test_a_public_key_is_never_the_secret_of_an_hmac(keys: KeyServer) -> N
     )
     confused = handmade(claims(), {"alg": "HS256", "kid": "rsa"}, pem.decode())
     await refusal(verifier(jwks_url=keys.url), confused)
-    await refusal(Verifier(Settings(jwks_url=keys.url)), confused)
+    await refusal(Verifier(Settings(jwks_url=keys.url), Facts()), confused)
 
 
 async def test_a_key_of_another_algorithm_or_person_is_refused(keys: KeyServer) -> None:
-    asymmetric = Verifier(Settings(jwks_url=keys.url))
+    asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     for key, algorithm, kid in (
         (STRANGER, "RS256", "rsa"),
         (RSA, "RS256", "ec"),
@@ -239,7 +240,7 @@ async def test_a_key_of_another_algorithm_or_person_is_refused(keys: KeyServer) 
 
 
 async def test_unknown_keys_do_not_make_us_ask_all_the_time(keys: KeyServer) -> None:
-    asymmetric = Verifier(Settings(jwks_url=keys.url))
+    asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     for number in range(20):
         token = jwt.encode(claims(), RSA, "RS256", headers={"kid": f"unknown {number}"})
         await refusal(asymmetric, token)
@@ -247,7 +248,7 @@ async def test_unknown_keys_do_not_make_us_ask_all_the_time(keys: KeyServer) -> 
 
 
 async def test_who_comes_while_the_keys_are_fetched_waits_for_them(keys: KeyServer) -> None:
-    asymmetric = Verifier(Settings(jwks_url=keys.url))
+    asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     token = jwt.encode(claims(), RSA, "RS256", headers={"kid": "rsa"})
     keys.gate.clear()
     asking = [asyncio.create_task(asymmetric.verify(token, ROLES)) for _ in range(10)]
@@ -259,13 +260,13 @@ async def test_who_comes_while_the_keys_are_fetched_waits_for_them(keys: KeyServ
 
 async def test_without_keys_nobody_is_refused_for_good(keys: KeyServer) -> None:
     keys.status = 500
-    asymmetric = Verifier(Settings(jwks_url=keys.url))
+    asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     token = jwt.encode(claims(), RSA, "RS256", headers={"kid": "rsa"})
     assert (await refusal(asymmetric, token)).code == "unavailable"
 
 
 async def test_a_jwks_of_rubbish_is_no_way_in(keys: KeyServer) -> None:
     keys.keys = [{"kty": "oct", "k": "eA", "kid": "rsa", "alg": "HS256"}, {"kty": "?"}]
-    asymmetric = Verifier(Settings(jwks_url=keys.url))
+    asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     await refusal(asymmetric, handmade(claims(), {"alg": "HS256", "kid": "rsa"}, "x"))
     await refusal(asymmetric, jwt.encode(claims(), RSA, "RS256", headers={"kid": "rsa"}))

@@ -13,6 +13,7 @@ import pytest
 from bridge.test_hub import Pipe
 from rowcast.bridge import census
 from rowcast.bridge.census import Census
+from rowcast.bridge.facts import Facts
 from rowcast.bridge.hub import Hub
 from rowcast.bridge.model import FAR_FUTURE, Caller
 from rowcast.bridge.session import Session, State, Subscription
@@ -73,7 +74,7 @@ async def answers(hub: Hub, database: Database, *, closed: bool = False) -> list
 
 
 async def test_equal_sessions_are_one_and_only_what_is_live_counts() -> None:
-    hub = Hub()
+    hub = Hub(Facts())
     for _ in range(3):
         join(hub, "{}", "a", "b")
     join(hub, '{"n":1}', "a")
@@ -90,14 +91,14 @@ async def test_equal_sessions_are_one_and_only_what_is_live_counts() -> None:
 
 
 async def test_nobody_is_an_answer_too() -> None:
-    assert await answers(Hub(), Database()) == [([], 0)]
+    assert await answers(Hub(Facts()), Database()) == [([], 0)]
 
 
 async def test_many_go_in_portions_of_which_only_the_last_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(census, "PORTION", 4)
-    hub = Hub()
+    hub = Hub(Facts())
     for n in range(8):
         join(hub, f'{{"n":{n}}}', "a")
     said = await answers(hub, Database())
@@ -109,7 +110,7 @@ async def test_what_is_too_much_is_counted(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     monkeypatch.setattr(census, limit, value)
-    hub = Hub()
+    hub = Hub(Facts())
     for n in range(9):
         join(hub, "{}", f"a{n}")
     [(told, out)] = await answers(hub, Database())
@@ -118,20 +119,20 @@ async def test_what_is_too_much_is_counted(
 
 async def test_who_does_not_listen_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(census, "PORTION", 1)
-    hub, database = Hub(), Database()
+    hub, database = Hub(Facts()), Database()
     join(hub, "{}", "a", "b", "c")
     database.listens = False
     assert len(await answers(hub, database)) == 1
 
 
 async def test_a_bridge_that_sends_its_clients_away_says_nothing() -> None:
-    hub = Hub()
+    hub = Hub(Facts())
     join(hub, "{}", "a")
     assert await answers(hub, Database(), closed=True) == []
 
 
 async def test_no_claim_is_logged_when_it_fails(caplog: pytest.LogCaptureFixture) -> None:
-    hub, database = Hub(), Database()
+    hub, database = Hub(Facts()), Database()
     join(hub, f'{{"email":"{SECRET}"}}', "a")
     error = asyncpg.NotNullViolationError(f"Failing row contains ({SECRET})")
     database.error = error
@@ -145,7 +146,7 @@ async def test_no_claim_is_logged_when_it_fails(caplog: pytest.LogCaptureFixture
 
 async def test_requests_without_end_are_not_piled_up() -> None:
     database = Database()
-    part = Census(database, Hub(), Node())  # type: ignore[arg-type]
+    part = Census(database, Hub(Facts()), Node())  # type: ignore[arg-type]
     for _ in range(100):
         part.signal({"request": str(REQUEST)})
     running = asyncio.create_task(part.run())

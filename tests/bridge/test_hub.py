@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from rowcast.bridge.cursor import CursorKey, Position
+from rowcast.bridge.facts import DatabaseFacts, Facts
 from rowcast.bridge.hub import Hub
 from rowcast.bridge.model import Caller, Message
 from rowcast.bridge.session import Session, State, Subscription
@@ -77,7 +78,7 @@ class Scene:
     """A hub with clients."""
 
     def __init__(self) -> None:
-        self.hub = Hub()
+        self.hub = Hub(Facts(DatabaseFacts(cursor_key=KEY)))
         self.hub.moved(position(1))
 
     def client(
@@ -222,10 +223,10 @@ def test_history_ends_where_a_subscription_begins_however_late_it_is_read(scene:
 def test_a_drain_that_is_cut_off_leaves_nobody_with_a_cursor_too_new(scene: Scene) -> None:
     session, pipe = scene.client("room")
     scene.deliver(message("1"))  # and then the connection is lost
-    assert not scene.hub.cursor(session, KEY)
+    assert not scene.hub.cursor(session)
     assert pipe.payloads() == [1]
     scene.hub.moved(position(9))
-    assert scene.hub.cursor(session, KEY)
+    assert scene.hub.cursor(session)
     [frame] = pipe.frames()
     read = KEY.read(frame["cursor"], "authenticated:alice")
     assert read is not None
@@ -238,10 +239,10 @@ def test_no_cursor_covers_what_is_held_back(scene: Scene) -> None:
     quiet.state = State.LIVE
     quiet.publishing = 1
     scene.drained(message("1", "hall"))
-    assert not scene.hub.cursor(session, KEY)
+    assert not scene.hub.cursor(session)
     quiet.publishing = 0
     scene.hub.release(session, quiet)
-    assert scene.hub.cursor(session, KEY)
+    assert scene.hub.cursor(session)
 
 
 def test_own_messages_are_left_out_for_who_does_not_want_them(scene: Scene) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from bridge.test_hub import Pipe
+from rowcast.bridge.facts import Facts
 from rowcast.bridge.hub import Hub
 from rowcast.bridge.presence.roster import Room, Row
 from rowcast.bridge.presence.updates import Presence
@@ -131,7 +132,7 @@ class Lists:
 
 class Scene:
     def __init__(self) -> None:
-        self.hub = Hub()
+        self.hub = Hub(Facts())
         self.lists = Lists()
         self.presence = Presence(self.lists, self.hub, 15)  # type: ignore[arg-type]
         self.sequence = itertools.count(1)

@@ -226,9 +226,7 @@ class Access:
             Refusal: a policy failed, or the database cannot answer.
         """
         try:
-            rows = await self._database.history(
-                caller.role, caller.claims, channel, limit, until, self._feed.floor
-            )
+            rows = await self._database.history(caller.role, caller.claims, channel, limit, until)
         except UNAVAILABLE as error:
             raise unavailable(error) from error
         except asyncpg.PostgresError as error:
@@ -294,7 +292,8 @@ class Access:
 
     def _administers(self, role: str) -> bool:
         """Whether no policy is asked. Where a role is among both, the policies decide."""
-        return role in self._feed.admin_roles and role not in self._feed.roles
+        facts = self._database.facts.current
+        return role in facts.admin_roles and role not in facts.caller_roles
 
     async def _publish_as_system(self, claims: str, channel: str, *rest: Any) -> UUID | Exception:
         """What an administrator publishes is the application's."""

@@ -20,7 +20,7 @@ from rowcast.observe import configure, observe
 from rowcast.postgres.diagnose import explain
 
 from .access import Access
-from .auth import Verifier
+from .auth import Identities, Verifier
 from .census import Census
 from .database import UNAVAILABLE, Database, UnfitError
 from .doorbell import Doorbell
@@ -28,7 +28,6 @@ from .feed import Feed
 from .http.app import build
 from .http.websocket import Sockets
 from .hub import Hub
-from .identity import Identities
 from .model import Message
 from .node import Node
 from .phoenix.broadcast import Broadcasts
@@ -70,7 +69,7 @@ class _Bridge:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings)
-        self.hub = Hub()
+        self.hub = Hub(self.database.facts)
         self.node = Node(self.database, settings)
         self.audience = Audience(self.database, self.node)
         self.presence = Presence(self.database, self.hub, settings.lease)
@@ -92,18 +91,19 @@ class _Bridge:
         self.outbox = Outbox(self.database, sender, settings)
         administration = Administration(self.database, settings)
         access = Access(self.database, administration, settings, self.hub, self.feed)
-        verifier = Verifier(settings)
+        facts = self.database.facts
+        verifier = Verifier(settings, facts)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)
-        identities = Identities(settings, self.hub, self.feed, verifier)
+        identities = Identities(settings, self.hub, verifier)
         self.handles = Handles(self.database)
         self.census = Census(self.database, self.hub, self.node)
         subscribing = Subscribing(
-            settings, self.hub, self.feed, access, attendance, self.rechecks, self.handles
+            settings, self.hub, facts, self.feed, access, attendance, self.rechecks, self.handles
         )
         service = Service(
             settings,
             self.hub,
-            self.feed,
+            facts,
             access,
             attendance,
             identities,
@@ -111,9 +111,9 @@ class _Bridge:
             subscribing,
         )
         self.sockets = Sockets(settings, self.hub, service)
-        self.phoenix = PhoenixDoor(self.sockets, identities, self.handles)
-        handlers = Handlers(administration, access, self.feed)
-        self.rest = Rest(settings, self.feed, verifier, handlers)
+        self.phoenix = PhoenixDoor(self.sockets, verifier, self.handles)
+        handlers = Handlers(administration, access, facts)
+        self.rest = Rest(settings, verifier, handlers)
         self.broadcasts = Broadcasts(self.rest, handlers)
         self.socketio = SocketIODoor(settings, self.sockets, service, self.rest)
         self._frozen = FREEZE_FROM
@@ -179,11 +179,11 @@ class _Bridge:
             if everybody:
                 quiet = time.monotonic()
             for given, session in enumerate(list(self.hub.sessions), 1):
-                if self.feed.key and (session.dirty or everybody) and session.subscriptions:
+                if (session.dirty or everybody) and session.subscriptions:
                     if self.hub.delivering:
                         async with self.feed.drained:
                             await self.feed.drained.wait_for(lambda: not self.hub.delivering)
-                    self.hub.cursor(session, self.feed.key)
+                    self.hub.cursor(session)
                 if given % BURST == 0:
                     await asyncio.sleep(0)
             if len(self.hub.sessions) >= self._frozen:

@@ -1,30 +1,40 @@
-"""Tokens: who is it, and until when. Signatures are checked here; what the claims allow is
-decided by the policies in SQL."""
+"""Tokens: verifies them, and watches when they end.
+
+Signatures are checked here; what the claims allow is decided by the policies in SQL.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import aiohttp
 import jwt
 
 from rowcast.config import Settings
-from rowcast.errors import AuthError
+from rowcast.errors import AuthError, Refusal
 from rowcast.observe import observe
 
+from .facts import Facts
+from .hub import Hub
 from .model import FAR_FUTURE, Caller
+from .session import Session
+from .wire.protocol import Refused, Status
 
-__all__ = ["Verifier"]
+__all__ = ["Identities", "Verifier"]
 
 MAX_TOKEN = 8192
 # An asymmetric key must never serve as an HMAC secret, so each family has its own keys.
 ASYMMETRIC = ["RS256", "ES256", "EdDSA"]
 KEYS_LIFETIME = 300.0
 KEYS_COOLDOWN = 10.0
+# Seconds before the end of a token at which its client is warned.
+EXPIRY_WARNING = 60.0
+# Longest timer in seconds: the event loop's timers do not reach for years.
+TIMER_MAX = 86400.0
 
 
 class Verifier:
@@ -32,13 +42,38 @@ class Verifier:
 
     Args:
         settings: secret, JWKS address, audience, issuer, leeway.
+        facts: which roles a token may name.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, facts: Facts) -> None:
         self._settings = settings
+        self._facts = facts
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched = -KEYS_LIFETIME
         self._fetching = asyncio.Lock()
+
+    async def identify(self, token: str, *, admin: bool = False) -> Caller:
+        """Return the caller that a client's token speaks for.
+
+        Args:
+            token: compact JWS.
+            admin: whether roles of administrators are accepted, too.
+
+        Raises:
+            Refusal: the token is not valid, or that cannot be decided now.
+        """
+        facts = self._facts.current
+        if not facts.caller_roles:
+            raise Refusal("unavailable", "The database has not been reached yet: try again.")
+        try:
+            admins = facts.admin_roles if admin else ()
+            return await self.verify(token, {*facts.caller_roles, *admins})
+        except AuthError as error:
+            raise Refusal(error.code, str(error)) from None
+
+    def is_administrator(self, caller: Caller) -> bool:
+        """Whether a caller's role is among those of administrators."""
+        return caller.role in self._facts.current.admin_roles
 
     async def verify(self, token: str, roles: Collection[str]) -> Caller:
         """Return the caller that the token speaks for.
@@ -137,3 +172,85 @@ class Verifier:
             answer.raise_for_status()
             published = jwt.PyJWKSet.from_dict(json.loads(await answer.content.read(262_144)))
         return {key.key_id: key for key in published.keys if key.algorithm_name in ASYMMETRIC}
+
+
+class Identities:
+    """Verifies tokens and watches their end; one for all sessions.
+
+    Args:
+        settings: timeouts.
+        hub: where sessions are found by their subject.
+        verifier: checks tokens.
+    """
+
+    def __init__(self, settings: Settings, hub: Hub, verifier: Verifier) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._verifier = verifier
+        self._timers: dict[Session, list[asyncio.TimerHandle]] = {}
+
+    async def authenticate(
+        self, session: Session, token: str, *, admin: bool = False
+    ) -> tuple[Caller, bool]:
+        """Take a token for a session, the first or a new one.
+
+        Args:
+            session: whose.
+            token: compact JWS.
+            admin: whether its door is one for administrators, too.
+
+        Returns:
+            Whom it speaks for, and whether that replaces other claims.
+
+        Raises:
+            Refusal: the token is not good, is somebody else's, or cannot be checked now.
+        """
+        caller = await self._verifier.identify(token, admin=admin)
+        before = session.caller
+        other = before is not None and before.subject not in (None, caller.subject)
+        if other and (session.subscriptions or session.pending):
+            raise Refusal("invalid_token", "A new token must keep the sub: connect again instead.")
+        self._hub.identify(session, caller)
+        self.forget(session)
+        left = self._left(session)
+        self._timer(session, left - EXPIRY_WARNING, self._expiring)
+        self._timer(session, left, self._expired)
+        return caller, before is not None and before.claims != caller.claims
+
+    def expect(self, session: Session) -> None:
+        """Close the session unless a token comes in time."""
+        self._timer(session, self._settings.auth_timeout, self._unauthorized)
+
+    def forget(self, session: Session) -> None:
+        """Stop all its timers."""
+        for handle in self._timers.pop(session, ()):
+            handle.cancel()
+
+    def _timer(self, session: Session, delay: float, call: Callable[[Session], None]) -> None:
+        handle = asyncio.get_running_loop().call_later(
+            min(max(delay, 0.0), TIMER_MAX), call, session
+        )
+        self._timers.setdefault(session, []).append(handle)
+
+    def _left(self, session: Session) -> float:
+        return (
+            session.caller.expires + self._settings.jwt_leeway - time.time()
+            if session.caller
+            else 0
+        )
+
+    def _unauthorized(self, session: Session) -> None:
+        session.close("unauthorized")
+
+    def _expiring(self, session: Session) -> None:
+        if self._left(session) > EXPIRY_WARNING + 1:
+            self._timer(session, self._left(session) - EXPIRY_WARNING, self._expiring)
+        else:
+            session.tell(Status("token_expiring"))
+
+    def _expired(self, session: Session) -> None:
+        if self._left(session) > 1:
+            self._timer(session, self._left(session), self._expired)
+        else:
+            session.tell(Refused.because(None, Refusal("token_expired")))
+            session.close("token_expired")

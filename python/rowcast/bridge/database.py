@@ -19,7 +19,8 @@ from rowcast.config import Settings
 from rowcast.errors import ConfigError
 from rowcast.files import migration_files
 
-from .cursor import Position
+from .cursor import CursorKey, Position
+from .facts import DatabaseFacts, Facts
 from .model import Delivery, Response
 
 __all__ = ["UNAVAILABLE", "Connection", "Database", "UnfitError"]
@@ -111,6 +112,7 @@ class Database:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.facts = Facts()
         self._settings = settings
         self._pooled = bool(settings.listen_url) or settings.doorbell == "poll"
         self._bridge = self._pool(settings.database_url)
@@ -169,8 +171,8 @@ class Database:
             variable = "ROWCAST_LISTEN_URL" if direct else "ROWCAST_DATABASE_URL"
             raise _is_pooler(variable, error) from None
 
-    async def identity(self, connection: Connection) -> asyncpg.Record:
-        """What a bridge must know of the database before it reads.
+    async def identity(self, connection: Connection) -> DatabaseFacts:
+        """Read what a bridge must know of the database before it reads the feed.
 
         Raises:
             UnfitError: not migrated, a standby, or restored from another cluster.
@@ -196,7 +198,23 @@ class Database:
             raise UnfitError("This is a standby: give the URL of the primary.")
         if not row["adopted"]:
             raise UnfitError("This data was restored from another cluster: run `rowcast migrate`.")
-        return row
+        return DatabaseFacts(
+            cursor_key=CursorKey(row["cursor_key"].encode()),
+            caller_roles=tuple(row["caller_roles"]),
+            admin_roles=tuple(row["admin_roles"]),
+            payload_limit=row["payload_limit"],
+            clock_skew=row["clock_skew"],
+            seq_floor=row["seq_floor"],
+            doorbell=row["doorbell"],
+        )
+
+    async def refresh_facts(self, connection: Connection) -> None:
+        """Read `identity` and keep it as `facts`.
+
+        Raises:
+            UnfitError: see `identity`.
+        """
+        self.facts.current = await self.identity(connection)
 
     async def refuse_powerful_logins(self) -> None:
         """Refuse to start with logins that could do more than they should.
@@ -299,11 +317,11 @@ class Database:
                 yield connection
 
     async def history(
-        self, role: str, claims: str, channel: str, limit: int, until: Position, floor: int
+        self, role: str, claims: str, channel: str, limit: int, until: Position
     ) -> list[asyncpg.Record]:
         """Read the newest messages that the caller may read."""
         rows: list[asyncpg.Record] = await self._caller.fetch(
-            HISTORY, role, claims, channel, limit, until.snapshot, floor
+            HISTORY, role, claims, channel, limit, until.snapshot, self.facts.current.seq_floor
         )
         return rows
 

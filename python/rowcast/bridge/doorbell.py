@@ -58,7 +58,6 @@ class Doorbell:
         self._turn = asyncio.Lock()
         self._dozing = False
         self._waking: asyncio.Task[None] | None = None
-        self.enabled = settings.doorbell == "notify"
 
     async def run(self) -> None:
         """Keep LISTEN alive for ever; returns only when cancelled."""
@@ -135,6 +134,9 @@ class Doorbell:
         self._rang.set()
         metrics.listen_up.set(0)
 
+    def _allowed(self) -> bool:
+        return self._settings.doorbell == "notify" and self._database.facts.current.doorbell
+
     async def sleep(self, drain: Callable[[], Awaitable[int]]) -> bool:
         """Fall asleep if that is safe, and drain at each ring until too many ring.
 
@@ -145,7 +147,7 @@ class Doorbell:
             False when it was not possible now. The caller must poll in either case.
         """
         connection = self._connection
-        if connection is None or not self.enabled:
+        if connection is None or not self._allowed():
             return False
         if self._turn.locked() or not (self._waking is None or self._waking.done()):
             # Whoever uses the connection may be finding out that it is dead: poll meanwhile.

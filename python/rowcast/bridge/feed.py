@@ -13,7 +13,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -21,7 +20,7 @@ import asyncpg
 from rowcast.config import Settings
 from rowcast.observe import metrics, observe
 
-from .cursor import CursorKey, Position
+from .cursor import Position
 from .database import UNAVAILABLE, Connection, Database, UnfitError
 from .doorbell import Doorbell
 from .model import Message, timestamp
@@ -67,20 +66,9 @@ class Feed:
         self._returned = returned
         self._recent: deque[tuple[float, set[str]]] = deque()
         self._cut_off = False
-        self._skew = timedelta(seconds=5)
         self.position: Position | None = None
-        self.key: CursorKey | None = None
-        self.roles: tuple[str, ...] = ()
-        self.admin_roles: tuple[str, ...] = ()
-        self.payload_limit = 0
-        self.floor = 0
         self.up = asyncio.Event()
         self.drained = asyncio.Condition()
-
-    @property
-    def overlap(self) -> float:
-        """Seconds of which messages may come twice after a crash of Postgres."""
-        return self._skew.total_seconds() + 5
 
     async def run(self) -> None:
         """Read for ever, connecting again for ever; returns only when cancelled."""
@@ -101,14 +89,7 @@ class Feed:
             backoff = min(backoff * 2, BACKOFF_MAX)
 
     async def _begin(self, connection: Connection) -> None:
-        facts = await self._database.identity(connection)
-        self.key = CursorKey(facts["cursor_key"].encode())
-        self.roles = tuple(facts["caller_roles"])
-        self.admin_roles = tuple(facts["admin_roles"])
-        self.payload_limit = facts["payload_limit"]
-        self._skew = facts["clock_skew"]
-        self.floor = facts["seq_floor"]
-        self._doorbell.enabled = self._settings.doorbell == "notify" and facts["doorbell"]
+        await self._database.refresh_facts(connection)
         before = self.position
         if before is not None:
             self._returned()
@@ -164,7 +145,8 @@ class Feed:
         assert position is not None
         self._cut_off = False
         # Only now: what a long drain began with may come again if it is cut off at its end.
-        while self._recent and self._recent[0][0] < time.monotonic() - self.overlap:
+        overlap = self._database.facts.current.replay_overlap
+        while self._recent and self._recent[0][0] < time.monotonic() - overlap:
             self._recent.popleft()
         self.position = position
         self._moved(position)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rowcast.observe import metrics
 
-from .cursor import CursorKey, Position
+from .cursor import Position
+from .facts import Facts
 from .model import Caller, Message
 from .names import is_pattern, matches
 from .session import Session, State, Subscription
@@ -28,9 +29,13 @@ class Hub:
 
     `position` is where everybody was served up to, `generation` counts its moves. In between,
     while `delivering`, some have got the newest messages and some have not.
+
+    Args:
+        facts: the key that signs cursors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
         self.sessions: set[Session] = set()
         self.position: Position | None = None
         self.generation = 0
@@ -311,7 +316,13 @@ class Hub:
                 encoded[wire.format] = wire.encode(event)
             session.write(encoded[wire.format])
 
-    def cursor(self, session: Session, key: CursorKey) -> bool:
+    def sign(self, session: Session, position: Position) -> str:
+        """Return the cursor with which this session's caller may come back to a position."""
+        key = self._facts.current.cursor_key
+        assert key is not None, "sessions are authenticated only once the facts are known"
+        return key.sign(position, session.authenticated().cursor_subject)
+
+    def cursor(self, session: Session) -> bool:
         """Write one session's cursor: everything of this session up to the position was written.
 
         Returns:
@@ -323,6 +334,5 @@ class Hub:
         if any(s.holding or s.held for s in session.subscriptions.values()):
             return False
         session.dirty = False
-        token = key.sign(self.position, session.caller.cursor_subject)
-        session.tell(Cursor(token))
+        session.tell(Cursor(self.sign(session, self.position)))
         return True

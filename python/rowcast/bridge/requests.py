@@ -11,9 +11,9 @@ from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
 
 from .access import Access
-from .feed import Feed
+from .auth import Identities
+from .facts import Facts
 from .hub import Hub
-from .identity import Identities
 from .model import Caller
 from .presence.attendance import Attendance
 from .revocation import Rechecks
@@ -46,7 +46,7 @@ class Service:
     Args:
         settings: limits.
         hub: who hears what.
-        feed: where the bridge stands.
+        facts: what the bridge knows of the database.
         access: asks the policies.
         attendance: counts and shows who is here.
         identities: takes tokens.
@@ -58,7 +58,7 @@ class Service:
         self,
         settings: Settings,
         hub: Hub,
-        feed: Feed,
+        facts: Facts,
         access: Access,
         attendance: Attendance,
         identities: Identities,
@@ -67,7 +67,7 @@ class Service:
     ) -> None:
         self._settings = settings
         self._hub = hub
-        self._feed = feed
+        self._facts = facts
         self._access = access
         self._attendance = attendance
         self._identities = identities
@@ -222,7 +222,7 @@ class Service:
                 payload = bytes(op.payload).decode()
             except UnicodeDecodeError:
                 raise Refusal("invalid_message", "The payload is not valid UTF-8.") from None
-            if self._feed.payload_limit and len(bytes(op.payload)) > 4 * self._feed.payload_limit:
+            if self._facts.current.exceeds_payload_limit(bytes(op.payload)):
                 raise Refusal("payload_too_large")
             message_id = await self._access.publish(
                 caller, session.id, op.channel, op.type, op.event, payload, op.id
@@ -236,8 +236,9 @@ class Service:
 
     def _welcome(self, session: Session) -> Welcome:
         settings = self._settings
-        limits = {"payload": self._feed.payload_limit, **settings.limits()}
-        return Welcome(session.id, settings.heartbeat, self._feed.overlap, limits)
+        facts = self._facts.current
+        limits = {"payload": facts.payload_limit, **settings.limits()}
+        return Welcome(session.id, settings.heartbeat, facts.replay_overlap, limits)
 
 
 def _authenticated(ref: Any, caller: Caller) -> Authenticated:

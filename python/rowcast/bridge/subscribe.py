@@ -20,6 +20,7 @@ from rowcast.errors import Refusal
 
 from .access import Access, Verdict
 from .cursor import Position
+from .facts import Facts
 from .feed import Feed
 from .hub import Hub
 from .model import Message
@@ -55,6 +56,7 @@ class Subscribing:
     Args:
         settings: limits.
         hub: who hears what.
+        facts: the key that signs cursors.
         feed: where the bridge stands.
         access: asks the policies.
         attendance: counts and shows who is here.
@@ -66,6 +68,7 @@ class Subscribing:
         self,
         settings: Settings,
         hub: Hub,
+        facts: Facts,
         feed: Feed,
         access: Access,
         attendance: Attendance,
@@ -74,6 +77,7 @@ class Subscribing:
     ) -> None:
         self._settings = settings
         self._hub = hub
+        self._facts = facts
         self._feed = feed
         self._access = access
         self._attendance = attendance
@@ -179,8 +183,7 @@ class Subscribing:
         if session.closed or session.subscriptions.get(channel) is not subscription:
             # Unsubscribed, or gone, while the policies were asked.
             raise Refusal("not_subscribed")
-        key, position = self._feed.key, self._hub.position
-        assert key is not None
+        position = self._hub.position
         assert position is not None
         # What is held comes after this frame, so its cursor may only say what came before; and
         # there is none while another channel is being resumed or has something held back.
@@ -188,7 +191,7 @@ class Subscribing:
         others = (s for s in session.subscriptions.values() if s is not subscription)
         current = not any(s.held or s.resuming for s in others)
         session.dirty |= not current  # it gets one with the next tick
-        cursor = key.sign(at, session.authenticated().cursor_subject) if current else UNSET
+        cursor = self._hub.sign(session, at) if current else UNSET
         members = self._attendance.members(channel) if op.presence else UNSET
         answer = Subscribed(
             op.ref, channel, cursor, opening.recovered, opening.ephemeral, opening.reason, members
@@ -197,7 +200,7 @@ class Subscribing:
         subscription.state, subscription.request = State.LIVE, None
         subscription.resuming = False
         if self._rechecks.allowed(session, subscription, asked, verdict):
-            self._hub.cursor(session, key)
+            self._hub.cursor(session)
         if op.state is not None:
             self._attendance.appear(session, subscription, bytes(op.state))
         self._attendance.catch_up(session, subscription)
@@ -228,8 +231,9 @@ class Subscribing:
         self, session: Session, subscription: Subscription, op: Subscribe, start: Position
     ) -> _Opening:
         caller = session.authenticated()
-        if op.after is not None and self._feed.key is not None:
-            position = self._feed.key.read(op.after, caller.cursor_subject)
+        key = self._facts.current.cursor_key
+        if op.after is not None and key is not None:
+            position = key.read(op.after, caller.cursor_subject)
             if position is None:
                 # An invalid cursor counts as none; the client must know that it starts anew.
                 return _Opening(recovered=False, ephemeral=False, reason="invalid_cursor")

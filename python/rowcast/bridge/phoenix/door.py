@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from rowcast.bridge.auth import Verifier
 from rowcast.bridge.http.websocket import Sockets
-from rowcast.bridge.identity import Identities
 from rowcast.bridge.resume_handles import Handles
 from rowcast.bridge.session import Session
 from rowcast.errors import Refusal
@@ -25,13 +25,13 @@ class PhoenixDoor:
 
     Args:
         sockets: what serves them then.
-        identities: what verifies their keys.
+        verifier: checks their keys.
         handles: where their cursors are kept.
     """
 
-    def __init__(self, sockets: Sockets, identities: Identities, handles: Handles) -> None:
+    def __init__(self, sockets: Sockets, verifier: Verifier, handles: Handles) -> None:
         self._sockets = sockets
-        self._identities = identities
+        self._verifier = verifier
         self._handles = handles
 
     def install(self, router: web.UrlDispatcher) -> None:
@@ -50,7 +50,7 @@ class PhoenixDoor:
                 raise Refusal("invalid_frame", f"vsn is {' or '.join(VERSIONS)}.")
             if not key:
                 raise Refusal("unauthorized", "Connect with a token as ?apikey=.")
-            await self._identities.identify(key)
+            await self._verifier.identify(key)
         except Refusal as refusal:
             return problem(refusal)
         wire = Phoenix(VERSIONS[version], key)

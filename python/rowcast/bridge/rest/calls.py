@@ -122,7 +122,7 @@ class Administration:
         """Delete a channel; False when there is none."""
         return bool(await self._value(DELETE_CHANNEL, caller.claims, channel))
 
-    async def messages(self, caller: Caller, admin: bool, wanted: Filter, floor: int) -> Page:
+    async def messages(self, caller: Caller, admin: bool, wanted: Filter) -> Page:
         """A page of history, newest first.
 
         Raises:
@@ -132,7 +132,7 @@ class Administration:
         values = (
             caller.claims, wanted.channel, wanted.channel_name, wanted.event_name,
             wanted.sender_id, wanted.since, wanted.until, wanted.limit, wanted.offset,
-            xid, seq, floor,
+            xid, seq, self._database.facts.current.seq_floor,
         )  # fmt: skip
         if admin:
             row = await self._row(MESSAGES, *values)

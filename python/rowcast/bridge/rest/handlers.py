@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from rowcast.bridge.access import Access
-from rowcast.bridge.feed import Feed
+from rowcast.bridge.facts import Facts
 from rowcast.bridge.model import Caller
 from rowcast.errors import Refusal
 
@@ -62,13 +62,13 @@ class Handlers:
     Args:
         database: administration, and reading as a caller.
         access: publishing and subscribing as a caller.
-        feed: what the bridge knows of the database.
+        facts: what the bridge knows of the database.
     """
 
-    def __init__(self, database: Administration, access: Access, feed: Feed) -> None:
+    def __init__(self, database: Administration, access: Access, facts: Facts) -> None:
         self._database = database
         self._access = access
-        self._feed = feed
+        self._facts = facts
 
     async def list_channels(self, asked: Asked) -> Answer:
         """Return the channels that whoever asks can see."""
@@ -116,7 +116,6 @@ class Handlers:
                 query.channel_id, query.channel_name, query.event_name, query.sender_id,
                 query.since, query.until, query.limit, query.offset, query.cursor,
             ),
-            self._feed.floor,
         )  # fmt: skip
         return Answer(page.body, {"X-Next-Cursor": page.cursor} if page.cursor else {})
 
@@ -221,7 +220,7 @@ class Handlers:
 
     def _message(self, message: NewMessage) -> tuple[str, str, str, str, UUID | None]:
         payload = b"{}" if message.payload is msgspec.UNSET else bytes(message.payload)
-        if self._feed.payload_limit and len(payload) > 4 * self._feed.payload_limit:
+        if self._facts.current.exceeds_payload_limit(payload):
             raise Refusal("payload_too_large")
         try:
             text = payload.decode()

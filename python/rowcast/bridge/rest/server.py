@@ -11,11 +11,10 @@ import msgspec
 from aiohttp import web
 
 from rowcast.bridge.auth import Verifier
-from rowcast.bridge.feed import Feed
 from rowcast.bridge.model import Caller
 from rowcast.bridge.rate_limit import Allowances
 from rowcast.config import Settings
-from rowcast.errors import AuthError, Refusal
+from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
 
 from .handlers import Answer, Asked, Handlers
@@ -38,16 +37,12 @@ class Rest:
 
     Args:
         settings: limits and allowed origins.
-        feed: which roles there are.
         verifier: checks tokens.
         handlers: what the routes do.
     """
 
-    def __init__(
-        self, settings: Settings, feed: Feed, verifier: Verifier, handlers: Handlers
-    ) -> None:
+    def __init__(self, settings: Settings, verifier: Verifier, handlers: Handlers) -> None:
         self._settings = settings
-        self._feed = feed
         self._verifier = verifier
         self._handlers = handlers
         self._allowances = Allowances(settings.frame_rate, settings.frame_burst)
@@ -119,7 +114,7 @@ class Rest:
         caller = await self._caller(request)
         client = caller.cursor_subject if caller.subject else f"{caller.role}@{request.remote}"
         self._allowances.take(client)
-        return caller, caller.role in self._feed.admin_roles
+        return caller, self._verifier.is_administrator(caller)
 
     async def _caller(self, request: web.Request) -> Caller:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -130,12 +125,7 @@ class Rest:
                 "unauthorized",
                 "Send a token: Authorization: Bearer <token>, or the header apikey.",
             )
-        if not self._feed.roles:
-            raise Refusal("unavailable", "The database has not been reached yet: try again.")
-        try:
-            return await self._verifier.verify(token, {*self._feed.roles, *self._feed.admin_roles})
-        except AuthError as error:
-            raise Refusal(error.code, str(error)) from None
+        return await self._verifier.identify(token, admin=True)
 
     async def _body(self, request: web.Request, kind: Any) -> Any:
         try:
