@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bridge.test_phoenix import frames
-from rowcast.bridge.phoenix.presence import diff, state
+from rowcast.bridge.phoenix.codec import presence_diff, presence_state
 from rowcast.bridge.wire.protocol import Change, Member
 
 FORM = "phoenix2"
@@ -72,28 +72,28 @@ def test_a_thousand_changes_leave_everybody_with_what_is_true() -> None:
                 changes.append(change(key, true.get(key), now))
                 true[key] = now  # type: ignore[assignment]
         true = {key: value for key, value in true.items() if value is not None}
-        client.take(diff(FORM, "room", changes))
+        client.take(presence_diff(FORM, "room", changes))
         assert client.states() == {key: json.loads(value) for key, value in true.items()}
 
 
 def test_the_list_and_the_changes_name_the_same_metas_on_every_bridge() -> None:
     [[join_ref, _, topic, event, listed]] = read(
-        state(FORM, "room", [member("a", '{"n": 1}')], "j")
+        presence_state(FORM, "room", [member("a", '{"n": 1}')], "j")
     )
     assert (join_ref, topic, event) == ("j", "realtime:room", "presence_state")
-    [[*_, changed]] = read(diff(FORM, "room", [change("a", None, '{"n": 1}')]))
+    [[*_, changed]] = read(presence_diff(FORM, "room", [change("a", None, '{"n": 1}')]))
     assert changed == {"joins": listed, "leaves": {}}
-    [[*_, other]] = read(state(FORM, "room", [member("a", '{"n": 2}')], "j"))
+    [[*_, other]] = read(presence_state(FORM, "room", [member("a", '{"n": 2}')], "j"))
     assert other["a"]["metas"][0]["phx_ref"] != listed["a"]["metas"][0]["phx_ref"]
 
 
 @pytest.mark.parametrize("text", ['{"phx_ref": "mine"}', "{}", '{"a": {"phx_ref": 1}}'])
 def test_nobody_chooses_his_own_ref(text: str) -> None:
-    [[*_, payload]] = read(state(FORM, "room", [member("a", text)], None))
+    [[*_, payload]] = read(presence_state(FORM, "room", [member("a", text)], None))
     [meta] = payload["a"]["metas"]
     assert len(meta["phx_ref"]) == 24
 
 
 def test_no_change_is_no_frame() -> None:
-    assert diff(FORM, "room", []) == b""
-    assert read(state(FORM, "room", [], "j"))[0][4] == {}
+    assert presence_diff(FORM, "room", []) == b""
+    assert read(presence_state(FORM, "room", [], "j"))[0][4] == {}

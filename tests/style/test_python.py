@@ -51,7 +51,7 @@ PLUGINS = {"policy.pytest_plugin": {"pytest"}}
 # Modules without sockets, queries or clocks of their own: bytes in, commands out.
 PURE = re.compile(
     r"errors|bridge\.(hub|model|names|rate_limit|session|presence\.roster|wire\..+"
-    r"|phoenix\.(codec|frames|join|presence)|socketio\.(codec|engineio|messages|packets))"
+    r"|phoenix\.(codec|frames)|socketio\.(codec|packets))"
 )
 IO = {"aiohttp", "asyncio", "asyncpg", "psycopg", "select", "socket", "ssl", "subprocess"}
 

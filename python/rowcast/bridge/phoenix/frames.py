@@ -1,8 +1,8 @@
-"""The frames of the Phoenix wire, versions 1.0.0 and 2.0.0: how they are cut and put together.
+"""Frames of the Phoenix wire, versions 1.0.0 and 2.0.0: parsed from clients, encoded for them.
 
-Version 1.0.0 is JSON objects. Version 2.0.0 is JSON arrays, and two binary kinds beside them: 3,
-in which clients push broadcasts, and 4, in which they take broadcasts. In both, a byte says how
-long each string of the head is, the strings follow in the same order, then the payload.
+Version 1.0.0 uses JSON objects. Version 2.0.0 uses JSON arrays and two binary kinds: 3, in which
+clients push broadcasts, and 4, in which they receive broadcasts. In both binary kinds, one byte per
+string of the head gives its length; the strings follow in the same order, then the payload.
 Source: the serializers of realtime-js, whose behaviour is the specification.
 """
 
@@ -17,7 +17,13 @@ from typing import Annotated, Any
 import msgspec
 
 from rowcast.bridge.model import Message
-from rowcast.bridge.wire.frames import PLAIN, SALVAGED, binary_frame, salvaged, text_frame
+from rowcast.bridge.wire.frames import (
+    PLAIN_VALUE,
+    SEARCHED_BYTES,
+    binary_frame,
+    find_ref,
+    text_frame,
+)
 from rowcast.errors import Refusal
 
 __all__ = [
@@ -28,11 +34,11 @@ __all__ = [
     "Frame",
     "Reference",
     "binary_payload",
-    "broadcasts",
-    "cut",
-    "push",
+    "encode",
+    "encode_broadcasts",
+    "mangled_topic",
+    "parse",
     "read_broadcast",
-    "spoiled",
 ]
 
 # vsn of the URL → format of the wire
@@ -42,8 +48,8 @@ TOPIC = "realtime:"
 
 PUSH, BROADCAST = 3, 4
 BINARY, JSON = 0, 1
-# What is no JSON is published as an object with this one key, and its bytes in base64: SQL and
-# clients of other doors see that, and clients of version 2.0.0 get the bytes again.
+# Bytes are published as an object with this one key, which holds them in base64: SQL and clients
+# of other doors see that object, and clients of version 2.0.0 receive the bytes again.
 BYTES = "$binary"
 
 Reference = Annotated[str, msgspec.Meta(max_length=255)] | int | None
@@ -52,7 +58,7 @@ _json = msgspec.json.Encoder()
 
 
 class Broadcast(msgspec.Struct):
-    """What a client wants to be published; as JSON, the payload of an event "broadcast"."""
+    """A message that a client publishes; as JSON, the payload of an event "broadcast"."""
 
     event: str
     payload: msgspec.Raw = msgspec.Raw(b"{}")
@@ -60,7 +66,7 @@ class Broadcast(msgspec.Struct):
 
 
 class Frame(msgspec.Struct):
-    """What a client pushes; as JSON, the frame of version 1.0.0."""
+    """A frame of a client; as JSON, the object of version 1.0.0."""
 
     topic: str
     event: str
@@ -86,7 +92,7 @@ class _Bytes(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class BrokenError(ValueError):
-    """What came is no frame; `frame` is what can be answered of it."""
+    """A frame cannot be read; `frame` holds the refs and the topic to answer to."""
 
     def __init__(self, frame: Frame, error: Exception) -> None:
         super().__init__(str(error))
@@ -99,49 +105,57 @@ _broadcast = msgspec.json.Decoder(Broadcast)
 _meta_of_push = msgspec.json.Decoder(_Meta)
 _bytes = msgspec.json.Decoder(_Bytes)
 _valid = msgspec.json.Decoder(msgspec.Raw)
-# What stands before the payload of an array.
-_HEAD = re.compile(rb"\s*\[(?:\s*" + PLAIN + rb"\s*,){4}", re.DOTALL)
+# The four members of an array that precede its payload.
+_HEAD = re.compile(rb"\s*\[(?:\s*" + PLAIN_VALUE + rb"\s*,){4}", re.DOTALL)
 
 
-def cut(form: str, data: bytes, *, binary: bool) -> tuple[Frame, Broadcast | None]:
-    """Cut a frame of a client, and what is in it when it is a binary one.
+def parse(wire_format: str, data: bytes, *, binary: bool) -> tuple[Frame, Broadcast | None]:
+    """Parse a frame of a client.
+
+    Args:
+        wire_format: a value of `VERSIONS`.
+        data: the payload of the WebSocket frame.
+        binary: whether that was a binary frame.
+
+    Returns:
+        The frame, and the broadcast in it if it is a binary frame.
 
     Raises:
-        BrokenError: it is none.
+        BrokenError: the data is not a frame of this version.
     """
     try:
         if binary:
-            if form != "phoenix2":
+            if wire_format != "phoenix2":
                 raise ValueError("version 1.0.0 has text frames only")
-            return _cut_push(data)
-        return _cut_text(form, data), None
+            return _parse_push(data)
+        return _parse_text(wire_format, data), None
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, too
-        raise BrokenError(_answerable(form, data, binary=binary), error) from None
+        raise BrokenError(_addressee(wire_format, data, binary=binary), error) from None
 
 
-def _cut_text(form: str, data: bytes) -> Frame:
-    if form == "phoenix2":
+def _parse_text(wire_format: str, data: bytes) -> Frame:
+    if wire_format == "phoenix2":
         array = _array.decode(data)
         return Frame(array.topic, array.event, array.payload, array.ref, array.join_ref)
     return _object.decode(data)
 
 
-def _answerable(form: str, data: bytes, *, binary: bool) -> Frame:
-    """The refs and the topic of what cannot be read; else what is about no topic."""
+def _addressee(wire_format: str, data: bytes, *, binary: bool) -> Frame:
+    """Return the refs and the topic of a frame that cannot be read, or the topic "phoenix"."""
     try:
         if binary:
-            return _cut_head(data)[0]
-        if form == "phoenix2":
-            head = _HEAD.match(data, 0, SALVAGED)
-            return _cut_text(form, (head[0] if head else b"") + b"{}]")
-        topic, ref, join_ref = (salvaged(data, name) for name in ("topic", "ref", "join_ref"))
+            return _parse_head(data)[0]
+        if wire_format == "phoenix2":
+            head = _HEAD.match(data, 0, SEARCHED_BYTES)
+            return _parse_text(wire_format, (head[0] if head else b"") + b"{}]")
+        topic, ref, join_ref = (find_ref(data, name) for name in ("topic", "ref", "join_ref"))
         return Frame(str(topic or "phoenix"), "", ref=ref, join_ref=join_ref)
     except ValueError:
         return Frame("phoenix", "")
 
 
-def _cut_head(data: bytes) -> tuple[Frame, str, bytes, bytes]:
-    """The head of a binary frame: whose it is, its event, its meta, its payload."""
+def _parse_head(data: bytes) -> tuple[Frame, str, bytes, bytes]:
+    """Return the addresses of a binary frame, its event, its meta and its payload."""
     if len(data) < 7 or data[0] != PUSH:
         raise ValueError("the only binary frame is a push, kind 3")
     parts: list[bytes] = []
@@ -157,10 +171,10 @@ def _cut_head(data: bytes) -> tuple[Frame, str, bytes, bytes]:
 
 
 def read_broadcast(frame: Frame) -> Broadcast:
-    """What is in the payload of an event "broadcast" or "presence".
+    """Read the payload of an event "broadcast" or "presence".
 
     Raises:
-        Refusal: it is neither.
+        Refusal: the payload has another shape.
     """
     try:
         return _broadcast.decode(frame.payload)
@@ -168,37 +182,37 @@ def read_broadcast(frame: Frame) -> Broadcast:
         raise Refusal("invalid_message", f"{frame.event}: {error}.") from None
 
 
-def _cut_push(data: bytes) -> tuple[Frame, Broadcast]:
-    frame, event, meta, payload = _cut_head(data)
+def _parse_push(data: bytes) -> tuple[Frame, Broadcast]:
+    frame, event, meta, payload = _parse_head(data)
     if data[6] == BINARY:
         payload = binary_payload(payload)
     elif data[6] != JSON:
         raise ValueError("the encoding of the payload is 0, binary, or 1, JSON")
     persist = _meta_of_push.decode(meta).persist if meta else None
-    # The payload stays as it came: parsing and printing it again would change numbers.
+    # The payload stays as received: parsing and printing it again would change numbers.
     return frame, Broadcast(event, _valid.decode(payload), persist)
 
 
 def _text(data: bytes) -> str:
-    """Newer clients write UTF-8, older ones the low byte of each UTF-16 unit."""
+    """Newer clients write UTF-8; older ones write the low byte of each UTF-16 unit."""
     try:
         return data.decode()
     except UnicodeDecodeError:
         return data.decode("latin-1")
 
 
-def spoiled(channel: str) -> str:
-    """What is left of a name of which a client writes the low byte of each UTF-16 unit."""
+def mangled_topic(channel: str) -> str:
+    """Return a name as older clients write it: the low byte of each UTF-16 unit."""
     return _text(channel.encode("utf-16-le", "surrogatepass")[::2])
 
 
 def binary_payload(data: bytes) -> bytes:
-    """Return bytes as the JSON that is published for them."""
+    """Return the JSON that is published for bytes."""
     return b'{"' + BYTES.encode() + b'":"' + base64.b64encode(data) + b'"}'
 
 
-def push(
-    form: str,
+def encode(
+    wire_format: str,
     topic: str,
     event: str,
     payload: bytes,
@@ -209,31 +223,37 @@ def push(
     """Return a frame for a client.
 
     Args:
-        form: a value of `VERSIONS`.
+        wire_format: a value of `VERSIONS`.
         topic: of the channel, or "phoenix".
-        event: a word of the protocol, never one that a client chose.
+        event: an event of the protocol, never one that a client chose.
         payload: JSON.
-        ref: of the request that it answers; pushes have none.
-        join_ref: of the join that it belongs to; None where it is for all joins.
+        ref: of the request that this frame answers; pushes do not have one.
+        join_ref: of the join that the frame belongs to; None if it is for all joins.
     """
     parts = [_json.encode(part) for part in (join_ref, ref, topic, event)] + [payload]
-    if form == "phoenix2":
+    if wire_format == "phoenix2":
         return text_frame(b"[" + b",".join(parts) + b"]")
     names = (b'"join_ref":', b'"ref":', b'"topic":', b'"event":', b'"payload":')
     fields = (name + part for name, part in zip(names, parts, strict=True))
     return text_frame(b"{" + b",".join(fields) + b"}")
 
 
-def broadcasts(
-    form: str, channel: str, messages: Sequence[Message], flag: str | None = None
+def encode_broadcasts(
+    wire_format: str, channel: str, messages: Sequence[Message], flag: str | None = None
 ) -> bytes:
-    """Return one frame per message: this wire has no frame for many.
+    """Return one frame per message, because this wire cannot put several into one.
 
-    Whatever the publisher called its event, the frame's event is "broadcast", so nobody can
-    speak as the server.
+    The frame's event is always "broadcast", whatever event the publisher chose: a publisher
+    cannot send an event of the protocol.
+
+    Args:
+        wire_format: a value of `VERSIONS`.
+        channel: the name or pattern through which the client hears them.
+        messages: at least one.
+        flag: "history" or "replay", or None for live messages.
     """
     topic = TOPIC + channel
-    if form == "phoenix2":
+    if wire_format == "phoenix2":
         head, tail = b"[null,null," + _json.encode(topic) + b',"broadcast",', b"]"
     else:
         head = b'{"ref":null,"join_ref":null,"topic":' + _json.encode(topic)
@@ -242,7 +262,7 @@ def broadcasts(
     for message in messages:
         meta = _meta(message, channel, replayed=flag is not None)
         event = _json.encode(message.event)
-        if form == "phoenix2" and (data := _published_bytes(message.payload)) is not None:
+        if wire_format == "phoenix2" and (data := _published_bytes(message.payload)) is not None:
             sizes = [len(part) for part in (topic.encode(), event[1:-1], meta)]
             if max(sizes) < 256:
                 frames.append(_binary(topic, message.event, meta, data))
@@ -259,7 +279,7 @@ def broadcasts(
 
 
 def _meta(message: Message, channel: str, *, replayed: bool) -> bytes:
-    """What the database stamped; the channel, too, where the topic is a pattern."""
+    """Return what the database stamped, and the channel if the topic is a pattern."""
     own = message.channel
     place = b"" if own == channel else b',"channel":' + _json.encode(own)
     sender = b"" if message.sender_id is None else b',"senderId":' + _json.encode(message.sender_id)

@@ -1,4 +1,4 @@
-"""What clients ask and are told, and the native JSON frames. No I/O."""
+"""Operations, events and the native JSON frames. No I/O."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """WebSocket frames of a server (RFC 6455, section 5.2).
 
-A server's frames are not masked, so one byte string serves every client, and what one tick has
-for a client is joined into one write. The library's own writer would frame once per client.
+A server's frames are not masked, so one byte string serves every client, and all frames that one
+delivery has for a client are joined into one write. aiohttp's writer would build each frame again
+for every client.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ import msgspec
 
 from .protocol import Ref
 
-__all__ = ["PLAIN", "SALVAGED", "binary_frame", "ping_frame", "salvaged", "text_frame"]
+__all__ = [
+    "PLAIN_VALUE",
+    "SEARCHED_BYTES",
+    "binary_frame",
+    "find_ref",
+    "ping_frame",
+    "text_frame",
+]
 
 FIN_TEXT = 0x81
 FIN_BINARY = 0x82
 FIN_PING = 0x89
 
-# So much at either end of a frame is searched: names and refs have at most 255 bytes.
-SALVAGED = 2048
+# Bytes searched at either end of a frame that cannot be read; a name or ref has at most 255.
+SEARCHED_BYTES = 2048
 _TEXT = rb'"(?:[^"\\]|\\.){0,1600}"'
-PLAIN = rb"(?:" + _TEXT + rb"|[\w.+-]{1,40})"
-_MEMBER = rb"\s*" + _TEXT + rb"\s*:\s*" + PLAIN + rb"\s*"
+PLAIN_VALUE = rb"(?:" + _TEXT + rb"|[\w.+-]{1,40})"
+_MEMBER = rb"\s*" + _TEXT + rb"\s*:\s*" + PLAIN_VALUE + rb"\s*"
 
 _reference = msgspec.json.Decoder(Ref | int)
 
@@ -39,8 +47,13 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 def ping_frame(payload: bytes) -> bytes:
-    """Return a ping; the pong repeats the payload, of at most 125 bytes, and comes after
-    everything that was written before the ping has arrived."""
+    """Return a ping frame.
+
+    The pong repeats the payload, and shows that everything written before the ping has arrived.
+
+    Args:
+        payload: at most 125 bytes.
+    """
     return _frame(FIN_PING, payload)
 
 
@@ -56,9 +69,9 @@ def _frame(first: int, payload: bytes) -> bytes:
 @cache
 def _patterns(name: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
     key = rb'\s*"' + name.encode() + rb'"'
-    wanted = key + rb"\s*:\s*(" + PLAIN + rb")\s*"
-    # Between the last of this name and the end there is no other: with one allowed, a frame full
-    # of them would be read to its end from each of them.
+    wanted = key + rb"\s*:\s*(" + PLAIN_VALUE + rb")\s*"
+    # Members behind the wanted one must have another name. Otherwise a frame full of members of
+    # this name would be read to its end once for each of them.
     other = rb"(?!" + key + rb")" + _MEMBER
     return (
         re.compile(rb"\s*\{(?:" + _MEMBER + rb",)*?" + wanted + rb",", re.DOTALL),
@@ -66,14 +79,23 @@ def _patterns(name: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
     )
 
 
-def salvaged(data: bytes, name: str) -> str | int | None:
-    """The plain value of this name in a frame that is an object, or None.
+def find_ref(data: bytes, name: str) -> str | int | None:
+    """Find the ref of a frame that cannot be decoded, so that its sender gets an answer.
 
-    Between it and either end there are only members with plain values, so it is one of the frame's
-    own. Should the frame be no JSON at all, it is its sender who is told a wrong one.
+    Only members with plain values may stand between the ref and one end of the frame: a member
+    inside of a nested value is never taken for the frame's own. If the frame is not JSON, the
+    result may be wrong, which misleads only the sender of that frame.
+
+    Args:
+        data: a frame that should be a JSON object.
+        name: the member that holds the ref.
+
+    Returns:
+        The value, or None if it is not found, not a text or integer, or too long.
     """
     head, tail = _patterns(name)
-    found = head.match(data, 0, SALVAGED) or tail.search(data, max(0, len(data) - SALVAGED))
+    start = max(0, len(data) - SEARCHED_BYTES)
+    found = head.match(data, 0, SEARCHED_BYTES) or tail.search(data, start)
     if found is None:
         return None
     try:

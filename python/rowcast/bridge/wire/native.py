@@ -1,8 +1,8 @@
 """The native wire: JSON text frames, see "The wire" in python/README.md.
 
 Frames from clients are decoded strictly into one type per op. The payload of a publish stays
-the bytes that came: parsing and printing it again would change numbers and refuse depths that
-Postgres accepts.
+the bytes that were received: parsing and printing it again would change numbers and refuse depths
+that Postgres accepts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import UnsetType
 from rowcast.bridge.model import Message
 from rowcast.errors import Refusal
 
-from .frames import salvaged, text_frame
+from .frames import find_ref, text_frame
 from .protocol import (
     Auth,
     Event,
@@ -33,7 +33,7 @@ from .protocol import (
 
 __all__ = ["NATIVE", "Native", "decode", "encode_messages"]
 
-# A frame of many messages is cut, so that a client can begin before all of it has come.
+# Many messages are split into frames of about this size, so that a client can begin early.
 FRAME_BYTES = 262_144
 
 
@@ -70,23 +70,23 @@ def decode(data: bytes) -> tuple[Op | None, Any, Refusal | None]:
         data: the text of the frame as UTF-8.
 
     Returns:
-        The operation, or None; the ref to answer to; why there is no operation, or None.
+        The operation, or None; the ref to answer to; the refusal of an invalid frame, or None.
     """
     try:
         op = _decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        return None, *_explain(data, error)
+        return None, *_refusal(data, error)
     refusal = check(op)
     return None if refusal else op, op.ref, refusal
 
 
-def _explain(data: bytes, error: Exception) -> tuple[Any, Refusal]:
+def _refusal(data: bytes, error: Exception) -> tuple[Any, Refusal]:
     try:
         envelope = _envelope.decode(data)
     except RecursionError:
-        return salvaged(data, "ref"), Refusal("invalid_message", "The frame is nested too deeply.")
+        return find_ref(data, "ref"), Refusal("invalid_message", "The frame is nested too deeply.")
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-        return salvaged(data, "ref"), Refusal(
+        return find_ref(data, "ref"), Refusal(
             "invalid_frame", f"The frame is not a JSON object: {error}."
         )
     ref = envelope.ref if isinstance(envelope.ref, str | int) else None
@@ -101,9 +101,9 @@ def encode_messages(channel: str, messages: Sequence[Message], flag: str | None 
     """Return `messages` frames for one channel, encoded once for all clients.
 
     Args:
-        channel: the name they were published to.
+        channel: the name or pattern through which the clients hear them.
         messages: at least one.
-        flag: "history" or "replay", or None for live ones.
+        flag: "history" or "replay", or None for live messages.
     """
     head = b'{"op":"messages","channel":' + _quote.encode(channel) + b',"messages":['
     tail = b"]}" if flag is None else b'],"' + flag.encode() + b'":true}'
@@ -146,29 +146,26 @@ def _encode_message(message: Message) -> bytes:
 
 
 class Native:
-    """The wire of `/realtime`, the same for all of its clients."""
+    """The wire of `/realtime`; one object serves all clients."""
 
     format = "native"
     admin = False
 
     def decode(self, data: bytes, *, binary: bool) -> tuple[Sequence[Op], Any, Refusal | None]:
-        """See `Wire`."""
         if binary:
             return (), None, Refusal("invalid_frame", "Send text frames.")
         op, ref, refusal = decode(data)
         return () if op is None else (op,), ref, refusal
 
     def encode(self, event: Event) -> bytes:
-        """See `Wire`."""
         if isinstance(event, Present):
-            told = [_Change(change.type, change.key, change.presence) for change in event.events]
-            event = _Present(event.channel, told, event.full)
+            changes = [_Change(change.type, change.key, change.presence) for change in event.events]
+            event = _Present(event.channel, changes, event.full)
         return text_frame(_quote.encode(event))
 
     def encode_messages(
         self, channel: str, messages: Sequence[Message], flag: str | None = None
     ) -> bytes:
-        """See `Wire`."""
         return encode_messages(channel, messages, flag)
 
 

@@ -1,12 +1,12 @@
-"""What clients ask for and what the bridge tells them, in the words of no wire in particular.
+"""Operations that clients request and events that the bridge sends, independent of the wire.
 
-A wire decodes frames into operations and encodes events into frames. An answer repeats `ref`:
-what the client sent, or a number by which the wire finds what the client sent. As the events
-stand here they are the native wire's frames, field for field but for `Change.before` and
-`Present.gone`; other wires put them into their own words, and leave out what their clients have
-no word for. Messages are no event: their encoding is shared by all clients of a wire.
+A wire decodes frames into operations and encodes events into frames. An answer repeats `ref`: the
+value that the client sent, or a number by which the wire finds the client's request. Encoded
+field for field, these events are the native wire's frames, except for `Change.before` and
+`Present.gone`. Other wires translate them, and leave out events that their protocol cannot
+express. Messages are not events, because all clients of a wire share their encoded bytes.
 
-No I/O, and no decision about what is allowed.
+This module does no I/O and does not decide what is allowed.
 """
 
 from __future__ import annotations
@@ -56,94 +56,95 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
 class Operation(msgspec.Struct, tag_field="op", frozen=True):
-    """What all of them have."""
+    """Base of all operations."""
 
     ref: Ref | int | None = None
 
 
 class Auth(Operation, tag="auth", frozen=True):
-    """Who I am: a token; again at any time, to refresh it."""
+    """Authenticate with a token; may be repeated at any time to refresh it."""
 
     token: str = ""
 
 
 class Connect(Auth, tag="connect", frozen=True):
-    """Who I am, once. Whoever is refused is closed: on this connection he does not try again."""
+    """Authenticate once. A refused session is closed, because its client does not try again on
+    this connection."""
 
 
 class Refresh(Operation, tag="refresh", frozen=True):
-    """Take this token in place of the old. These clients expect no answer: where the token is
-    refused, the session ends, and they come back with one that is not, or learn why."""
+    """Replace the token. These clients do not expect an answer. A refused token ends the session;
+    the client then reconnects with a valid one, or learns the reason."""
 
     token: str = ""
 
 
 class Subscribe(Operation, tag="subscribe", frozen=True):
-    """Let me hear these channels, from where I left them, or with some history."""
+    """Subscribe to channels, from a cursor on, or with some history."""
 
     channel: Name | None = None
     channels: list[Name] | None = None
     after: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     history: Annotated[int, msgspec.Meta(ge=0)] = 0
     own: bool = msgspec.field(default=True, name="self")
-    presence: bool = True  # whether to be told who is there
-    # To be shown to the others as well, in this state; who is there already stays as he is.
+    presence: bool = True  # whether to send members and their changes
+    # Track the user with this state as well. A user who is a member already keeps their state.
     state: msgspec.Raw | None = None
 
     def names(self) -> list[str]:
-        """The channels asked for, each once, in the order given."""
+        """Return the requested channels, each once, in the order given."""
         return list(
             dict.fromkeys([*([self.channel] if self.channel else []), *(self.channels or [])])
         )
 
 
 class Resume(Subscribe, tag="resume", frozen=True):
-    """Let me hear this channel from where the handle left it."""
+    """Subscribe to a channel from the cursor that is kept under a handle."""
 
     handle: str = ""
 
 
 class Unsubscribe(Operation, tag="unsubscribe", frozen=True):
-    """Let me hear this channel no more."""
+    """Unsubscribe from a channel."""
 
     channel: Name = ""
 
 
 class Publish(Operation, tag="publish", frozen=True):
-    """Publish this message; the answer comes after commit."""
+    """Publish a message; the answer comes after commit."""
 
     channel: Name = ""
     event: Name = ""
     payload: msgspec.Raw = msgspec.Raw(b"{}")
     type: str = "message"
     id: UUID | None = None
-    subscribed: bool = False  # whether only who is subscribed may
+    subscribed: bool = False  # whether the session must be subscribed to the channel
 
 
 class Track(Operation, tag="track", frozen=True):
-    """Show me to the others in this channel, with this state."""
+    """Show the user to other members of a channel, with this state."""
 
     channel: Name = ""
     state: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class Untrack(Operation, tag="untrack", frozen=True):
-    """Show me to the others no more."""
+    """Stop showing the user to other members of a channel."""
 
     channel: Name = ""
 
 
 class Ping(Operation, tag="ping", frozen=True):
-    """Answer, so that I know that you are there."""
+    """Answer, to show that the connection works."""
 
 
 Op = Auth | Refresh | Subscribe | Resume | Unsubscribe | Publish | Track | Untrack | Ping
 
 
 def check(op: Op) -> Refusal | None:
-    """Why the names in an operation cannot be any, or None.
+    """Return a refusal if a name in an operation is not valid, else None.
 
-    Postgres has no text with NUL: one such name would fail a whole batch.
+    Text in Postgres cannot contain NUL: one such name would fail a whole batch.
     """
     for name in _names(op):
         if "\x00" in name or len(name.encode("utf-8", "surrogatepass")) > 255:
@@ -162,11 +163,11 @@ def _names(op: Op) -> Iterable[str]:
 
 
 class Event(msgspec.Struct, tag_field="op", frozen=True):
-    """What all of them are."""
+    """Base of all events."""
 
 
 class Welcome(Event, tag="welcome", frozen=True):
-    """The first that a client gets."""
+    """The first event of a session."""
 
     session: str
     heartbeat: float
@@ -175,7 +176,7 @@ class Welcome(Event, tag="welcome", frozen=True):
 
 
 class Done(Event, tag="ok", frozen=True):
-    """The answer to what needs no further one."""
+    """The answer to an operation that succeeded without a result."""
 
     ref: Any
     channel: str | UnsetType = UNSET
@@ -191,16 +192,17 @@ class Authenticated(Event, tag="ok", frozen=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """Who is present; the state is JSON as Postgres wrote it."""
+    """A member of a channel; the state is JSON as Postgres wrote it."""
 
     key: str
     presence: msgspec.Raw
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What happened to a member: "join", "update" or "leave", which has the last state.
+    """A change of a member: "join", "update", or "leave", which has the last state.
 
-    `before` is what clients were told last, for wires in which an update is a leave and a join.
+    `before` is the state that clients received last, for wires in which an update is a leave and
+    a join.
     """
 
     type: str
@@ -210,7 +212,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Subscribed(Event, tag="ok", frozen=True):
-    """The answer to a subscribe; messages of this channel follow."""
+    """The answer to a subscribe; messages of the channel follow."""
 
     ref: Any
     channel: str
@@ -229,7 +231,7 @@ class Published(Event, tag="ok", frozen=True):
 
 
 class Refused(Event, tag="error", frozen=True):
-    """The answer to what was refused; without a ref, what the client must know besides."""
+    """The answer to a refused operation; without a ref, an error that answers no operation."""
 
     ref: Any
     code: str
@@ -239,7 +241,7 @@ class Refused(Event, tag="error", frozen=True):
 
     @classmethod
     def because(cls, ref: Any, refusal: Refusal, channel: str | None = None) -> Refused:
-        """Of a refusal; one that may be repeated says when."""
+        """Return the event for a refusal, with the seconds to wait if it may be repeated."""
         after = refusal.retry_after
         if after is None and CATALOGUE[refusal.code].retry:
             after = 1.0
@@ -253,29 +255,30 @@ class Refused(Event, tag="error", frozen=True):
 
 
 class Cursor(Event, tag="cursor", frozen=True):
-    """Everything of this session up to here was written."""
+    """A cursor: everything of this session up to here was written."""
 
     cursor: str
 
 
 class Deleted(Event, tag="deleted", frozen=True):
-    """A message is gone; the same bytes for all clients of a wire."""
+    """A message was deleted; all clients of a wire receive the same bytes."""
 
     channel: str
     id: str
 
 
 class Closed(Event, tag="closed", frozen=True):
-    """A subscription has ended, and not because the client asked."""
+    """A subscription was ended by the server."""
 
     channel: str
     code: str
 
 
 class Present(Event, tag="presence", frozen=True):
-    """Who came, changed and left; with `full`, all who are present. The same bytes for all.
+    """Changes of members; with `full`, a list of all members. All clients of a wire receive the
+    same bytes.
 
-    `gone` are members who left lately, for wires that have no word for "these, and nobody else".
+    `gone` has keys of members that left recently, for wires that cannot send a complete list.
     """
 
     channel: str
@@ -285,21 +288,23 @@ class Present(Event, tag="presence", frozen=True):
 
 
 class Status(Event, tag="status", frozen=True):
-    """How the bridge is; without a time to return, the same bytes for all clients of a wire."""
+    """The state of the bridge; without `retry_after`, all clients of a wire receive the same
+    bytes."""
 
     status: str
     retry_after: float | UnsetType = msgspec.field(default=UNSET, name="retryAfter")
 
 
 class Wire(Protocol):
-    """One client's words. What it remembers of the client is its own business.
+    """Codec of one client's frames; may keep state about that client.
 
-    `format` names the bytes of messages: the hub encodes once per format, not once per client.
-    So live messages, and events that go to many, must be encoded alike for all of its clients.
+    `format` names the encoding of messages: the hub encodes once per format, not once per client.
+    So live messages, and events for many clients, must be encoded alike for all clients of a
+    format.
     """
 
     format: str
-    admin: bool  # whether administrators connect here, as the application itself
+    admin: bool  # whether administrators, such as an application's server, may connect
 
     def decode(self, data: bytes, *, binary: bool) -> tuple[Sequence[Op], Any, Refusal | None]:
         """Decode one frame.
@@ -309,12 +314,12 @@ class Wire(Protocol):
             binary: whether it was a binary frame, not a text frame.
 
         Returns:
-            The operations, to be done in this order; the ref to answer to; why there are none,
-            or None.
+            The operations, to be executed in this order; the ref to answer to; the refusal of an
+            invalid frame, or None.
         """
 
     def encode(self, event: Event) -> bytes:
-        """Return frames that tell this event; none where the wire has no word for it."""
+        """Return frames for this event; empty if the wire cannot express it."""
 
     def encode_messages(
         self, channel: str, messages: Sequence[Message], flag: str | None = None
@@ -322,7 +327,7 @@ class Wire(Protocol):
         """Return frames of messages of one channel.
 
         Args:
-            channel: the name they were published to.
+            channel: the name or pattern through which the clients hear them.
             messages: at least one.
-            flag: "history" or "replay", or None for live ones.
+            flag: "history" or "replay", or None for live messages.
         """
