@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowcast.bridge.model import Message
-from rowcast.bridge.socketio import engineio
-from rowcast.bridge.socketio.codec import SocketIO
-from rowcast.bridge.socketio.messages import RESERVED
+from rowcast.bridge.socketio.codec import RESERVED, SocketIO
+from rowcast.bridge.socketio.packets import split_frames, split_packets
 from rowcast.bridge.wire.frames import text_frame
 from rowcast.bridge.wire.protocol import (
     Auth,
@@ -57,7 +56,7 @@ class Client:
 
     def tell(self, event: Any) -> list[str]:
         """What the client reads of an event."""
-        packets = [p.decode() for p in engineio.payloads(self.wire.encode(event))]
+        packets = [p.decode() for p in split_frames(self.wire.encode(event))]
         assert all(packet.startswith("4") for packet in packets)
         return [packet[1:] for packet in packets]
 
@@ -102,7 +101,7 @@ def message(payload: str, event: str = "e", **rest: Any) -> Message:
 
 def heard(*messages: Message) -> list[tuple[str, Any]]:
     data = SocketIO().encode_messages("a", messages)
-    packets = [p.decode() for p in engineio.payloads(data)]
+    packets = [p.decode() for p in split_frames(data)]
     assert all(packet.startswith("42") for packet in packets)
     return [tuple(json.loads(packet[2:])) for packet in packets]
 
@@ -412,11 +411,11 @@ def test_a_whole_list_also_says_who_is_gone() -> None:
 
 @given(st.lists(st.binary(max_size=70_000), max_size=5))
 def test_what_is_in_frames_is_what_was_put_there(packets: list[bytes]) -> None:
-    assert list(engineio.payloads(b"".join(map(text_frame, packets)))) == packets
+    assert list(split_frames(b"".join(map(text_frame, packets)))) == packets
 
 
 def test_a_body_is_cut_into_packets_but_not_into_too_many() -> None:
-    assert engineio.cut(b"3\x1e42[]", 2) == [b"3", b"42[]"]
+    assert split_packets(b"3\x1e42[]", 2) == [b"3", b"42[]"]
     for body in (b"", b"3\x1e", b"\x1e3", b"3\x1e3\x1e3"):
         with pytest.raises(ValueError, match="packet"):
-            engineio.cut(body, 2)
+            split_packets(body, 2)

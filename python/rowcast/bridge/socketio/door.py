@@ -17,8 +17,18 @@ from rowcast.bridge.wire.frames import text_frame
 from rowcast.config import Settings
 from rowcast.observe import observe
 
-from . import engineio
 from .codec import SocketIO
+from .packets import (
+    CLOSE,
+    MESSAGE,
+    NOOP,
+    PING,
+    PONG,
+    PROBE,
+    UPGRADE,
+    open_packet,
+    split_packets,
+)
 from .transport import PATIENCE, Connection
 
 __all__ = ["SocketIODoor"]
@@ -96,11 +106,11 @@ class SocketIODoor:
         observe("session_opened", session=session.id, peer=request.remote, wire=SocketIO.format)
         heartbeat = self._settings.heartbeat
         connection.write(
-            engineio.hello(
+            open_packet(
                 connection.sid,
                 interval=heartbeat,
                 timeout=heartbeat * PATIENCE,
-                most=self._settings.max_frame,
+                max_payload=self._settings.max_frame,
                 polling=pipe is None,
             )
         )
@@ -116,7 +126,7 @@ class SocketIODoor:
     # Polling
 
     async def _poll(self, request: web.Request, connection: Connection) -> web.StreamResponse:
-        if connection.polled:
+        if connection.polling:
             # Two clients with one sid, or one that has lost count.
             connection.end()
             return self._bad(request, *BAD_REQUEST)
@@ -133,7 +143,7 @@ class SocketIODoor:
         connection.posting = True
         try:
             body = await request.read()
-            for packet in engineio.cut(body, self._settings.frame_burst):
+            for packet in split_packets(body, self._settings.frame_burst):
                 if connection.gone or connection.session.closed:
                     break
                 await self._take(connection, packet)
@@ -155,17 +165,17 @@ class SocketIODoor:
         """
         kind, data = packet[:1], packet[1:]
         if binary:
-            kind, data = engineio.MESSAGE, packet
+            kind, data = MESSAGE, packet
         elif kind == b"b":
-            binary, kind = True, engineio.MESSAGE
-        if kind == engineio.MESSAGE:
+            binary, kind = True, MESSAGE
+        if kind == MESSAGE:
             await self._service.handle(connection.session, data, binary=binary)
-            connection.check()
-        elif kind == engineio.PONG:
+            connection.after_packet()
+        elif kind == PONG:
             connection.pong()
-        elif kind == engineio.CLOSE:
+        elif kind == CLOSE:
             connection.end()
-        elif kind not in (engineio.PING, engineio.UPGRADE, engineio.NOOP):
+        elif kind not in (PING, UPGRADE, NOOP):
             raise ValueError("no such packet")
 
     # WebSockets
@@ -173,7 +183,7 @@ class SocketIODoor:
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() != "websocket":
             return self._bad(request, *BAD_REQUEST)
-        if connection.taken:
+        if connection.has_socket:
             return self._bad(request, *BAD_REQUEST)
         return await self._websocket(request, connection)
 
@@ -209,12 +219,12 @@ class SocketIODoor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.auth_timeout):
                 # Of two that are open only one may take over: nobody would close the other.
-                if await _packet(response) != engineio.PING + engineio.PROBE or connection.taken:
+                if await _packet(response) != PING + PROBE or connection.has_socket:
                     return False
                 connection.probe(begins=True)
                 try:
-                    pipe.write(text_frame(engineio.PONG + engineio.PROBE))
-                    if await _packet(response) == engineio.UPGRADE and not connection.closing:
+                    pipe.write(text_frame(PONG + PROBE))
+                    if await _packet(response) == UPGRADE and not connection.closing:
                         connection.upgrade(pipe)
                         return True
                 finally:

@@ -1,4 +1,4 @@
-"""One client of Engine.IO: polled at first, perhaps, and on a WebSocket then."""
+"""The connection of one Engine.IO client: long polling, a WebSocket, or an upgrade to it."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from rowcast.config import Settings
 from rowcast.errors import CLOSE
 from rowcast.observe import observe
 
-from . import engineio
 from .codec import SocketIO
-from .packets import disconnected
+from .packets import CLOSE as CLOSE_PACKET
+from .packets import NOOP, PING, disconnect, join_packets, split_frames
 
 __all__ = ["Connection"]
 
-# Of a client that does not answer a ping within this share of the pause between two, no more is
-# expected: 20 of 25 seconds, as these servers have it.
+# Share of the pause between two pings within which a client must answer: 20 of 25 seconds, as
+# with the usual servers.
 PATIENCE = 0.8
-# Seconds for a client that is being closed to poll once more.
+# Seconds for a client that is being closed to poll once more
 LAST_POLL = 1.0
-# Seconds until a client that shall connect again is made to: all at once would be a storm.
+# Seconds after which a client is made to reconnect, chosen at random to spread the reconnects
 ADRIFT = (0.5, 3.0)
-# Closed for these reasons, a client shall not come back by itself.
+# Close codes after which a client must not reconnect by itself
 FOR_GOOD = {CLOSE[why][0] for why in ("abuse", "kicked")}
-PING = text_frame(engineio.PING)
-# Packets in the answer to a poll: python-engineio takes 16, and gives up at more.
+PING_FRAME = text_frame(PING)
+# Packets in the answer to a poll: python-engineio accepts 16, and disconnects at more.
 PACKETS = 15
 
 
 class Connection:
-    """A session's way to its client (see `session.Pipe`), over whichever transport it has.
+    """A session's pipe to its client (see `session.Pipe`) over the transport in use.
 
-    While the client polls, what is for it waits here; that is as bounded as what waits for a
-    WebSocket, and a client that vanishes is missed at the next ping.
+    Packets for a client that polls are queued here, with the same limit as the buffer of a
+    WebSocket. A client that vanishes is noticed when it does not answer the next ping.
 
     Args:
-        sid: what its requests name. Whoever knows it is the client, so nobody else is told.
+        sid: the id that the client's requests name. It authenticates them, so it is secret.
         settings: pauses and limits.
-        wire: what its packets say.
-        ended: called once, when it is gone, with whether it said goodbye.
+        wire: decodes and encodes the client's packets.
+        ended: called once when the connection has ended, with whether the client said goodbye.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Connection:
         self.wire = wire
         self.session = Session(self, settings, wire)
         self.gone = False
-        self.polled = False  # a poll is waiting
-        self.posting = False
-        self.probing = False  # a WebSocket is there, and is not used yet
+        self.polling = False  # a poll is waiting
+        self.posting = False  # a post is being read
+        self.probing = False  # a WebSocket is open and not used yet
         self.pipe: SocketPipe | None = None
         self._settings = settings
         self._ended = ended
         self._queue: deque[bytes] = deque()
-        self._queued = 0
+        self._queued = 0  # bytes
         self._news = asyncio.Event()
         self._closing = False
         self._unanswered = False
@@ -76,11 +76,11 @@ class Connection:
     # To the client
 
     def write(self, data: bytes) -> None:
-        self._drift()
+        self._reconnect_if_adrift()
         if self.pipe is not None:
             self.pipe.write(data)
         elif not self.gone:
-            self._queue.extend(engineio.payloads(data))
+            self._queue.extend(split_frames(data))
             self._queued += len(data)
             self._news.set()
 
@@ -89,7 +89,7 @@ class Connection:
 
     def close(self, code: int, reason: str) -> None:
         if code in FOR_GOOD:
-            self.write(disconnected())
+            self.write(disconnect())
         self._closing = True
         if self.pipe is not None:
             self.pipe.close(code, reason)
@@ -103,43 +103,43 @@ class Connection:
     def _later(self, delay: float, call: Callable[[], None]) -> None:
         self._timers.append(self._loop.call_later(delay, call))
 
-    def _take(self, most: int) -> list[bytes]:
-        packets = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+    def _take(self, limit: int) -> list[bytes]:
+        packets = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
         self._queued = self._queued - sum(map(len, packets)) if self._queue else 0
         return packets
 
     async def poll(self) -> bytes:
-        """Wait for something to say, and return it as the answer to a poll."""
-        self.polled = True
+        """Wait for packets, and return them as the body that answers a poll."""
+        self.polling = True
         try:
-            while not (self._queue or self._closing or self.taken or self.gone):
+            while not (self._queue or self._closing or self.has_socket or self.gone):
                 self._news.clear()
                 await self._news.wait()
         finally:
-            self.polled = False
+            self.polling = False
         packets = self._take(PACKETS)
         if self.closing:
-            packets.append(engineio.CLOSE)
-        # While it goes over to a WebSocket its poll must end.
-        return engineio.join(packets or [engineio.NOOP])
+            packets.append(CLOSE_PACKET)
+        # During an upgrade to a WebSocket the poll must end.
+        return join_packets(packets or [NOOP])
 
     @property
     def closing(self) -> bool:
-        """Whether nothing is to follow what a poll gets."""
+        """Whether the next answer to a poll is the last."""
         return self.gone or (self._closing and not self._queue)
 
     @property
-    def taken(self) -> bool:
-        """Whether a WebSocket is used, or tried."""
+    def has_socket(self) -> bool:
+        """Whether a WebSocket is in use, or being probed."""
         return self.pipe is not None or self.probing
 
     def probe(self, *, begins: bool) -> None:
-        """A WebSocket is being tried, or was not taken."""
+        """Note that the probe of a WebSocket begins or has ended."""
         self.probing = begins
         self._news.set()
 
     def upgrade(self, pipe: SocketPipe) -> None:
-        """From now on everything goes to a WebSocket."""
+        """Send the queue and all further packets to a WebSocket."""
         self.probing = False
         self.pipe = pipe
         if packets := self._take(len(self._queue)):
@@ -148,7 +148,7 @@ class Connection:
     # From the client
 
     def pong(self) -> None:
-        """The client has answered a ping."""
+        """Note that the client has answered a ping."""
         if self._unanswered and not self.gone:
             self._unanswered = False
             self._beat.cancel()
@@ -156,7 +156,7 @@ class Connection:
 
     def _ping(self) -> None:
         self._unanswered = True
-        self.write(PING)
+        self.write(PING_FRAME)
         self._beat = self._loop.call_later(self._settings.heartbeat * PATIENCE, self._missed)
 
     def _missed(self) -> None:
@@ -164,19 +164,23 @@ class Connection:
             self.pipe.abort()
         self.end()
 
-    def check(self) -> None:
-        """Look at what the wire has seen in what was read."""
+    def after_packet(self) -> None:
+        """End or reconnect the client if the wire says so after a packet was handled."""
         if self.wire.left:
             self.end(goodbye=True)
-        self._drift()
+        self._reconnect_if_adrift()
 
-    def _drift(self) -> None:
+    def _reconnect_if_adrift(self) -> None:
         if self.wire.adrift and not self.gone:
             self.wire.adrift = False
             self._later(random.uniform(*ADRIFT), lambda: self.session.close("internal"))
 
     def end(self, *, goodbye: bool = False) -> None:
-        """It is gone; once."""
+        """End the connection, once.
+
+        Args:
+            goodbye: whether the client has said that it does not come back.
+        """
         if self.gone:
             return
         self.gone = True
