@@ -172,9 +172,9 @@ class Phoenix:
     def _channel(self, frame: Frame) -> str:
         """Return the channel of a frame.
 
-        Older clients write only the low byte of each character of a pushed topic. Then the channel
-        is the one whose mangled name this is and whose join has the frame's join_ref. The join_ref
-        alone is not enough, because a client may join several topics with the same one.
+        realtime-js 2.109 writes only the low byte of each character of a pushed topic. Then the
+        channel is the one whose mangled name this is and whose join has the frame's join_ref. The
+        join_ref alone is not enough, because a client may join several topics with the same one.
         """
         name = frame.topic.removeprefix(TOPIC) if frame.topic.startswith(TOPIC) else ""
         if frame.event == "broadcast" and name not in self._joined:

@@ -194,7 +194,7 @@ def _parse_push(data: bytes) -> tuple[Frame, Broadcast]:
 
 
 def _text(data: bytes) -> str:
-    """Newer clients write UTF-8; older ones write the low byte of each UTF-16 unit."""
+    """Newer clients write UTF-8; realtime-js 2.109 writes the low byte of each UTF-16 unit."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -202,7 +202,7 @@ def _text(data: bytes) -> str:
 
 
 def mangled_topic(channel: str) -> str:
-    """Return a name as older clients write it: the low byte of each UTF-16 unit."""
+    """Return a name as realtime-js 2.109 writes it: the low byte of each UTF-16 unit."""
     return _text(channel.encode("utf-16-le", "surrogatepass")[::2])
 
 
