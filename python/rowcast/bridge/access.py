@@ -1,7 +1,7 @@
-"""Questions to the policies, in batches, and what their errors mean for a client.
+"""Asks the policies, in batches: may a caller subscribe, publish, read history.
 
-"Denied" is never said when the database is down, and an error of one policy is never another
-caller's problem.
+An error of one policy never becomes the problem of another caller: a batch that fails is
+repeated item by item.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import starmap
 from typing import Any, TypeVar
 from uuid import UUID
@@ -23,30 +22,27 @@ from rowcast.observe import observe
 from .batch import Batcher
 from .cursor import Position
 from .database import UNAVAILABLE, Database
-from .feed import Feed, message_of
-from .hub import Hub
+from .feed import message_of
 from .model import Caller, Message
-from .rest.calls import Administration
-from .session import Subscription
+from .refusals import INVALID_CHANNEL, Reader, refusal_for, rolled_back
 
-__all__ = ["Access", "Verdict"]
+__all__ = ["Access", "Verdict", "patiently"]
 
+# Questions and messages in one batch.
 CHECKS = 100
 PUBLISHES = 50
-REPLAYS = 25
-STALE_TRIES = 20
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the policies say of a subscription.
+    """The policies' answer about a subscription; false when it is not allowed.
 
     Args:
-        allowed: whether there may be one.
-        channel_id: the row that decided, if there is one.
-        code: why one that was allowed before has to end.
+        allowed: whether the caller may subscribe.
+        channel_id: the channel row that decided, if there is one.
+        code: why a subscription that was allowed before has to end.
     """
 
     allowed: bool
@@ -58,75 +54,31 @@ class Verdict:
         return self.allowed
 
 
-# Mistakes in a message, by SQLSTATE: ours of sql/30_stamp.sql, and Postgres' for JSON and text.
-MISTAKES = {
-    "RCN02": "invalid_channel",
-    "RCM01": "payload_too_large",
-    "RCM02": "invalid_message",
-    "RCM03": "invalid_message",
-    "22P02": "invalid_message",
-    "22P05": "invalid_message",
-    "22021": "invalid_message",
-    "22003": "invalid_message",
-    "54000": "invalid_message",
-    "54001": "invalid_message",
-}
-LOST = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
-)
-# What is neither a name nor a pattern, where a policy would be asked.
-NO_NAME = "RCN02"
-# "No such channel" and "denied" answer alike.
-DENIALS = {"RCN01", "RCM05"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Replay:
-    subscription: Subscription
-    after: Position
-
-
 class Access:
-    """Asks for all sessions.
+    """Asks for all sessions, and for the doors that publish by HTTP.
 
     Args:
-        database: the caller login.
-        administration: for administrators, of whom no policy is asked.
-        settings: timeouts.
-        hub: where the bridge stands when a replay begins.
-        feed: to wait for after a crash of Postgres.
+        database: the caller login; for administrators the functions that ask no policy.
+        settings: timeouts, and how many connections there are.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        administration: Administration,
-        settings: Settings,
-        hub: Hub,
-        feed: Feed,
-    ) -> None:
+    def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._administration = administration
-        self._hub = hub
-        self._feed = feed
-        # Long enough for a batch that fails and is repeated one by one.
-        self._patience = settings.query_timeout * 3
+        self._settings = settings
         workers = max(1, settings.pool_size // 2)
         self._checks = Batcher(self._run_checks, size=CHECKS, workers=workers)
         self._publishes = Batcher(self._run_publishes, size=PUBLISHES, workers=workers)
-        self._replays = Batcher(self._run_replays, size=REPLAYS, workers=workers)
 
     async def may_subscribe(self, caller: Caller, channel: str) -> Verdict:
         """Whether the policies let the caller see the channel row that governs the name, or the
-        one of this pattern.
+        row of this pattern.
 
         Raises:
             Refusal: "unavailable".
         """
-        return await self._patiently(self._checks.submit(caller.role, (caller.claims, channel)))
+        return await patiently(
+            self._checks.submit(caller.role, (caller.claims, channel)), self._settings
+        )
 
     async def recheck(
         self, role: str, pairs: Sequence[tuple[str, str]], *, brief: bool = False
@@ -134,7 +86,7 @@ class Access:
         """Ask again about (claims, channel) pairs, in one query.
 
         Args:
-            role: of all of them.
+            role: the role of all of them.
             pairs: different ones.
             brief: give up after a short time.
 
@@ -142,14 +94,14 @@ class Access:
             A verdict for each; None for all when the query took too long or was broken by one.
 
         Raises:
-            Refusal: "unavailable", nobody can be asked now.
+            Refusal: "unavailable", the database cannot be asked now.
         """
         try:
             return list(await self._ask(role, pairs, brief=brief))
         except asyncpg.QueryCanceledError:
             return [None] * len(pairs)
         except UNAVAILABLE as error:
-            raise unavailable(error) from error
+            raise refusal_for(error, Reader.SUBSCRIBER) from error
         except asyncpg.PostgresError as error:
             if len(pairs) > 1:
                 return [None] * len(pairs)
@@ -169,9 +121,9 @@ class Access:
         """Insert a message as the caller; returns its id once it is committed.
 
         Args:
-            caller: whose claims the policies see.
+            caller: the policies see its claims.
             owner: the session, whose messages stay in order; None when there is no order.
-            channel: a name.
+            channel: a channel name.
             kind: "message" or "broadcast".
             event: its event name.
             payload: JSON text.
@@ -181,7 +133,7 @@ class Access:
             Refusal: denied, wrong, or the database cannot answer.
         """
         item = (caller.claims, channel, kind, event, payload, key)
-        return await self._patiently(self._publishes.submit(caller.role, item, owner))
+        return await patiently(self._publishes.submit(caller.role, item, owner), self._settings)
 
     async def publish_all(
         self, caller: Caller, messages: Sequence[tuple[str, str, str, str, UUID | None]]
@@ -189,7 +141,7 @@ class Access:
         """Insert messages as the caller in one transaction, all or none; returns their ids.
 
         Args:
-            caller: whose claims the policies see.
+            caller: the policies see its claims.
             messages: (channel, kind, event, payload, key) each, as for `publish`.
 
         Raises:
@@ -200,45 +152,21 @@ class Access:
                 caller.role, [(caller.claims, *message) for message in messages]
             )
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-            raise self._refusal(error, messages[0][0]) from error
-
-    async def replay(
-        self, subscription: Subscription, after: Position
-    ) -> tuple[str, list[Message]]:
-        """What the channel got after a position, up to where the bridge stands when it asks.
-
-        What the subscription held until then is dropped, because the replay covers it.
-
-        Returns:
-            The state ("complete", "durable", "expired", "too_far") and the messages.
-
-        Raises:
-            Refusal: "unavailable".
-        """
-        return await self._patiently(self._replays.submit("", _Replay(subscription, after)))
+            raise refusal_for(error, Reader.PUBLISHER, messages[0][0]) from error
 
     async def history(
         self, caller: Caller, channel: str, limit: int, until: Position
     ) -> list[Message]:
-        """The newest messages that the caller's SELECT policies show.
+        """Return the newest messages that the caller's SELECT policies show.
 
         Raises:
             Refusal: a policy failed, or the database cannot answer.
         """
         try:
             rows = await self._database.history(caller.role, caller.claims, channel, limit, until)
-        except UNAVAILABLE as error:
-            raise unavailable(error) from error
-        except asyncpg.PostgresError as error:
-            observe("policy_error", channel=channel, error=error)
-            raise Refusal("forbidden") from error
+        except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+            raise refusal_for(error, Reader.SUBSCRIBER, channel) from error
         return [message_of(row) for row in rows]
-
-    async def _patiently(self, answer: Coroutine[Any, Any, Answer]) -> Answer:
-        try:
-            return await asyncio.wait_for(answer, self._patience)
-        except TimeoutError:
-            raise Refusal("unavailable") from None
 
     async def _run_checks(
         self, role: str, items: Sequence[tuple[str, str]], *, brief: bool = False
@@ -248,11 +176,11 @@ class Access:
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
             if len(items) > 1 and not isinstance(error, OSError):
                 # One of them broke it for all: a policy that takes too long is not caught by
-                # the exception blocks in SQL. At once, so that the others do not wait for it.
+                # the exception blocks in SQL. All at once, so that no one waits for another.
                 alone = (self._run_checks(role, [item], brief=True) for item in items)
                 return [answer for answers in await asyncio.gather(*alone) for answer in answers]
             if isinstance(error, UNAVAILABLE):
-                return [unavailable(error)] * len(items)
+                return [refusal_for(error, Reader.SUBSCRIBER)] * len(items)
             observe("policy_error", channel=items[0][1], error=error)
             return [Verdict(False)] * len(items)
 
@@ -261,11 +189,13 @@ class Access:
     ) -> list[Verdict]:
         claims, channels = [c for c, _ in pairs], [n for _, n in pairs]
         if self._administers(role):
-            rows = await asyncio.gather(*starmap(self._administration.check_subscribe, pairs))
+            rows = await asyncio.gather(
+                *starmap(self._database.check_subscribe_as_administrator, pairs)
+            )
         else:
             rows = await self._database.check_subscribe(role, claims, channels, brief=brief)
         for row in rows:
-            if row["error"] and row["error"] != NO_NAME:
+            if row["error"] and row["error"] != INVALID_CHANNEL:
                 observe("policy_error", channel=channels[row["pair"] - 1], error=row["error"])
         return [_verdict(row) for row in rows]
 
@@ -277,7 +207,7 @@ class Access:
         brief: bool = False,
     ) -> Sequence[UUID | Exception]:
         if self._administers(role):
-            return [await self._publish_as_system(*item) for item in items]
+            return [await self._publish_as_administrator(*item) for item in items]
         try:
             return await self._database.publish(role, items, brief=brief)
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
@@ -288,98 +218,45 @@ class Access:
                     for item in items
                     for answer in await self._run_publishes(role, [item], brief=True)
                 ]
-            return [self._refusal(error, items[0][1])] * len(items)
+            return [refusal_for(error, Reader.PUBLISHER, items[0][1])] * len(items)
 
     def _administers(self, role: str) -> bool:
-        """Whether no policy is asked. Where a role is among both, the policies decide."""
+        """Whether policies are not asked. Where a role is among both, the policies decide."""
         facts = self._database.facts.current
         return role in facts.admin_roles and role not in facts.caller_roles
 
-    async def _publish_as_system(self, claims: str, channel: str, *rest: Any) -> UUID | Exception:
-        """What an administrator publishes is the application's."""
+    async def _publish_as_administrator(
+        self, claims: str, channel: str, *rest: Any
+    ) -> UUID | Exception:
+        """Publish as the system: a message of an administrator is the application's."""
         try:
-            return (await self._administration.publish(claims, [(channel, *rest)]))[0]
+            [message_id] = await self._database.publish_as_administrator(claims, [(channel, *rest)])
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-            return self._refusal(error, channel)
+            return refusal_for(error, Reader.PUBLISHER, channel)
+        return message_id
 
-    def _moved_on(self, before: Position) -> bool:
-        return self._hub.position is not before
 
-    async def _run_replays(
-        self, _group: str, items: Sequence[_Replay]
-    ) -> Sequence[tuple[str, list[Message]] | Exception]:
-        for _ in range(STALE_TRIES):
-            until = self._hub.position
-            if until is None:
-                return [Refusal("unavailable")] * len(items)
-            for item in items:
-                item.subscription.forget(self._hub.generation)
-            try:
-                rows = await self._database.replay(
-                    [(item.subscription.channel, item.after) for item in items], until
-                )
-            except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-                return [unavailable(error)] * len(items)
-            if rows[0]["state"] != "stale":
-                break
-            # Postgres crashed and our position is from before: the feed will notice, or just did.
-            async with self._feed.drained:
-                await self._feed.drained.wait_for(partial(self._moved_on, until))
-        else:
-            return [Refusal("unavailable")] * len(items)
-        answers: list[tuple[str, list[Message]]] = []
-        for row in rows:
-            if row["state"]:
-                answers.append((row["state"], []))
-            else:
-                answers[-1][1].append(message_of(row))
-        return answers
+async def patiently(answer: Coroutine[Any, Any, Answer], settings: Settings) -> Answer:
+    """Wait for an answer long enough for a batch that fails and is repeated item by item.
 
-    @staticmethod
-    def _refusal(error: Exception, channel: str) -> Refusal:
-        if isinstance(error, UNAVAILABLE):
-            return unavailable(error)
-        assert isinstance(error, asyncpg.PostgresError)
-        state = error.sqlstate or ""
-        if state in MISTAKES:
-            return Refusal(MISTAKES[state], sentence(error))
-        by_policy = getattr(error, "server_source_function", None) == "ExecWithCheckOptions"
-        if state not in DENIALS and not by_policy:
-            # A policy that fails: for us to read, not for the client.
-            observe("policy_error", channel=channel, error=error, sqlstate=state)
-        return Refusal("forbidden")
+    Raises:
+        Refusal: "unavailable", it did not come.
+    """
+    try:
+        return await asyncio.wait_for(answer, settings.query_timeout * 3)
+    except TimeoutError:
+        raise Refusal("unavailable") from None
 
 
 def _verdict(row: asyncpg.Record) -> Verdict:
     channel_id = str(row["channel_id"]) if row["channel_id"] else None
     if row["allowed"]:
         return Verdict(True, channel_id)
-    if row["error"] == NO_NAME:
+    if row["error"] == INVALID_CHANNEL:
         return Verdict(False, None, "invalid_channel")
     if row["error"]:
-        # A policy failed: that says nothing about the caller, and shows him nothing either.
+        # A policy failed: that says nothing about the caller, and shows them nothing either.
         return Verdict(False, channel_id, "unavailable")
     if channel_id is None:
         return Verdict(False, None, "deleted")
     return Verdict(False, channel_id, "revoked" if row["enabled"] else "disabled")
-
-
-def rolled_back(error: Exception) -> bool:
-    """Whether the server said that nothing of it was done. A connection that was lost says
-    nothing: the commit may have been on its way, and a repeat would publish twice."""
-    if isinstance(error, asyncpg.InterfaceError):
-        return isinstance(error, ValueError)  # an argument that could not even be sent
-    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST)
-
-
-def unavailable(error: Exception) -> Refusal:
-    """The refusal for what says nothing about permissions."""
-    if isinstance(error, asyncpg.QueryCanceledError):
-        return Refusal("unavailable", "A policy took too long: try again.")
-    return Refusal("unavailable")
-
-
-def sentence(error: asyncpg.PostgresError) -> str:
-    """What Postgres said and what to do about it, in one line."""
-    said = str(error.args[0]).rstrip(".")
-    return f"{said[:1].upper()}{said[1:]}." + (f" {error.hint}" if error.hint else "")

@@ -37,6 +37,7 @@ from .presence.attendance import Attendance
 from .presence.audience import Audience
 from .presence.members import Tracking
 from .presence.updates import Presence
+from .replay import Replays
 from .requests import Service
 from .rest.calls import Administration
 from .rest.handlers import Handlers
@@ -89,8 +90,9 @@ class _Bridge:
         )
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
-        administration = Administration(self.database, settings)
-        access = Access(self.database, administration, settings, self.hub, self.feed)
+        administration = Administration(self.database)
+        access = Access(self.database, settings)
+        replays = Replays(self.database, settings, self.hub, self.feed)
         facts = self.database.facts
         verifier = Verifier(settings, facts)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)
@@ -98,7 +100,15 @@ class _Bridge:
         self.handles = Handles(self.database)
         self.census = Census(self.database, self.hub, self.node)
         subscribing = Subscribing(
-            settings, self.hub, facts, self.feed, access, attendance, self.rechecks, self.handles
+            settings,
+            self.hub,
+            facts,
+            self.feed,
+            access,
+            replays,
+            attendance,
+            self.rechecks,
+            self.handles,
         )
         service = Service(
             settings,

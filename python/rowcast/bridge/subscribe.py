@@ -25,6 +25,7 @@ from .feed import Feed
 from .hub import Hub
 from .model import Message
 from .presence.attendance import Attendance
+from .replay import Replays
 from .resume_handles import Handles
 from .revocation import Question, Rechecks
 from .session import Session, State, Subscription
@@ -59,6 +60,7 @@ class Subscribing:
         facts: the key that signs cursors.
         feed: where the bridge stands.
         access: asks the policies.
+        replays: reads what a cursor has missed.
         attendance: counts and shows who is here.
         rechecks: told what was allowed, and when it has to be asked again.
         handles: where clients left off that keep no cursor.
@@ -71,6 +73,7 @@ class Subscribing:
         facts: Facts,
         feed: Feed,
         access: Access,
+        replays: Replays,
         attendance: Attendance,
         rechecks: Rechecks,
         handles: Handles,
@@ -80,6 +83,7 @@ class Subscribing:
         self._facts = facts
         self._feed = feed
         self._access = access
+        self._replays = replays
         self._attendance = attendance
         self._rechecks = rechecks
         self._handles = handles
@@ -237,7 +241,7 @@ class Subscribing:
             if position is None:
                 # An invalid cursor counts as none; the client must know that it starts anew.
                 return _Opening(recovered=False, ephemeral=False, reason="invalid_cursor")
-            state, rows = await self._access.replay(subscription, position)
+            state, rows = await self._replays.read(subscription, position)
             if state not in ("complete", "durable"):
                 return _Opening(recovered=False, ephemeral=False, reason=state)
             frames = self._encode(session, subscription.channel, rows, "replay")

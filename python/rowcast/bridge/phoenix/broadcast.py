@@ -8,10 +8,10 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
+from rowcast.bridge.refusals import Reader, refusal_for
 from rowcast.bridge.rest.handlers import Asked, Handlers
 from rowcast.bridge.rest.routes import MAX_BATCH, NewMessage
 from rowcast.bridge.rest.server import Rest
-from rowcast.bridge.rest.sqlstates import explained
 from rowcast.bridge.wire.protocol import Publish, check
 from rowcast.errors import CATALOGUE, Refusal
 from rowcast.observe import metrics, observe
@@ -103,7 +103,8 @@ class Broadcasts:
         except Refusal:
             raise
         except Exception as error:
-            raise explained(error, admin=admin) from error
+            reader = Reader.ADMINISTRATOR if admin else Reader.CALLER
+            raise refusal_for(error, reader) from error
 
 
 def _one(request: web.Request, body: bytes) -> list[NewMessage]:

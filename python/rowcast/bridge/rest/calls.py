@@ -6,7 +6,6 @@ depths that Python does not.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ import asyncpg
 
 from rowcast.bridge.database import Database
 from rowcast.bridge.model import Caller
-from rowcast.config import Settings
 from rowcast.errors import Refusal
 
 __all__ = ["Administration", "Filter", "Page"]
@@ -39,8 +37,6 @@ PRESENCE = "select rowcast.admin_presence($1, $2)"
 CHANNEL_PRESENCE = "select rowcast.channel_presence($1)"
 AUDIENCE = "select rowcast.admin_audience($1, $2)"
 CHANNEL_AUDIENCE = "select rowcast.channel_audience($1)"
-CHECK = "select * from rowcast.admin_check_subscribe($1, $2)"
-PUBLISH = "select rowcast.admin_publish($1, $2, $3, $4, $5, $6)"
 DELETE_MESSAGE = "select rowcast.admin_delete_message($1, $2)"
 PERMISSIONS = "select rowcast.admin_permissions($1)"
 CONFIG = "select rowcast.admin_config($1)"
@@ -80,17 +76,10 @@ class Administration:
 
     Args:
         database: its two logins.
-        settings: how many connections there are, and how long to wait for one.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._patience = settings.query_timeout
-        # Half of the connections of each login: a slow read of history must not keep others from
-        # subscribing and publishing.
-        self._room = {
-            login: asyncio.Semaphore(max(1, settings.pool_size // 2)) for login in (True, False)
-        }
 
     async def channels(
         self,
@@ -162,17 +151,11 @@ class Administration:
             return await self._text(AUDIENCE, caller.claims, name)
         return await self._text(CHANNEL_AUDIENCE, name)
 
-    async def check_subscribe(self, claims: str, channel: str) -> asyncpg.Record:
-        """What `Database.check_subscribe` answers, for an administrator."""
-        return await self._row(CHECK, claims, channel)
-
     async def publish(
         self, claims: str, messages: Sequence[tuple[str, str, str, str, UUID | None]]
     ) -> list[UUID]:
         """Publish (channel, type, event, payload, key) each as the system, all or none."""
-        columns = [list(column) for column in zip(*messages, strict=True)]
-        ids: list[UUID] = await self._value(PUBLISH, claims, *columns)
-        return ids
+        return await self._database.publish_as_administrator(claims, messages)
 
     async def delete_message(self, caller: Caller, message: UUID) -> bool:
         """Delete a message; False when there is none."""
@@ -218,12 +201,7 @@ class Administration:
         return await self._text(REDELIVER, caller.claims, delivery)
 
     async def _row(self, query: str, *values: Any, as_caller: bool = False) -> asyncpg.Record:
-        room = self._room[as_caller]
-        await asyncio.wait_for(room.acquire(), self._patience)
-        try:
-            return await self._database.row(query, *values, as_caller=as_caller)
-        finally:
-            room.release()
+        return await self._database.patient_row(query, *values, as_caller=as_caller)
 
     async def _value(self, query: str, *values: Any, as_caller: bool = False) -> Any:
         return (await self._row(query, *values, as_caller=as_caller))[0]

@@ -13,6 +13,7 @@ from aiohttp import web
 from rowcast.bridge.auth import Verifier
 from rowcast.bridge.model import Caller
 from rowcast.bridge.rate_limit import Allowances
+from rowcast.bridge.refusals import Reader, refusal_for
 from rowcast.config import Settings
 from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
@@ -21,7 +22,6 @@ from .handlers import Answer, Asked, Handlers
 from .openapi import document
 from .problems import json_response, problem
 from .routes import BASE, ROUTES, Query, Route
-from .sqlstates import explained
 
 __all__ = ["Rest"]
 
@@ -103,7 +103,8 @@ class Rest:
         except Refusal:
             raise
         except Exception as error:
-            raise explained(error, admin=admin) from error
+            reader = Reader.ADMINISTRATOR if admin else Reader.CALLER
+            raise refusal_for(error, reader) from error
 
     async def asking(self, request: web.Request) -> tuple[Caller, bool]:
         """Who asks, counted against the rate, and whether it is an administrator.
