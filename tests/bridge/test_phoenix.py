@@ -32,17 +32,9 @@ from rowcast.bridge.wire.protocol import (
     Track,
     Unsubscribe,
 )
-from rowcast.errors import CATALOGUE, Refusal
+from rowcast.errors import Refusal
 
 FORMS = ["phoenix1", "phoenix2"]
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=10,
-)
-EVENTS = [
-    "phx_join", "phx_leave", "heartbeat", "access_token", "broadcast", "presence", "phx_reply",
-]  # fmt: skip
 
 
 class Client:
@@ -450,52 +442,6 @@ def test_names_with_nul_or_too_many_bytes_are_refused_before_sql(client: Client)
 @pytest.mark.parametrize("topic", ["", "room", "realtime", "realtime:", "phoenix", "Realtime:a"])
 def test_other_topics_are_answered(client: Client, topic: str) -> None:
     assert client.refused(topic, "phx_join", {}).code == "invalid_channel"
-
-
-def answered(client: Client, data: bytes, *, binary: bool) -> None:
-    """Whatever came, each request is answered once, and nothing is kept of it."""
-    ops, ref, refusal = client.wire.decode(data, binary=binary)
-    if refusal is not None:
-        assert not ops
-        assert refusal.code in CATALOGUE
-        client.told(Refused.because(ref, refusal))
-    for op in ops:
-        assert op.ref == ref
-    if ops:
-        client.told(Refused.because(ref, Refusal("forbidden")))
-    assert not client.wire._requests  # noqa: SLF001
-
-
-@pytest.mark.parametrize("form", FORMS)
-@given(data=st.binary(max_size=300), binary=st.booleans())
-def test_any_bytes_are_operations_or_a_refusal(form: str, data: bytes, binary: bool) -> None:
-    answered(Client(form), data, binary=binary)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@given(event=st.sampled_from(EVENTS), payload=JSON, ref=JSON)
-def test_any_payload_is_operations_or_a_refusal(
-    form: str, event: str, payload: Any, ref: Any
-) -> None:
-    client = Client(form)
-    answered(client, client.text("realtime:a", event, payload, ref), binary=False)
-
-
-@given(head=st.binary(min_size=6, max_size=6), rest=st.binary(max_size=400))
-def test_any_binary_push_is_operations_or_a_refusal(head: bytes, rest: bytes) -> None:
-    answered(Client(), b"\x03" + head + rest, binary=True)
-
-
-@pytest.mark.parametrize("depth", [1000, 100_000])
-def test_depth_is_no_error(client: Client, depth: int) -> None:
-    deep = b"[" * depth + b"]" * depth
-    for event in (b"phx_join", b"broadcast", b"presence", b"access_token"):
-        data = b'["1","1","realtime:a","' + event + b'",' + deep + b"]"
-        answered(client, data, binary=False)
-        answered(
-            client, data.replace(deep, b'{"event":"track","payload":' + deep + b"}"), binary=False
-        )
-    answered(client, pushed("j", "1", "realtime:a", "e", deep), binary=True)
 
 
 @given(st.text(), st.text(max_size=50))

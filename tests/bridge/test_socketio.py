@@ -203,30 +203,6 @@ def test_the_bytes_of_a_refused_event_are_refused_with_it() -> None:
     assert client.refused(b"\x00", binary=True)[0] == "invalid_frame"
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_an_operation_or_a_refusal(data: bytes) -> None:
-    client = Client()
-    ops, ref, refusal = client.wire.decode(data, binary=False)
-    assert not (ops and refusal)
-    if refusal is not None:
-        client.wire.encode(Refused.because(ref, refusal))
-
-
-@given(st.data())
-def test_mutated_packets_are_an_operation_or_a_refusal(data: Any) -> None:
-    seeds = [
-        '0/,{"token":"t"}', '27["realtime:subscribe",{"channel":"a"}]', "1", "37[]",
-        '2["realtime:publish",{"channel":"a","event":"e","payload":{"a":[1]}}]', '51-["x"]',
-    ]  # fmt: skip
-    packet = bytearray(data.draw(st.sampled_from(seeds)).encode())
-    for _ in range(data.draw(st.integers(0, 4))):
-        packet[data.draw(st.integers(0, len(packet) - 1))] = data.draw(st.integers(0, 255))
-    client = Client()
-    ops, ref, refusal = client.wire.decode(bytes(packet), binary=False)
-    if refusal is not None or ops:
-        client.wire.encode(Refused.because(ref, refusal or Refusal("internal")))
-
-
 # Answers
 
 

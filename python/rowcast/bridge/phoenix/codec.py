@@ -249,12 +249,11 @@ class Phoenix:
 
     def _presence(self, frame: Frame, channel: str) -> Sequence[Op]:
         request = read_broadcast(frame)
-        number = self._remember("other", frame)
         if request.event == "untrack":
-            return (Untrack(number, channel),)
+            return (Untrack(self._remember("other", frame), channel),)
         if request.event != "track" or not bytes(request.payload).lstrip().startswith(b"{"):
             raise Refusal("invalid_message", "presence: track an object, or untrack.")
-        return (Track(number, channel, request.payload),)
+        return (Track(self._remember("other", frame), channel, request.payload),)
 
     def _remember(self, kind: Any, frame: Frame, **rest: Any) -> int:
         """Keep a request until it is answered; returns its number, the ref of the operation."""
