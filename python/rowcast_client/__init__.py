@@ -9,20 +9,22 @@
         async for message in channel:
             print(message.event, message.payload)
 
-It reconnects by itself and resumes every channel from where the session stopped: no message is
-lost and none comes twice. `Realtime.cursor` says how far the application has got; a later process
-that gives it as `after` goes on from there.
+The client reconnects by itself and resumes every channel from the position that the session had
+reached: no message is lost and none arrives twice. `Realtime.cursor` is the position up to which
+the application has handled everything; a later process that passes it as `after` continues there.
 
 - `realtime`: the connection's life: connects, reconnects, closes
 - `connection`: one WebSocket, its requests and their answers
 - `channel`: a channel as applications use it
-- `channels`: which channels are wanted, the state of each, and the frames for them
+- `channels`: which channels are wanted, the requests for them, and the frames for them
+- `channel_state`: the state of one channel
 - `dispatch`: calls callbacks in order, and stops reading when too much waits
 - `publishing`: publishes that wait for their answer
 - `presence`: the members of channels, and this client among them
 - `identity`: the token and its refresh
 - `resume`: the cursor, and the message ids that a replay may repeat
 - `frames`: frames as Python values
+- `options`: the options of `connect`
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 from .channel import Channel
 from .frames import Message, RealtimeError
 from .identity import Token
+from .options import Options
 from .realtime import Realtime
 
 __all__ = ["Channel", "Message", "Realtime", "RealtimeError", "__version__", "connect"]
@@ -52,21 +55,21 @@ def connect(
     max_queue: int = 1000,
     max_pending: int = 5000,
 ) -> Realtime:
-    """Make a client, to be used with `async with`.
+    """Make a client; use it with `async with`.
 
     Args:
         url: ``http(s)://`` address of the server.
-        token: whom the client speaks for. A callable, which may be asynchronous, is asked at
-            every connect and when a token is about to expire.
-        api_key: the key of those who have no token.
+        token: the caller's JWT, or a function or coroutine function that returns it. A function
+            is called at every connect and when the token is about to expire.
+        api_key: the public key, for clients without a token.
         after: a `Realtime.cursor` of an earlier process: the first subscription of every channel
-            goes on from it. Subscribe to all of them before storing a new cursor.
+            resumes from it. Subscribe to all channels before storing a new cursor.
         timeout: seconds until an unanswered request is an error.
         connect_timeout: seconds until the first connect gives up.
         min_delay: shortest pause before a reconnect, in seconds.
-        max_delay: longest pause.
-        max_queue: how many messages may wait for the application before reading stops.
-        max_pending: how many sends may wait for an answer.
+        max_delay: longest pause before a reconnect, in seconds.
+        max_queue: number of messages that may wait for the application before reading stops.
+        max_pending: number of sends that may wait for an answer.
     """
     parts = urlsplit(url)
     address = parts._replace(
@@ -75,11 +78,13 @@ def connect(
         query=urlencode({"apikey": api_key}) if api_key else "",
         fragment="",
     )
-    return Realtime(
-        urlunsplit(address),
-        token=token,
+    options = Options(
         after=after,
-        timeouts=(timeout, connect_timeout),
-        delays=(min_delay, max_delay),
-        limits=(max_queue, max_pending),
+        timeout=timeout,
+        connect_timeout=connect_timeout,
+        min_delay=min_delay,
+        max_delay=max_delay,
+        max_queue=max_queue,
+        max_pending=max_pending,
     )
+    return Realtime(urlunsplit(address), token, options)

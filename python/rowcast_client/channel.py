@@ -1,52 +1,40 @@
-"""A channel as applications see it."""
+"""A channel as applications use it."""
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from .channels import EVENTS, Join, Joins, Phase
+from .channel_state import ChannelState, Phase
+from .channels import Channels
 from .dispatch import Callback, Inbox
 from .frames import Message, RealtimeError
-from .presence import Presences
+from .publishing import Publishing
 
 __all__ = ["Channel"]
 
-Publish = Callable[[str, dict[str, Any], Any], Awaitable[str]]
-
 
 class Channel:
-    """One channel by its name, as `Realtime.channel` makes it; all of one name are the same.
+    """A channel by its name, made by `Realtime.channel`; objects of one name are equivalent.
 
-    `on("message")` hears every message of type `message`, `on("<event>")` that event, `on("*")`
-    all; the callback gets the `Message`. `on("error")` gets a `RealtimeError`. `on("closed")`,
-    `on("deleted")`, `on("resync")` and `on("subscribed")` get a dict, and so does
-    `on("presence")`: `{"type": "join" | "update" | "leave", "key", "presence"}`.
+    Callbacks of `on("message")` get every message of type `message`, those of `on("<event>")`
+    every message of that event, and those of `on("*")` all messages, each as a `Message`.
+    Callbacks of `on("error")` get a `RealtimeError`. Those of `on("closed")`, `on("deleted")`,
+    `on("resync")` and `on("subscribed")` get a dict, and so do those of `on("presence")`:
+    `{"type": "join" | "update" | "leave", "key", "presence"}`.
 
-    A channel to which no callback for messages listens keeps them for `async for`. When too many
-    wait, the client stops reading until some were taken: iterate it, or unsubscribe.
+    A channel without a callback for messages keeps them for `async for`. When too many wait, the
+    client stops reading until some were taken: iterate the channel, or unsubscribe.
     """
 
-    def __init__(
-        self,
-        name: str,
-        joins: Joins,
-        presences: Presences,
-        publish: Publish,
-        timeout: float,
-        inbox: Callable[[], Inbox],
-    ) -> None:
+    def __init__(self, name: str, channels: Channels, publishing: Publishing) -> None:
         self._name = name
-        self._joins = joins
-        self._presences = presences
-        self._publish = publish
-        self._timeout = timeout
-        self._inbox = inbox
+        self._channels = channels
+        self._publishing = publishing
 
     def __repr__(self) -> str:
-        return f"<Channel {self._name!r} {self._join.phase.value}>"
+        return f"<Channel {self._name!r} {self._state.phase.value}>"
 
     @property
     def name(self) -> str:
@@ -54,65 +42,50 @@ class Channel:
 
     @property
     def subscribed(self) -> bool:
-        """Whether the server has confirmed, on the present connection."""
-        return self._join.phase is Phase.JOINED
+        """Whether the server has confirmed the subscription on the present connection."""
+        return self._state.phase is Phase.JOINED
 
     @property
-    def _join(self) -> Join:
-        return self._joins.find(self._name) or Join(self._name)
+    def _state(self) -> ChannelState:
+        return self._channels.find(self._name) or ChannelState(self._name)
 
     def on(self, kind: str, callback: Callback) -> Channel:
-        """Call this for each message or event of the kind, in order; it may be asynchronous."""
-        join = self._joins.of(self._name)
-        join.listeners.add(kind, callback)
-        if kind not in EVENTS and join.inbox is not None and not join.inbox.used:
-            join.inbox.close()
-            join.inbox = None
+        """Add a callback for messages or events of a kind.
+
+        Callbacks run one at a time, in the order of the messages. A callback may be a coroutine
+        function; it is awaited before the next one is called.
+        """
+        self._channels.get(self._name).listen(kind, callback)
         return self
 
     def off(self, kind: str, callback: Callback | None = None) -> Channel:
         """Remove a callback, or all of a kind."""
-        join = self._join
-        join.listeners.remove(kind, callback)
-        self._joins.settle(join)
+        state = self._state
+        state.listeners.remove(kind, callback)
+        self._channels.discard_unused(state)
         return self
 
     async def subscribe(
         self, *, history: int = 0, echo: bool = True, after: str | None = None
     ) -> Channel:
-        """Subscribe, and return when the server has confirmed.
+        """Subscribe, and return once the server has confirmed.
 
         Args:
-            history: how many earlier messages to ask for.
-            echo: whether this client hears what it sends itself.
-            after: a cursor to go on from; the one given to `connect` by default.
+            history: number of earlier messages to ask for.
+            echo: whether this client receives the messages that it sends itself.
+            after: the cursor to resume from; by default the one given to `connect`.
 
         Raises:
             RealtimeError: the server refused, or did not answer in time.
         """
-        join = self._joins.of(self._name)
-        if join.phase is Phase.IDLE:
-            join.history, join.echo, join.after = history, echo, after
-        confirmed = self._joins.want(join)
-        join.waiting += 1
-        try:
-            async with asyncio.timeout(self._timeout):
-                await asyncio.shield(confirmed)
-        except TimeoutError:
-            text = f"The subscription of {self._name} was not answered in time."
-            raise RealtimeError("timeout", text, channel=self._name) from None
-        finally:
-            join.waiting -= 1
-            # Given up, or cancelled: nobody would read what came.
-            if not join.waiting and not confirmed.done():
-                self._joins.leave(join)
+        await self._channels.subscribe(self._name, history, echo, after)
         return self
 
     async def unsubscribe(self) -> None:
-        """Leave the channel. Callbacks stay; `async for` ends."""
-        join = self._join
-        if join.phase is not Phase.IDLE:
-            self._joins.leave(join)
+        """Leave the channel. Callbacks stay registered; `async for` ends."""
+        state = self._state
+        if state.phase is not Phase.IDLE:
+            self._channels.leave(state)
 
     async def send(
         self,
@@ -122,69 +95,68 @@ class Channel:
         type: str = "message",  # noqa: A002 (the wire's word)
         id: str | None = None,  # noqa: A002
     ) -> str:
-        """Publish, and return the message's id once it is committed.
+        """Publish a message, and return its id once it is committed.
 
-        One need not be subscribed. What is sent while there is no connection waits for it, and
-        what was not answered before a connection was lost is sent again under the same key: it
-        lands once.
+        A subscription is not needed. A message that is sent without a connection waits for one.
+        A message without an answer when the connection is lost is sent again under the same key,
+        so it is stored once.
 
         Args:
-            event: its event name.
-            payload: anything that can be written as JSON.
-            type: `message` is kept and replayed, `broadcast` is for those who listen now.
-            id: the idempotency key, a UUID; one is made by default.
+            event: the event name.
+            payload: any value that JSON can represent.
+            type: `message` is stored and replayed; `broadcast` reaches present subscribers only.
+            id: the idempotency key, a UUID; generated by default.
 
         Raises:
-            RealtimeError: it was refused; with code `timeout` it may have been stored, and
-                sending it again with the error's `id` is safe.
+            RealtimeError: the message was refused. With code `timeout` it may have been stored,
+                and it is safe to send it again with the error's `id`.
         """
         key = str(uuid.uuid4()) if id is None else str(id)
         head = {"op": "publish", "channel": self._name, "type": type, "event": event, "id": key}
-        return await self._publish(key, head, payload)
+        return await self._publishing.send(key, head, payload)
 
     async def track(self, state: Mapping[str, Any]) -> None:
-        """Show this user as present, in a state that all subscribers see.
+        """Show this client as present, in a state that all subscribers see.
 
-        Subscribes if needed, until `untrack`. Call it as often as the state changes: of what is
-        still to be sent only the newest is. After a reconnect it is sent again.
+        It subscribes if necessary, until `untrack`. Call it whenever the state changes: of the
+        states that are not sent yet only the newest is sent. After a reconnect the state is sent
+        again.
 
         Args:
-            state: what can be written as a JSON object.
+            state: a mapping that JSON can represent as an object.
 
         Raises:
             RealtimeError: the server refused, or did not answer in time.
         """
-        await self._presences.track(self._name, state)
+        await self._channels.track(self._name, state)
 
     async def untrack(self) -> None:
-        """Show this user no more.
+        """Stop showing this client as present.
 
         Raises:
-            RealtimeError: the server did not answer in time.
+            RealtimeError: the server refused, or did not answer in time.
         """
-        await self._presences.untrack(self._name)
+        await self._channels.untrack(self._name)
 
     def presence_state(self) -> list[Any]:
-        """The states of all who are present; empty unless the channel is subscribed."""
-        return list(self._join.members.values())
+        """Return the states of all members; empty unless the channel is subscribed."""
+        return list(self._state.members.values())
 
     def __aiter__(self) -> AsyncIterator[Message]:
-        """Iterate the messages until the channel is left.
+        """Iterate over the messages until the channel is left.
 
         Raises:
-            RealtimeError: it is not subscribed; later, that the server has closed it.
+            RealtimeError: the channel is not subscribed, or later, the server has closed it.
         """
-        join = self._join
-        if join.phase is Phase.IDLE:
+        state = self._state
+        if state.phase is Phase.IDLE:
             text = f"Subscribe to {self._name} before iterating it."
             raise RealtimeError("not_subscribed", text, channel=self._name)
-        if join.inbox is None:
-            join.inbox = self._inbox()
-        return _Messages(join.inbox)
+        return _Messages(self._channels.inbox(state))
 
 
 class _Messages:
-    """Takes from one inbox, so that it learns how that inbox ended."""
+    """An iterator over one inbox, which therefore learns how that inbox ended."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox

@@ -1,4 +1,4 @@
-"""Which channels are wanted, and where each of them stands."""
+"""All channels of a client: which are wanted, the requests for them, and the frames for them."""
 
 from __future__ import annotations
 
@@ -6,429 +6,410 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .connection import LONGEST_PAUSE, Link, Ticket
-from .dispatch import Callback, Delivery, Inbox, Listeners
-from .frames import Frame, Message, RealtimeError, encode, message_of, refusal
+from .channel_state import ChannelState, Phase
+from .connection import LONGEST_PAUSE, Connection
+from .dispatch import Dispatcher, Inbox
+from .frames import RETRYABLE, Frame, Message, RealtimeError, encode, message_of, refusal
+from .identity import Identity
+from .options import Options
+from .presence import Presence
 from .resume import Progress, Seen
 
-__all__ = ["EVENTS", "LONGEST_PAUSE", "RETRYABLE", "Join", "Joins", "Phase", "Report"]
+__all__ = ["Channels"]
 
 NAMES_PER_FRAME = 50
 FIRST_JOIN_RETRIES = 5
-# Refusals that speak of the moment, not of the caller.
-RETRYABLE = {"unavailable", "rate_limited", "internal", "token_expired"}
-
-Report = Callable[[RealtimeError, Listeners | None], None]
+# Codes of a closed channel after which the client subscribes again by itself.
+TEMPORARY = {"lagging", "expired", "unavailable"}
 
 
-# Kinds that no message can reach, whatever its sender calls his event.
-EVENTS = {"error", "closed", "deleted", "presence", "resync", "subscribed"}
-RESERVED = {"message", "*", *EVENTS}
-
-
-class Phase(Enum):
-    """Of a channel."""
-
-    IDLE = "idle"  # not wanted
-    WAITING = "waiting"  # wanted, and not asked for at the moment
-    JOINING = "joining"  # asked for
-    JOINED = "joined"
-
-
-@dataclass(slots=True, eq=False)
-class Join:
-    """What the client knows of one channel name."""
-
-    name: str
-    listeners: Listeners = field(default_factory=Listeners)
-    phase: Phase = Phase.IDLE
-    wanted: bool = False  # for its messages, and not only to be present in it
-    members: dict[str, Any] = field(default_factory=dict)
-    live: bool = False  # was joined since it is wanted
-    after: str | None = None  # what its next join resumes from; ids are kept while it is set
-    echo: bool = True
-    history: int = 0
-    retries: int = 0
-    turn: int = 0  # which join an answer belongs to
-    left: int = 0  # how often the application has left it
-    waiting: int = 0  # how many calls wait for it to be confirmed
-    asked: dict[str, tuple[Join, int]] = field(default_factory=dict)
-    ticket: Ticket | None = None
-    timer: asyncio.TimerHandle | None = None
-    moved: float = 0.0  # when something came for it
-    seen: Seen = field(default_factory=Seen)
-    inbox: Inbox | None = None
-    confirmed: asyncio.Future[None] | None = None
-
-    @property
-    def hears_messages(self) -> bool:
-        """Whether a callback takes messages; else they are kept for `async for`."""
-        return bool(self.listeners.kinds - EVENTS)
-
-    def cancel(self) -> None:
-        """Stop the timer."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-    def unless_left(self, callbacks: Callable[[], list[Callback]]) -> Callable[[], list[Callback]]:
-        """The same callbacks, and none once the application has left the channel."""
-        left = self.left
-        return lambda: callbacks() if self.left == left else []
-
-    def messages(self, message_type: str, event: str) -> list[Callback]:
-        """The callbacks for a message."""
-        kinds = [] if event in RESERVED else [event]
-        if message_type == "message" or event == "message":
-            kinds.append("message")
-        return self.listeners.of(*kinds, "*")
-
-
-class Joins:
-    """All channels of a client.
+class Channels:
+    """The channels of a client, by name.
 
     Args:
-        delivery: where messages and events go.
-        progress: the session's cursor.
-        report: told of errors.
-        refresh: called when the server says that the token has expired.
-        delays: shortest and longest pause before an attempt.
-        timeout: seconds after which an unanswered subscription ends the connection.
+        dispatcher: takes messages, events and errors.
+        identity: refreshes an expired token.
+        presence: told when a channel is joined and left.
+        options: the cursor to start from, pauses and timeouts.
     """
 
     def __init__(
-        self,
-        delivery: Delivery,
-        progress: Progress,
-        report: Report,
-        refresh: Callable[[], None],
-        delays: tuple[float, float],
-        timeout: float,
+        self, dispatcher: Dispatcher, identity: Identity, presence: Presence, options: Options
     ) -> None:
-        self._delivery = delivery
-        self._progress = progress
-        self._report = report
-        self.refresh = refresh
-        self._delays = delays
-        self._timeout = timeout
-        self._first = progress.cursor
-        self._taken: set[str] = set()
+        self._dispatcher = dispatcher
+        self._identity = identity
+        self._presence = presence
+        self._options = options
+        self._progress = Progress(options.after)
+        self._resumed: set[str] = set()  # channels that have used `options.after`
         self._stopped: RealtimeError | None = None
-        self._joins: dict[str, Join] = {}
-        self._link: Link | None = None
-        # Who wants to know of a join and of its end.
-        self.joined: Callable[[Join, Frame], None] = lambda _join, _frame: None
-        self.left: Callable[[Join, RealtimeError | None], None] = lambda _join, _error: None
+        self._states: dict[str, ChannelState] = {}
+        self._connection: Connection | None = None
 
-    def of(self, name: str) -> Join:
-        """The state of a channel, made when there is none."""
-        return self._joins.setdefault(name, Join(name))
+    def get(self, name: str) -> ChannelState:
+        """Return the state of a channel, and create it if necessary."""
+        return self._states.setdefault(name, ChannelState(name))
 
-    def find(self, name: object) -> Join | None:
-        return self._joins.get(name) if isinstance(name, str) else None
+    def find(self, name: object) -> ChannelState | None:
+        """Return the state of a channel that is in use."""
+        return self._states.get(name) if isinstance(name, str) else None
 
-    def settle(self, join: Join) -> None:
-        """Forget a channel that nobody uses."""
-        if join.phase is Phase.IDLE and not len(join.listeners):
-            self._joins.pop(join.name, None)
+    def discard_unused(self, state: ChannelState) -> None:
+        """Forget a channel that is neither wanted nor listened to."""
+        if state.phase is Phase.IDLE and not len(state.listeners):
+            self._states.pop(state.name, None)
 
-    def want(self, join: Join, *, listen: bool = True) -> asyncio.Future[None]:
-        """Subscribe; the future tells how it went.
+    def connected(self, connection: Connection) -> None:
+        """Subscribe to all wanted channels on a new connection."""
+        self._connection = connection
+        self._subscribe_waiting()
 
-        Args:
-            join: the channel.
-            listen: keep messages to which no callback listens.
+    def interrupted(self) -> None:
+        """Put every channel into the state from which the next connection resumes it."""
+        self._connection = None
+        for state in self._states.values():
+            state.cancel_timer()
+            if state.phase is Phase.JOINED:
+                state.after = self._progress.cursor
+            if state.phase is not Phase.IDLE:
+                state.phase = Phase.WAITING
+        self._progress.interrupt()
+
+    def stop(self, error: RealtimeError | None) -> None:
+        """End every channel; with an error, its consumers get it."""
+        self._connection = None
+        self._stopped = error or RealtimeError("disconnected", "The client was closed.")
+        for state in list(self._states.values()):
+            if state.phase is not Phase.IDLE:
+                self.leave(state, error)
+
+    def refresh_token(self) -> None:
+        """Present a new token, and subscribe to the waiting channels once it is accepted."""
+        self._identity.refresh(self._subscribe_waiting)
+
+    # Requests of the application
+
+    async def subscribe(self, name: str, history: int, echo: bool, after: str | None) -> None:
+        """Subscribe; return once the server has confirmed. See `Channel.subscribe`."""
+        state = self.get(name)
+        if state.phase is Phase.IDLE:
+            state.history, state.echo, state.after = history, echo, after
+        confirmed = self._want(state)
+        if not state.wants_messages and not state.has_message_callback:
+            state.inbox = Inbox(self._dispatcher)
+        state.wants_messages = True
+        state.subscribers += 1
+        try:
+            async with asyncio.timeout(self._options.timeout):
+                await asyncio.shield(confirmed)
+        except TimeoutError:
+            text = f"The server did not answer the subscription to {name} in time."
+            raise RealtimeError("timeout", text, channel=name) from None
+        finally:
+            state.subscribers -= 1
+            # It timed out or was cancelled: its messages would not be read.
+            if not state.subscribers and not confirmed.done():
+                self.leave(state)
+
+    def inbox(self, state: ChannelState) -> Inbox:
+        """Return the inbox of a channel, and create it if necessary."""
+        if state.inbox is None:
+            state.inbox = Inbox(self._dispatcher)
+        return state.inbox
+
+    async def track(self, name: str, shown: Mapping[str, Any]) -> None:
+        """Show this client as present in a channel. See `Channel.track`."""
+        if not isinstance(shown, Mapping):
+            raise RealtimeError("invalid_message", "track(state) takes a mapping.", channel=name)
+        text = encode(dict(shown))
+        state = self.get(name)
+        subscribes = state.phase is Phase.IDLE
+        if subscribes:
+            self._want(state)
+        await self._presence.track(state, text, self._release if subscribes else None)
+
+    async def untrack(self, name: str) -> None:
+        """Stop showing this client as present in a channel. See `Channel.untrack`."""
+        state = self.find(name)
+        if state is not None:
+            await self._presence.untrack(state)
+
+    def _release(self, state: ChannelState) -> None:
+        """Leave a channel that was subscribed to for presence only."""
+        if not state.wants_messages:
+            self.leave(state)
+
+    def _want(self, state: ChannelState) -> asyncio.Future[None]:
+        """Subscribe to a channel, unless it is wanted already.
+
+        Returns:
+            A future that is done when the server has answered.
 
         Raises:
             RealtimeError: the client was closed.
         """
         if self._stopped is not None:
-            raise RealtimeError(self._stopped.code, str(self._stopped), channel=join.name)
-        if join.confirmed is None or join.phase is Phase.IDLE:
-            join.confirmed = asyncio.get_running_loop().create_future()
-            # It is told as an event as well, so nobody has to look.
-            join.confirmed.add_done_callback(lambda f: f.cancelled() or f.exception())
-        if join.phase is Phase.IDLE:
-            self._joins[join.name] = join
-            join.phase = Phase.WAITING
-            # A process that resumes an earlier one does so for every channel it takes up, once.
-            if join.name not in self._taken:
-                join.after = join.after or self._first
-            self.ask([join])
-        if listen:
-            if not join.wanted and not join.hears_messages:
-                join.inbox = Inbox(self._delivery)
-            join.wanted = True
-        return join.confirmed
+            raise RealtimeError(self._stopped.code, str(self._stopped), channel=state.name)
+        if state.confirmed is None or state.phase is Phase.IDLE:
+            state.confirmed = asyncio.get_running_loop().create_future()
+            # Its exception is reported as an event as well, so it need not be retrieved.
+            state.confirmed.add_done_callback(lambda f: f.cancelled() or f.exception())
+        if state.phase is Phase.IDLE:
+            self._states[state.name] = state
+            state.phase = Phase.WAITING
+            # The cursor of an earlier process applies to the first subscribe of each channel.
+            if state.name not in self._resumed:
+                state.after = state.after or self._options.after
+            self._request([state])
+        return state.confirmed
 
-    def connected(self, link: Link) -> None:
-        """Ask for everything that is wanted, on a new connection."""
-        self._link = link
-        self.ask(join for join in list(self._joins.values()) if join.phase is Phase.WAITING)
-
-    def again(self) -> None:
-        """Ask for what waits: the token is a new one."""
-        self.ask(join for join in list(self._joins.values()) if join.phase is Phase.WAITING)
-
-    def interrupted(self) -> None:
-        """The connection is lost: leave everything so that the next one can go on."""
-        self._link = None
-        for join in self._joins.values():
-            join.cancel()
-            if join.phase is Phase.JOINED:
-                join.after = self._progress.cursor
-            if join.phase is not Phase.IDLE:
-                join.phase = Phase.WAITING
-        self._progress.interrupt()
-
-    def leave(self, join: Join, error: RealtimeError | None = None) -> None:
-        """Not wanted any more; with an error, because the server said so."""
-        link, asked, ticket = self._link, join.asked, join.ticket
-        if link is not None and error is None and join.phase in (Phase.JOINING, Phase.JOINED):
+    def leave(self, state: ChannelState, error: RealtimeError | None = None) -> None:
+        """End a subscription; with an error, because the server has ended it."""
+        connection, unanswered, request = self._connection, state.unanswered, state.request
+        asked = state.phase in (Phase.JOINING, Phase.JOINED)
+        if connection is not None and error is None and asked:
 
             def answer(frame: Frame | None) -> None:
-                # The subscription it ended may remain without an answer.
-                if frame is not None and asked.pop(join.name, (None, 0))[0] and ticket is not None:
-                    link.forget(ticket)
+                # The server may not answer the subscribe that this unsubscribe ended.
+                pending = frame is not None and unanswered.pop(state.name, (None, 0))[0]
+                if pending and request is not None:
+                    connection.expect_one_less(request)
 
-            link.insist(
-                encode({"op": "unsubscribe", "channel": join.name}),
+            connection.request_until_accepted(
+                encode({"op": "unsubscribe", "channel": state.name}),
                 answer,
-                lambda: (self.find(join.name) or join).phase is Phase.IDLE,
+                lambda: (self.find(state.name) or state).phase is Phase.IDLE,
             )
-        join.cancel()
-        join.phase, join.live, join.after, join.retries = Phase.IDLE, False, None, 0
-        join.wanted = False
-        join.turn += 1
-        join.left += error is None
-        self.left(join, error)
-        join.seen = Seen()
-        if join.confirmed is not None and not join.confirmed.done():
-            join.confirmed.set_exception(
-                error
-                or RealtimeError("unsubscribed", "The subscription was ended.", channel=join.name)
-            )
-        if join.inbox is not None:
+        state.cancel_timer()
+        state.phase, state.live, state.after, state.retries = Phase.IDLE, False, None, 0
+        state.wants_messages = False
+        state.attempt += 1
+        state.times_left += error is None
+        self._presence.left(state, error)
+        state.seen = Seen()
+        if state.confirmed is not None and not state.confirmed.done():
+            text = "The subscription ended before the server confirmed it."
+            ended = error or RealtimeError("unsubscribed", text, channel=state.name)
+            state.confirmed.set_exception(ended)
+        if state.inbox is not None:
             if error is None:
-                join.inbox.close()
+                state.inbox.close()
             else:
-                self._delivery.end(join.inbox, error)
-            join.inbox = None
-        self._forget_before(self._progress.settle(join.name))
-        self.settle(join)
+                self._dispatcher.end(state.inbox, error)
+            state.inbox = None
+        self._forget_before(self._progress.settle(state.name))
+        self.discard_unused(state)
 
-    def stop(self, error: RealtimeError | None) -> None:
-        """End every channel."""
-        self._link = None
-        self._stopped = error or RealtimeError("disconnected", "The client was closed.")
-        for join in list(self._joins.values()):
-            if join.phase is not Phase.IDLE:
-                self.leave(join, error)
+    # Requests to the server
 
-    # Asking
+    def _subscribe_waiting(self) -> None:
+        waiting = [state for state in self._states.values() if state.phase is Phase.WAITING]
+        self._request(waiting)
 
-    def ask(self, joins: Iterable[Join]) -> None:
-        """Send subscriptions, one frame for all that ask for the same."""
-        link = self._link
-        if link is None:
+    def _request(self, states: Iterable[ChannelState]) -> None:
+        """Subscribe to channels, with one frame for those with the same options."""
+        connection = self._connection
+        if connection is None:
             return
-        groups: dict[str, list[Join]] = defaultdict(list)
-        for join in joins:
-            join.cancel()
-            join.phase = Phase.JOINING
-            join.turn += 1
-            join.moved = time.monotonic()
+        groups: dict[str, list[ChannelState]] = defaultdict(list)
+        for state in states:
+            state.cancel_timer()
+            state.phase = Phase.JOINING
+            state.attempt += 1
+            state.progress_at = time.monotonic()
             request: Frame = {"op": "subscribe"}
-            if join.after is not None:
-                self._progress.resume(join.name)
-                request["after"] = join.after
-            if join.history:
-                request["history"] = join.history
-            if not join.echo:
+            if state.after is not None:
+                self._progress.resume(state.name)
+                request["after"] = state.after
+            if state.history:
+                request["history"] = state.history
+            if not state.echo:
                 request["self"] = False
-            groups[encode(request)].append(join)
+            groups[encode(request)].append(state)
         for text, members in groups.items():
             for at in range(0, len(members), NAMES_PER_FRAME):
-                self._ask_frame(link, text, members[at : at + NAMES_PER_FRAME])
+                self._request_frame(connection, text, members[at : at + NAMES_PER_FRAME])
 
-    def _ask_frame(self, link: Link, text: str, members: list[Join]) -> None:
-        asked = {join.name: (join, join.turn) for join in members}
-        names = list(asked)
+    def _request_frame(
+        self, connection: Connection, text: str, members: list[ChannelState]
+    ) -> None:
+        unanswered = {state.name: (state, state.attempt) for state in members}
+        names = list(unanswered)
         key = "channel" if len(names) == 1 else "channels"
         value = encode(names[0] if len(names) == 1 else names)
 
         def answer(frame: Frame | None) -> None:
             if frame is None:
-                return  # asked again after the reconnect
+                return  # requested again after the reconnect
             named = frame.get("channel")
-            for name in [named] if isinstance(named, str) else list(asked):
-                join, turn = asked.pop(name, (None, 0))
-                # Meanwhile left, or asked for again: this is not the answer it waits for.
-                if join is None or join.turn != turn:
+            for name in [named] if isinstance(named, str) else list(unanswered):
+                state, attempt = unanswered.pop(name, (None, 0))
+                # It was left or requested again since: this answer is not the one it waits for.
+                if state is None or state.attempt != attempt:
                     self._offer(frame.get("cursor"))
                 elif frame["op"] == "ok":
-                    self._joined(join, frame)
+                    self._joined(state, frame)
                 else:
-                    self._refused(join, refusal(frame, name))
+                    self._refused(state, refusal(frame, name))
 
-        ticket = link.ask(f'{text[:-1]},"{key}":{value}}}', answer, len(names))
-        for join in members:
-            join.asked, join.ticket = asked, ticket
-            join.timer = asyncio.get_running_loop().call_later(
-                self._timeout, self._overdue, link, join, join.turn
+        request = connection.request(f'{text[:-1]},"{key}":{value}}}', answer, len(names))
+        for state in members:
+            state.unanswered, state.request = unanswered, request
+            state.timer = asyncio.get_running_loop().call_later(
+                self._options.timeout, self._overdue, connection, state, state.attempt
             )
 
-    def _overdue(self, link: Link, join: Join, turn: int) -> None:
-        if join.phase is not Phase.JOINING or join.turn != turn:
+    def _overdue(self, connection: Connection, state: ChannelState, attempt: int) -> None:
+        """Close the connection when a subscribe has neither an answer nor a replay."""
+        if state.phase is not Phase.JOINING or state.attempt != attempt:
             return
-        left = join.moved + self._timeout - time.monotonic()
-        if left > 0:  # its replay is coming
-            join.timer = asyncio.get_running_loop().call_later(
-                left, self._overdue, link, join, turn
+        left = state.progress_at + self._options.timeout - time.monotonic()
+        if left > 0:  # its replay is arriving
+            state.timer = asyncio.get_running_loop().call_later(
+                left, self._overdue, connection, state, attempt
             )
         else:
-            link.abandon()
+            connection.abort()
 
-    def _joined(self, join: Join, frame: Frame) -> None:
-        after, resumed = join.after, join.live or join.after is not None
-        join.cancel()
-        join.phase, join.live, join.after, join.retries = Phase.JOINED, True, None, 0
-        if self._first is not None:
-            self._taken.add(join.name)
-        self._progress.settle(join.name)
+    def _joined(self, state: ChannelState, frame: Frame) -> None:
+        after, resumed = state.after, state.live or state.after is not None
+        state.cancel_timer()
+        state.phase, state.live, state.after, state.retries = Phase.JOINED, True, None, 0
+        if self._options.after is not None:
+            self._resumed.add(state.name)
+        self._progress.settle(state.name)
         self._offer(frame.get("cursor"))
-        if join.confirmed is not None and not join.confirmed.done():
-            join.confirmed.set_result(None)
-        self.joined(join, frame)
-        self._tell(join, "subscribed", {"channel": join.name, "resumed": resumed})
+        if state.confirmed is not None and not state.confirmed.done():
+            state.confirmed.set_result(None)
+        self._presence.joined(state, frame)
+        self._tell(state, "subscribed", {"channel": state.name, "resumed": resumed})
         recovered = after is not None and frame.get("recovered") is not False
         ephemeral = after is not None and frame.get("ephemeral") is not False
         if resumed and not (recovered and ephemeral):
             reason = frame.get("reason") or ("no_cursor" if after is None else None)
             told = {"recovered": recovered, "ephemeral": ephemeral, "reason": reason}
-            self._tell(join, "resync", {"channel": join.name, **told})
+            self._tell(state, "resync", {"channel": state.name, **told})
 
-    def _refused(self, join: Join, error: RealtimeError) -> None:
-        if error.code in RETRYABLE and (join.live or join.retries < FIRST_JOIN_RETRIES):
-            # Its `after` stays with it, so the session's cursor may go on without it.
-            join.phase = Phase.WAITING
-            self._forget_before(self._progress.settle(join.name))
+    def _refused(self, state: ChannelState, error: RealtimeError) -> None:
+        if error.code in RETRYABLE and (state.live or state.retries < FIRST_JOIN_RETRIES):
+            # The channel keeps its `after`, so the session's cursor may advance without it.
+            state.phase = Phase.WAITING
+            self._forget_before(self._progress.settle(state.name))
             if error.code == "token_expired":
-                self.refresh()
-            if join.retries == 0:
-                self._report(error, join.listeners)
-            self.later(join, error.retry_after)
+                self.refresh_token()
+            if state.retries == 0:
+                self._dispatcher.report(error, state.listeners)
+            self._retry_later(state, error.retry_after)
             return
-        live = join.live
-        listeners = join.listeners
-        self.leave(join, error)
-        self._report(error, listeners)
+        live = state.live
+        listeners = state.listeners
+        self.leave(state, error)
+        self._dispatcher.report(error, listeners)
         if live:
-            told = {"channel": join.name, "code": error.code, "final": True}
-            self._delivery.tell(lambda: listeners.of("closed"), told)
+            told = {"channel": state.name, "code": error.code, "final": True}
+            self._dispatcher.tell(lambda: listeners.of("closed"), told)
 
-    def later(self, join: Join, retry_after: float | None = None) -> None:
-        """Ask again after a pause."""
-        shortest, longest = self._delays
-        delay = min(longest, shortest * 2.0**join.retries) * random.uniform(0.5, 1)
+    def _retry_later(self, state: ChannelState, retry_after: float | None = None) -> None:
+        """Subscribe again after a pause, given in seconds by the server or growing."""
+        delay = min(self._options.max_delay, self._options.min_delay * 2.0**state.retries)
+        delay *= random.uniform(0.5, 1)
         if retry_after is not None and retry_after > 0:
             delay = min(retry_after, LONGEST_PAUSE)
-        join.retries += 1
-        join.cancel()
-        join.timer = asyncio.get_running_loop().call_later(delay, self._try_again, join)
+        state.retries += 1
+        state.cancel_timer()
+        state.timer = asyncio.get_running_loop().call_later(delay, self._retry, state)
 
-    def _try_again(self, join: Join) -> None:
-        if join.phase is Phase.WAITING:
-            self.ask([join])
+    def _retry(self, state: ChannelState) -> None:
+        if state.phase is Phase.WAITING:
+            self._request([state])
 
-    # What the server sends without being asked
+    # Frames that the server sends without a request
 
-    def messages(self, frame: Frame) -> None:
-        """A `messages` frame."""
-        join = self.find(frame.get("channel"))
-        if join is None or join.phase is Phase.IDLE:
+    def on_messages(self, frame: Frame) -> None:
+        """Handle a `messages` frame."""
+        state = self.find(frame.get("channel"))
+        if state is None or state.phase is Phase.IDLE:
             return
-        now = join.moved = time.monotonic()
+        now = state.progress_at = time.monotonic()
         earlier = frame.get("history") is True or frame.get("replay") is True
-        if join.phase is Phase.JOINING and not earlier:
-            # Live ones come behind the answer: these are of a subscription that was ended.
+        if state.phase is Phase.JOINING and not earlier:
+            # Live messages follow the answer: these belong to a subscription that has ended.
             return
         items = frame.get("messages")
         if not isinstance(items, list):
-            text = "The server sent messages that are no list."
-            self._report(RealtimeError("invalid_frame", text, channel=join.name), join.listeners)
+            text = "The server sent messages that are not a list."
+            error = RealtimeError("invalid_frame", text, channel=state.name)
+            self._dispatcher.report(error, state.listeners)
             return
         for item in items:
             try:
-                message = message_of(item, join.name, frame)
+                message = message_of(item, state.name, frame)
             except RealtimeError as error:
-                self._report(error, join.listeners)
+                self._dispatcher.report(error, state.listeners)
                 continue
             durable = message.type == "message"
-            if message.id is None or join.seen.add(message.id, now, durable):
-                self._deliver(join, message)
+            if message.id is None or state.seen.add(message.id, now, durable):
+                self._deliver(state, message)
 
-    def _deliver(self, join: Join, message: Message) -> None:
+    def _deliver(self, state: ChannelState, message: Message) -> None:
         if message.raw:
-            text = "A payload is too deep or too long for Python: it is given as its text."
-            error = RealtimeError("unreadable_payload", text, channel=join.name, id=message.id)
-            self._report(error, join.listeners)
+            text = "Python cannot read this payload (too deep or too long): it is given as text."
+            error = RealtimeError("unreadable_payload", text, channel=state.name, id=message.id)
+            self._dispatcher.report(error, state.listeners)
+        self._dispatcher.tell(
+            state.unless_left(lambda: state.callbacks(message.type, message.event)),
+            message,
+            state.inbox,
+        )
 
-        def callbacks() -> list[Callback]:
-            return join.messages(message.type, message.event)
+    def on_presence(self, frame: Frame) -> None:
+        """Handle a `presence` frame."""
+        state = self.find(frame.get("channel"))
+        if state is not None and state.phase is Phase.JOINED:
+            self._presence.changed(state, frame)
 
-        self._delivery.tell(join.unless_left(callbacks), message, join.inbox)
+    def on_deleted(self, frame: Frame) -> None:
+        """Handle a `deleted` frame."""
+        state = self.find(frame.get("channel"))
+        if state is not None:
+            self._tell(state, "deleted", {"channel": state.name, "id": frame.get("id")})
 
-    def deleted(self, frame: Frame) -> None:
-        """A `deleted` frame."""
-        join = self.find(frame.get("channel"))
-        if join is not None:
-            self._tell(join, "deleted", {"channel": join.name, "id": frame.get("id")})
-
-    def closed(self, frame: Frame) -> None:
-        """A `closed` frame. While a join is under way its answer decides instead."""
-        join, code = self.find(frame.get("channel")), str(frame.get("code"))
-        if join is None or join.phase is not Phase.JOINED:
+    def on_closed(self, frame: Frame) -> None:
+        """Handle a `closed` frame. During a subscribe its answer decides instead."""
+        state, code = self.find(frame.get("channel")), str(frame.get("code"))
+        if state is None or state.phase is not Phase.JOINED:
             return
-        final = code not in ("lagging", "expired", "unavailable")
+        final = code not in TEMPORARY
         if final:
-            text = f"The server closed channel {join.name}: {code}."
-            self.leave(join, RealtimeError(code, text, channel=join.name))
+            text = f"The server closed channel {state.name}: {code}."
+            self.leave(state, RealtimeError(code, text, channel=state.name))
         else:
-            self.stand(join)
+            state.phase = Phase.WAITING
+            state.after = self._progress.cursor
             if code == "expired":
-                self.refresh()  # it is joined again when that has succeeded
+                self.refresh_token()  # it is subscribed again once the new token is accepted
             else:
-                self.later(join)
-        self._tell(join, "closed", {"channel": join.name, "code": code, "final": final})
+                self._retry_later(state)
+        self._tell(state, "closed", {"channel": state.name, "code": code, "final": final})
 
-    # The cursor
-
-    def cursor(self, frame: Frame) -> None:
-        """A `cursor` frame."""
+    def on_cursor(self, frame: Frame) -> None:
+        """Handle a `cursor` frame."""
         self._offer(frame.get("cursor"))
-
-    def stand(self, join: Join) -> None:
-        """The server dropped it on the way: it waits to be resumed from here."""
-        join.phase = Phase.WAITING
-        join.after = self._progress.cursor
-
-    def _tell(self, join: Join, kind: str, argument: Any) -> None:
-        self._delivery.tell(lambda: join.listeners.of(kind), argument)
 
     def _offer(self, cursor: object) -> None:
         self._forget_before(self._progress.offer(cursor, time.monotonic()))
 
     def _forget_before(self, at: float | None) -> None:
-        if at is None or self._link is None:
+        if at is None or self._connection is None:
             return
         assert self._progress.cursor is not None
-        self._delivery.mark(self._progress.cursor)
-        for join in self._joins.values():
-            if join.after is None:
-                join.seen.forget(at - self._link.overlap, join.history)
+        self._dispatcher.mark(self._progress.cursor)
+        for state in self._states.values():
+            if state.after is None:
+                state.seen.forget(at - self._connection.overlap, state.history)
+
+    def _tell(self, state: ChannelState, kind: str, argument: Any) -> None:
+        self._dispatcher.tell(lambda: state.listeners.of(kind), argument)

@@ -1,9 +1,9 @@
-"""From the socket to the application: in order, one at a time, and never more than fits.
+"""Calls callbacks in the order of the frames, one at a time, and bounds what waits.
 
-Everything that is to be told waits in one queue, so callbacks come in the order of the wire and
-an asynchronous one holds back the next. A channel that is iterated has an inbox of its own. What
-waits in the queue and in inboxes is counted together; when it is too much, reading stops, TCP holds
-the server back, and what the server drops is replayed later from the database.
+Everything that an application is told waits in one queue, so callbacks run in the order of the
+wire, and an asynchronous one delays the next. A channel that is iterated has an inbox of its own.
+The items in the queue and in all inboxes are counted together. At the limit the client stops
+reading, TCP slows the server down, and what the server drops is replayed later from the database.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 from .frames import Message, RealtimeError
 
-__all__ = ["Callback", "Delivery", "Inbox", "Listeners"]
+__all__ = ["Callback", "Dispatcher", "Inbox", "Listeners"]
 
 Callback = Callable[[Any], Any]
 logger = logging.getLogger("rowcast_client")
-# Over the limit reading goes on as long as a request waits for its answer: the one who would
-# make room may be waiting for it. At this many times the limit it stops nevertheless.
+# Above the limit reading continues while a request waits for its answer: the code that would make
+# room may be waiting for that answer. At this multiple of the limit it stops nevertheless.
 HARD_LIMIT = 10
 
 
@@ -59,17 +59,17 @@ class Listeners:
 class Inbox:
     """Messages of a channel for `async for`, until the channel is left."""
 
-    def __init__(self, delivery: Delivery) -> None:
-        self._delivery = delivery
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
         self._messages: deque[Message] = deque()
         self._changed = asyncio.Event()
         self._taking = False
         self.closed = False
-        self.used = False  # somebody iterates
-        self.blamed = False
+        self.used = False  # iterated at least once
+        self.warned = False  # the application was told that it is full
         self.error: RealtimeError | None = None
-        self.given = 0
-        self.done = 0  # taken, and the consumer has come back for the next
+        self.given = 0  # messages put in
+        self.done = 0  # messages taken whose consumer has returned for the next
 
     def put(self, message: Message) -> None:
         self._messages.append(message)
@@ -77,26 +77,27 @@ class Inbox:
         self._changed.set()
 
     def close(self, error: RealtimeError | None = None) -> None:
-        """End it. With an error a consumer gets what was not taken yet, and then the error."""
+        """End it. With an error the consumer first gets the remaining messages."""
         self.closed, self.error = True, error
-        # Nobody may come for them any more, so they must not keep others waiting.
-        self._delivery.leave(len(self._messages))
+        # The remaining messages may never be taken, so they must not stop the reading.
+        self._dispatcher.release(len(self._messages))
         if error is None:
             self._messages.clear()
-        self._delivery.settle()
+        self._dispatcher.advance_cursor()
         self._changed.set()
 
     async def take(self) -> Message | None:
-        """The next message, or None when the channel was left.
+        """Return the next message, or None when the channel was left.
 
         Raises:
-            RealtimeError: the server or the connection ended it.
+            RealtimeError: the server ended the subscription, or the client ended.
+            RuntimeError: another task is iterating.
         """
         if self._taking:
             raise RuntimeError("Only one task at a time can iterate a channel.")
         self.used = True
         self.done = self.given - len(self._messages)
-        self._delivery.settle()
+        self._dispatcher.advance_cursor()
         self._taking = True
         try:
             while not self._messages:
@@ -109,7 +110,7 @@ class Inbox:
         finally:
             self._taking = False
         if not self.closed:
-            self._delivery.leave(1)
+            self._dispatcher.release(1)
         return self._messages.popleft()
 
 
@@ -131,23 +132,19 @@ class _End:
     error: RealtimeError
 
 
-class Delivery:
-    """The queue.
+class Dispatcher:
+    """The queue of what an application is told, and the callbacks of the client itself.
 
     Args:
-        limit: how many messages may wait before reading stops.
-        urgent: whether somebody waits for an answer.
-        failed: told when a callback raised.
+        limit: number of messages that may wait before reading stops.
+        cursor: the cursor that the application starts from.
     """
 
-    def __init__(
-        self, limit: int, urgent: Callable[[], bool], failed: Callable[[RealtimeError], None]
-    ) -> None:
-        self.cursor: str | None = None
+    def __init__(self, limit: int, cursor: str | None = None) -> None:
+        self.listeners = Listeners()
+        self.cursor = cursor  # everything up to here was handled
         self.stopped = False
         self._limit = limit
-        self._urgent = urgent
-        self._failed = failed
         self._items: deque[_Event | _Mark | _End] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
@@ -158,40 +155,59 @@ class Delivery:
     def tell(
         self, callbacks: Callable[[], list[Callback]], argument: Any, inbox: Inbox | None = None
     ) -> None:
-        """Queue something for callbacks, looked up when its turn comes, and for an inbox."""
+        """Queue an argument for callbacks, which are looked up at their turn, and for an inbox."""
         self._items.append(_Event(callbacks, argument, inbox))
         self._waiting += 1
         self._arrived.set()
 
+    def announce(self, kind: str, argument: Any) -> None:
+        """Queue an event of the client itself."""
+        self.tell(lambda: self.listeners.of(kind), argument)
+
+    def report(self, error: RealtimeError, listeners: Listeners | None = None) -> None:
+        """Queue an error for a channel's listeners and the client's; without any, log it."""
+
+        def callbacks() -> list[Callback]:
+            found = [*(listeners.of("error") if listeners else ()), *self.listeners.of("error")]
+            if not found:
+                logger.warning("%s: %s", error.code, error)
+            return found
+
+        self.tell(callbacks, error)
+
     def mark(self, cursor: str) -> None:
-        """Queue a cursor: it is the application's once everything before it was handled."""
+        """Queue a cursor: `cursor` becomes this one once everything before it was handled."""
         self._items.append(_Mark(cursor))
         self._arrived.set()
 
     def end(self, inbox: Inbox, error: RealtimeError) -> None:
-        """Queue the end of an inbox, behind what was queued for it."""
+        """Queue the end of an inbox, behind the messages for it."""
         self._items.append(_End(inbox, error))
         self._arrived.set()
 
-    def leave(self, count: int) -> None:
-        """So many have left the queue or an inbox."""
+    def release(self, count: int) -> None:
+        """Count items that have left the queue or an inbox."""
         self._waiting -= count
-        self.stir()
+        self.check_room()
 
-    def stir(self) -> None:
-        """Whether there is room may have changed."""
+    def check_room(self) -> None:
+        """Let `wait_for_room` look again."""
         self._room.set()
 
-    async def room(self) -> None:
-        """Return when more may be read."""
+    async def wait_for_room(self, urgent: Callable[[], bool]) -> None:
+        """Return when more may be read.
+
+        Args:
+            urgent: whether a request waits for its answer, so that reading must continue.
+        """
         while self._waiting >= self._limit and not (
-            self._urgent() and self._waiting < self._limit * HARD_LIMIT
+            urgent() and self._waiting < self._limit * HARD_LIMIT
         ):
             self._room.clear()
             await self._room.wait()
 
-    def settle(self) -> None:
-        """Move the application's cursor over everything it has handled."""
+    def advance_cursor(self) -> None:
+        """Move the cursor over everything that the application has handled."""
         while self._marks:
             cursor, unread = self._marks[0]
             if any(inbox.done < given and not inbox.closed for inbox, given in unread.items()):
@@ -200,7 +216,7 @@ class Delivery:
             self.cursor = cursor
 
     async def run(self) -> None:
-        """Hand out what is queued, until it is cancelled, or stopped by one of its callbacks."""
+        """Handle the queue until the task is cancelled, or a callback has closed the client."""
         while not self.stopped:
             while not self._items:
                 self._arrived.clear()
@@ -210,9 +226,9 @@ class Delivery:
                 self._inboxes = {f for f in self._inboxes if not f.closed and f.done < f.given}
                 unread = {inbox: inbox.given for inbox in self._inboxes}
                 if self._marks and self._marks[-1][1] == unread:
-                    self._marks.pop()  # the newer one waits for the same
+                    self._marks.pop()  # the newer one waits for the same messages
                 self._marks.append((item.cursor, unread))
-                self.settle()
+                self.advance_cursor()
                 continue
             if isinstance(item, _End):
                 item.inbox.close(item.error)
@@ -223,19 +239,19 @@ class Delivery:
             if item.inbox is not None and not item.inbox.closed:
                 item.inbox.put(item.argument)
                 self._inboxes.add(item.inbox)
-                if self._waiting >= self._limit and not (item.inbox.used or item.inbox.blamed):
-                    self._blame(item.inbox, item.argument.channel)
+                if self._waiting >= self._limit and not (item.inbox.used or item.inbox.warned):
+                    self._warn(item.inbox, item.argument.channel)
             else:
-                self.leave(1)
+                self.release(1)
 
-    def _blame(self, inbox: Inbox, channel: str) -> None:
-        """Else nobody would find out why nothing comes any more."""
-        inbox.blamed = True
+    def _warn(self, inbox: Inbox, channel: str) -> None:
+        """Tell the application why it gets nothing more."""
+        inbox.warned = True
         text = (
-            f"Nobody iterates {channel}, so reading stops: iterate it, unsubscribe from it, or hear"
-            " its messages with on()."
+            f"The client has stopped reading because the messages of {channel} are not taken:"
+            " iterate it, unsubscribe from it, or handle its messages with on()."
         )
-        self._failed(RealtimeError("unread", text, channel=channel))
+        self.report(RealtimeError("unread", text, channel=channel))
 
     async def _call(self, callback: Callback, argument: Any) -> None:
         try:
@@ -246,16 +262,16 @@ class Delivery:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            self._report(callback, argument, asyncio.CancelledError("it was cancelled"))
+            self._failed(callback, argument, asyncio.CancelledError("it was cancelled"))
         except Exception as error:
-            self._report(callback, argument, error)
+            self._failed(callback, argument, error)
 
-    def _report(self, callback: Callback, argument: Any, error: BaseException) -> None:
+    def _failed(self, callback: Callback, argument: Any, error: BaseException) -> None:
         name = getattr(callback, "__qualname__", repr(callback))
         failure = RealtimeError("callback_failed", f"Callback {name} failed: {error!r}")
         failure.__cause__ = error
-        # One that fails while it hears of errors would hear of itself for ever.
+        # A callback for errors that fails would otherwise be called with its own failures forever.
         if isinstance(argument, RealtimeError):
             logger.error("%s", failure, exc_info=error)
         else:
-            self._failed(failure)
+            self.report(failure)

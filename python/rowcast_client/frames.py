@@ -1,4 +1,4 @@
-"""What comes over the wire, as Python values. No I/O."""
+"""Frames of the wire as Python values. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -7,24 +7,36 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Frame", "Message", "RealtimeError", "encode", "message_of", "parse", "refusal"]
+__all__ = [
+    "RETRYABLE",
+    "Frame",
+    "Message",
+    "RealtimeError",
+    "encode",
+    "message_of",
+    "parse",
+    "refusal",
+]
 
 Frame = dict[str, Any]
 
+# Codes of temporary refusals: the same request may succeed later.
+RETRYABLE = {"unavailable", "rate_limited", "internal", "token_expired"}
+
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]', re.DOTALL)
-# A message is the third object deep: the frame, its list, the message.
+# Depth of a message: the frame, its list, the message.
 _MESSAGE_DEPTH = 3
 
 
 class RealtimeError(Exception):
-    """A request was refused, or the connection could not be had.
+    """A request was refused, or the connection failed.
 
     Args:
-        code: for programs: `forbidden`, `timeout`, `unreachable`, …
-        message: one sentence.
-        channel: the one it concerns.
+        code: a word for programs: `forbidden`, `timeout`, `unreachable`, …
+        message: one sentence for people.
+        channel: the channel that the error concerns.
         retry_after: seconds after which the same request may succeed.
-        id: of a publish, its idempotency key.
+        id: the idempotency key of a publish.
     """
 
     def __init__(
@@ -50,8 +62,9 @@ class RealtimeError(Exception):
 class Message:
     """One message of a channel.
 
-    `raw` says that the payload is its JSON text, because Python cannot read it: Postgres takes
-    depths and numbers that Python does not. `history` and `replay` say how it came.
+    `history` and `replay` say how the message arrived; a live one has neither. `raw` says that
+    `payload` is its JSON text, because Python cannot read it: Postgres accepts deeper nesting and
+    longer numbers than Python.
     """
 
     id: str | None
@@ -68,23 +81,23 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class _Unread:
-    """A payload that Python could not read."""
+    """The text of a payload that Python cannot read."""
 
     text: str
 
 
 def encode(value: Any) -> str:
-    """JSON text as the wire wants it.
+    """Return a value as compact JSON.
 
     Raises:
-        RealtimeError: `invalid_message`, the value cannot be written as JSON.
+        RealtimeError: `invalid_message`, JSON cannot represent the value.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise RealtimeError(
-            "invalid_message", f"The payload cannot be written as JSON: {error}."
+            "invalid_message", f"JSON cannot represent the payload: {error}."
         ) from error
     return text
 
@@ -93,7 +106,7 @@ def parse(text: str) -> Frame:
     """Read a frame. A payload that is too deep or too long for Python stays text.
 
     Raises:
-        RealtimeError: `invalid_frame`, it is no JSON object with an op.
+        RealtimeError: `invalid_frame`, the text is not a JSON object with an op.
     """
     try:
         frame = _loads(text)
@@ -109,10 +122,10 @@ def _loads(text: str) -> Any:
 
 
 def _parse_around_payloads(text: str) -> Any:
-    """Replace each payload by its number, read the rest, and try the payloads one by one."""
+    """Replace each payload by a number, read the rest, and then the payloads one by one."""
     depth = 0
-    start = end = -1  # of the payload that is being passed; end of the last one
-    named = False  # whether the token before was the key "payload"
+    start = end = -1  # start of the current payload; end of the previous one
+    named = False  # whether the previous token was the key "payload"
     pieces: list[str] = []
     payloads: list[Any] = []
     for match in _TOKEN.finditer(text):
@@ -151,14 +164,19 @@ def _payload(text: str) -> Any:
 
 
 def message_of(item: Any, channel: str, frame: Frame) -> Message:
-    """Return the message that stands in a `messages` frame.
+    """Return an item of a `messages` frame as a message.
+
+    Args:
+        item: the item.
+        channel: the channel of the frame.
+        frame: the frame, which says how the message arrived.
 
     Raises:
-        RealtimeError: `invalid_frame`, it is none.
+        RealtimeError: `invalid_frame`, the item is not an object.
     """
     if not isinstance(item, dict):
         raise RealtimeError(
-            "invalid_frame", "The server sent a message that is no object.", channel=channel
+            "invalid_frame", "The server sent a message that is not an object.", channel=channel
         )
     payload = item.get("payload")
     raw = isinstance(payload, _Unread)
@@ -178,12 +196,12 @@ def message_of(item: Any, channel: str, frame: Frame) -> Message:
 
 
 def refusal(frame: Frame, channel: str | None = None) -> RealtimeError:
-    """The error that an `error` frame tells."""
+    """Return the error that an `error` frame describes."""
     named = frame.get("channel")
     after = frame.get("retryAfter")
     return RealtimeError(
         str(frame.get("code", "internal")),
-        str(frame.get("message", "The server refused the request without saying why.")),
+        str(frame.get("message", "The server refused the request without a reason.")),
         channel=named if isinstance(named, str) else channel,
         retry_after=float(after) if isinstance(after, int | float) else None,
     )

@@ -1,4 +1,4 @@
-"""Whom the client speaks for."""
+"""The token that the client presents, and its refresh on an open connection."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-from .channels import Report
-from .connection import Link
+from .connection import Connection
+from .dispatch import Dispatcher
 from .frames import Frame, RealtimeError, encode, refusal
 
 __all__ = ["Identity", "Token"]
@@ -18,31 +18,29 @@ TOKEN_TIMEOUT = 10.0
 
 
 class Identity:
-    """The token, and its refreshing on an open connection.
+    """The token and its refresh.
 
     Args:
-        token: a text, or what is asked for one.
-        report: told of errors.
-        refreshed: called when the server has taken a new token.
+        token: a token, or a callable that returns one.
+        dispatcher: told of errors.
     """
 
-    def __init__(self, token: Token, report: Report, refreshed: Callable[[], None]) -> None:
+    def __init__(self, token: Token, dispatcher: Dispatcher) -> None:
         self._token = token
-        self._report = report
-        self._refreshed = refreshed
-        self._link: Link | None = None
+        self._dispatcher = dispatcher
+        self._connection: Connection | None = None
         self.tasks: list[asyncio.Task[None]] = []
 
     @property
     def renewable(self) -> bool:
-        """Whether asking again may bring another token; a text stays what it is."""
+        """Whether the application's callable may return another token; a string stays the same."""
         return callable(self._token)
 
     async def token(self) -> str | None:
-        """The token of this moment.
+        """Return the token to present now.
 
         Raises:
-            RealtimeError: `token_unavailable`, the application's callable failed.
+            RealtimeError: `token_unavailable`, the application's callable failed or took too long.
         """
         if not callable(self._token):
             return self._token
@@ -51,28 +49,30 @@ class Identity:
                 token = self._token()
                 return await token if inspect.isawaitable(token) else token
         except Exception as error:
-            raise RealtimeError(
-                "token_unavailable", f"The token could not be had: {error!r}."
-            ) from error
+            text = f"The token callable failed: {error!r}."
+            raise RealtimeError("token_unavailable", text) from error
 
-    def connected(self, link: Link) -> None:
-        """The connection to refresh on."""
-        self._link = link
+    def connected(self, connection: Connection) -> None:
+        self._connection = connection
 
-    def refresh(self) -> None:
-        """Send a new token, once at a time, if there can be one."""
+    def refresh(self, accepted: Callable[[], None]) -> None:
+        """Present a new token, if the application can provide one; one refresh at a time.
+
+        Args:
+            accepted: called once the server has accepted the new token.
+        """
         self.tasks = [task for task in self.tasks if not task.done()]
         if self.renewable and not self.tasks:
-            self.tasks.append(asyncio.create_task(self._refresh()))
+            self.tasks.append(asyncio.create_task(self._refresh(accepted)))
 
-    async def _refresh(self) -> None:
-        link = self._link
+    async def _refresh(self, accepted: Callable[[], None]) -> None:
+        connection = self._connection
         try:
             token = await self.token()
         except RealtimeError as error:
-            self._report(error, None)
+            self._dispatcher.report(error)
             return
-        if link is None or not token:
+        if connection is None or not token:
             return
         answered: asyncio.Future[Frame | None] = asyncio.get_running_loop().create_future()
 
@@ -80,11 +80,11 @@ class Identity:
             if not answered.done():
                 answered.set_result(frame)
 
-        link.ask(encode({"op": "auth", "token": token}), answer)
+        connection.request(encode({"op": "auth", "token": token}), answer)
         frame = await answered
         if frame is None:
-            return  # the next connection has asked again
+            return  # the next connection presents a token of its own
         if frame["op"] == "error":
-            self._report(refusal(frame), None)
+            self._dispatcher.report(refusal(frame))
         else:
-            self._refreshed()
+            accepted()

@@ -1,35 +1,36 @@
-"""Who is present in channels, and this client among them."""
+"""The members of channels, and this client among them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .channels import LONGEST_PAUSE, RETRYABLE, Join, Joins, Phase, Report
-from .connection import Link
-from .dispatch import Delivery
-from .frames import Frame, RealtimeError, encode, refusal
+from .channel_state import ChannelState, Phase
+from .connection import LONGEST_PAUSE, Connection
+from .dispatch import Dispatcher
+from .frames import RETRYABLE, Frame, RealtimeError, encode, refusal
 
-__all__ = ["Presences"]
+__all__ = ["Presence"]
 
-# Seconds until a state is sent again that came too early for the server.
-PAUSE = 1.0
+# Seconds until a state that the server was too busy for is sent again.
+BUSY_PAUSE = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class _Tracking:
-    """A state that is to be shown. One is under way at a time, of the others only the newest."""
+class _Tracked:
+    """The state that this client shows in a channel. One request at a time sends the newest."""
 
-    text: str
-    joined: bool  # whether it was this that subscribed to the channel
-    fresh: bool = True
+    text: str  # the state as JSON
+    release: Callable[[ChannelState], None] | None  # set if tracking subscribed to the channel
+    fresh: bool = True  # not sent yet
     sending: bool = False
-    shown: str | None = None  # what the server has taken
+    shown: str | None = None  # the state that the server has accepted
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
     def settle(self, waiting: list[asyncio.Future[None]], error: RealtimeError | None) -> None:
+        """End the waiting of these calls."""
         for future in waiting:
             if future.done():
                 continue
@@ -40,171 +41,171 @@ class _Tracking:
         self.waiting = [future for future in self.waiting if not future.done()]
 
 
-class Presences:
+class Presence:
     """Presence in all channels of a client.
 
     Args:
-        joins: the channels.
-        delivery: where events go.
-        report: told of errors that nobody awaits.
+        dispatcher: takes events, and errors that no call waits for.
         timeout: seconds until an unanswered request is an error.
     """
 
-    def __init__(self, joins: Joins, delivery: Delivery, report: Report, timeout: float) -> None:
-        self._joins = joins
-        self._delivery = delivery
-        self._report = report
+    def __init__(self, dispatcher: Dispatcher, timeout: float) -> None:
+        self._dispatcher = dispatcher
         self._timeout = timeout
-        self._link: Link | None = None
-        self._tracked: dict[str, _Tracking] = {}
+        self._connection: Connection | None = None
+        self._tracked: dict[str, _Tracked] = {}
 
-    # What the server says
-
-    def connected(self, link: Link) -> None:
-        """There is a connection; channels are joined on it one by one."""
-        self._link = link
+    def connected(self, connection: Connection) -> None:
+        """Use this connection; `joined` follows for each channel."""
+        self._connection = connection
 
     def interrupted(self) -> None:
-        """It is lost, and with it what the server knew of us."""
-        self._link = None
-        for tracking in self._tracked.values():
-            tracking.fresh, tracking.sending = True, False
+        """Send every state again after the reconnect: it ended with the connection."""
+        self._connection = None
+        for tracked in self._tracked.values():
+            tracked.fresh, tracked.sending = True, False
 
-    def joined(self, join: Join, frame: Frame) -> None:
-        """A channel is joined; the answer says who is present."""
+    def joined(self, state: ChannelState, frame: Frame) -> None:
+        """Take the members from the answer to a subscribe, and show this client's state."""
         if isinstance(frame.get("presence"), list):
-            self._whole(join, frame["presence"])
-        self._pump(join)
+            self._replace(state, frame["presence"])
+        self._send(state)
 
-    def frame(self, frame: Frame) -> None:
-        """A `presence` frame."""
-        join, events = self._joins.find(frame.get("channel")), frame.get("events")
-        if join is None or join.phase is not Phase.JOINED or not isinstance(events, list):
+    def changed(self, state: ChannelState, frame: Frame) -> None:
+        """Handle a `presence` frame."""
+        events = frame.get("events")
+        if not isinstance(events, list):
             return
         if frame.get("full") is True:
-            self._whole(join, events)
+            self._replace(state, events)
             return
         for event in events:
-            self._change(join, event["type"], event["key"], event.get("presence"))
+            self._change(state, event["type"], event["key"], event.get("presence"))
 
-    def left(self, join: Join, error: RealtimeError | None) -> None:
-        """The channel was left; its members are not known any more."""
-        join.members.clear()
-        tracking = self._tracked.pop(join.name, None)
-        if tracking is not None:
-            text = "The presence was taken back before it was confirmed."
-            gone = error or RealtimeError("untracked", text, channel=join.name)
-            tracking.settle(tracking.waiting, gone)
+    def left(self, state: ChannelState, error: RealtimeError | None) -> None:
+        """Forget the members of a channel that was left, and this client's state in it."""
+        state.members.clear()
+        tracked = self._tracked.pop(state.name, None)
+        if tracked is not None:
+            tracked.settle(tracked.waiting, error or _untracked(state))
 
-    def _whole(self, join: Join, entries: list[Any]) -> None:
-        """Tell a whole list as the events that lead to it."""
+    def _replace(self, state: ChannelState, entries: list[Any]) -> None:
+        """Replace the members; the application is told the events that lead to the new list."""
         now = {entry["key"]: entry.get("presence") for entry in entries}
-        for key in [key for key in join.members if key not in now]:
-            self._change(join, "leave", key, None)
+        for key in [key for key in state.members if key not in now]:
+            self._change(state, "leave", key, None)
         for key, presence in now.items():
-            if key not in join.members:
-                self._change(join, "join", key, presence)
-            elif join.members[key] != presence:
-                self._change(join, "update", key, presence)
+            if key not in state.members:
+                self._change(state, "join", key, presence)
+            elif state.members[key] != presence:
+                self._change(state, "update", key, presence)
 
-    def _change(self, join: Join, kind: str, key: str, presence: Any) -> None:
-        last = join.members.pop(key, None) if kind == "leave" else presence
+    def _change(self, state: ChannelState, kind: str, key: str, presence: Any) -> None:
+        last = state.members.pop(key, None) if kind == "leave" else presence
         if kind != "leave":
-            join.members[key] = presence
+            state.members[key] = presence
         event = {"type": kind, "key": key, "presence": last if presence is None else presence}
-        self._delivery.tell(join.unless_left(lambda: join.listeners.of("presence")), event)
+        callbacks = state.unless_left(lambda: state.listeners.of("presence"))
+        self._dispatcher.tell(callbacks, event)
 
-    # What the application wants
+    async def track(
+        self, state: ChannelState, text: str, release: Callable[[ChannelState], None] | None
+    ) -> None:
+        """Show this client in a state; return once the server has accepted it.
 
-    async def track(self, name: str, state: Mapping[str, Any]) -> None:
-        """Show this client to the others in a state. Raises as `Channel.track` says."""
-        if not isinstance(state, Mapping):
-            raise RealtimeError("invalid_message", "A state is a mapping.", channel=name)
-        text = encode(dict(state))
-        join = self._joins.of(name)
-        tracking = self._tracked.get(name)
-        if tracking is None:
-            idle = join.phase is Phase.IDLE
-            tracking = _Tracking(text, idle)
-            self._tracked[name] = tracking
-            if idle:
-                self._joins.want(join, listen=False)
-        tracking.text, tracking.fresh = text, True
+        Args:
+            state: the channel, which is wanted.
+            text: the state to show, as JSON.
+            release: gives the channel up when the state is no longer shown.
+
+        Raises:
+            RealtimeError: the server refused, or did not answer in time.
+        """
+        tracked = self._tracked.setdefault(state.name, _Tracked(text, release))
+        tracked.text, tracked.fresh = text, True
         done = asyncio.get_running_loop().create_future()
-        tracking.waiting.append(done)
-        self._pump(join)
-        await self._answered(name, done)
+        tracked.waiting.append(done)
+        self._send(state)
+        await self._answered(state, done)
 
-    async def untrack(self, name: str) -> None:
-        """Show it no more."""
-        tracking = self._tracked.pop(name, None)
-        join = self._joins.find(name)
-        if tracking is None or join is None:
+    async def untrack(self, state: ChannelState) -> None:
+        """Stop showing this client; return once the server has confirmed.
+
+        Raises:
+            RealtimeError: the server refused, or did not answer in time.
+        """
+        tracked = self._tracked.pop(state.name, None)
+        if tracked is None:
             return
-        text = "The presence was taken back before it was confirmed."
-        tracking.settle(tracking.waiting, RealtimeError("untracked", text, channel=name))
+        tracked.settle(tracked.waiting, _untracked(state))
         done: asyncio.Future[None] | None = None
-        if self._link is not None and join.phase is Phase.JOINED:
+        if self._connection is not None and state.phase is Phase.JOINED:
             done = asyncio.get_running_loop().create_future()
 
             def answer(frame: Frame | None) -> None:
-                # With the connection, or the subscription, the presence has ended as well.
-                error = refusal(frame, name) if frame and frame["op"] == "error" else None
-                tracking.settle([done], error)
+                # If the connection or the subscription has ended, so has the presence.
+                error = refusal(frame, state.name) if frame and frame["op"] == "error" else None
+                tracked.settle([done], error)
 
-            self._link.insist(
-                encode({"op": "untrack", "channel": name}),
+            self._connection.request_until_accepted(
+                encode({"op": "untrack", "channel": state.name}),
                 answer,
-                lambda: name not in self._tracked and join.phase is Phase.JOINED,
+                lambda: state.name not in self._tracked and state.phase is Phase.JOINED,
             )
-        if tracking.joined and not join.wanted:
-            self._joins.leave(join)
+        if tracked.release is not None:
+            tracked.release(state)
         if done is not None:
-            await self._answered(name, done)
+            await self._answered(state, done)
 
-    async def _answered(self, name: str, done: asyncio.Future[None]) -> None:
+    async def _answered(self, state: ChannelState, done: asyncio.Future[None]) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 await done
         except TimeoutError:
             text = "The server did not answer in time."
-            raise RealtimeError("timeout", text, channel=name) from None
+            raise RealtimeError("timeout", text, channel=state.name) from None
 
-    def _pump(self, join: Join) -> None:
-        tracking, link = self._tracked.get(join.name), self._link
-        if tracking is None or link is None or join.phase is not Phase.JOINED:
+    def _send(self, state: ChannelState) -> None:
+        """Send the state of a joined channel, unless it was sent or another one is under way."""
+        tracked, connection = self._tracked.get(state.name), self._connection
+        if tracked is None or connection is None or state.phase is not Phase.JOINED:
             return
-        if tracking.sending or not tracking.fresh:
+        if tracked.sending or not tracked.fresh:
             return
-        tracking.sending, tracking.fresh = True, False
-        text, waiting = tracking.text, tracking.waiting.copy()
-        head = encode({"op": "track", "channel": join.name})
+        tracked.sending, tracked.fresh = True, False
+        text, waiting = tracked.text, tracked.waiting.copy()
+        head = encode({"op": "track", "channel": state.name})
 
         def answer(frame: Frame | None) -> None:
             if frame is None:
-                return  # tracked again after the reconnect
-            tracking.sending = False
-            error = refusal(frame, join.name) if frame["op"] == "error" else None
-            again = text == tracking.shown  # after a reconnect
+                return  # sent again after the reconnect
+            tracked.sending = False
+            error = refusal(frame, state.name) if frame["op"] == "error" else None
+            again = text == tracked.shown  # sent again after a reconnect
             if error is not None and error.code in (RETRYABLE if again else {"rate_limited"}):
-                tracking.fresh = True
-                pause = min(error.retry_after or PAUSE, LONGEST_PAUSE)
-                asyncio.get_running_loop().call_later(pause, self._pump, join)
+                tracked.fresh = True
+                pause = min(error.retry_after or BUSY_PAUSE, LONGEST_PAUSE)
+                asyncio.get_running_loop().call_later(pause, self._send, state)
                 return
             if error is None:
-                tracking.shown = text
-            tracking.settle(waiting, error)
-            if self._tracked.get(join.name) is not tracking:
+                tracked.shown = text
+            tracked.settle(waiting, error)
+            if self._tracked.get(state.name) is not tracked:
                 return
-            if error is None or tracking.fresh:
-                self._pump(join)
-            elif again or tracking.shown is None:
-                del self._tracked[join.name]
-                if tracking.joined and not join.wanted:
-                    self._joins.leave(join)
+            if error is None or tracked.fresh:
+                self._send(state)
+            elif again or tracked.shown is None:
+                del self._tracked[state.name]
+                if tracked.release is not None:
+                    tracked.release(state)
             else:
-                tracking.text = tracking.shown  # the others still see it
+                tracked.text = tracked.shown  # the members still see it
             if error is not None and again and not waiting:
-                self._report(error, join.listeners)  # nobody awaits it
+                self._dispatcher.report(error, state.listeners)  # no call waits for it
 
-        link.ask(f'{head[:-1]},"state":{text}}}', answer)
+        connection.request(f'{head[:-1]},"state":{text}}}', answer)
+
+
+def _untracked(state: ChannelState) -> RealtimeError:
+    text = "Tracking ended before the server confirmed the state."
+    return RealtimeError("untracked", text, channel=state.name)

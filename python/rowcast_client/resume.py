@@ -1,9 +1,9 @@
-"""What must be remembered so that a resume neither loses nor repeats a message. No I/O.
+"""The memory that lets a resume neither lose nor repeat a message. This module does no I/O.
 
-The server's cursor says "everything of this session up to here". The newest one wins, and ids
-that came since are kept, so that what a replay repeats is dropped. While channels are being
-resumed a new cursor must not replace the old one: it would cover channels whose replay has not
-come yet, and a second loss of the socket would then skip it.
+A cursor of the server stands for everything of this session up to a position. The newest cursor
+wins, and the ids of messages since then are kept, so that those which a replay repeats are
+dropped. While channels are being resumed a new cursor must not replace the old one: it would cover
+channels whose replay has not arrived yet, and after a second disconnect they would miss it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Progress", "Seen"]
 
 
 class Seen:
-    """The ids of one channel that a replay may repeat, in the order they came."""
+    """The ids of one channel that a replay may repeat, in the order of arrival."""
 
     def __init__(self) -> None:
         self._ids: OrderedDict[str, tuple[float, bool]] = OrderedDict()
@@ -24,7 +24,7 @@ class Seen:
         return len(self._ids)
 
     def add(self, message_id: str, at: float, durable: bool) -> bool:
-        """Remember an id; returns False when it was there already."""
+        """Keep an id; return False if it is known already."""
         if message_id in self._ids:
             return False
         self._ids[message_id] = (at, durable)
@@ -32,8 +32,13 @@ class Seen:
         return True
 
     def forget(self, before: float, keep: int) -> None:
-        """Drop ids that came before a time, except the newest durable ones, which a history of
-        this many messages may repeat."""
+        """Drop the ids that arrived before a time.
+
+        Args:
+            before: the time, by the clock of `add`.
+            keep: number of the newest durable ids to keep nevertheless, because a history of this
+                many messages may repeat them.
+        """
         dropped = []
         durable_left = self._durable
         for message_id, (at, durable) in self._ids.items():
@@ -49,7 +54,7 @@ class Seen:
 
 
 class Progress:
-    """The session's cursor, and which channels keep it from moving on."""
+    """The session's cursor, and the channels that prevent it from advancing."""
 
     def __init__(self, cursor: str | None) -> None:
         self.cursor = cursor
@@ -57,26 +62,26 @@ class Progress:
         self._resuming: set[str] = set()
 
     def resume(self, channel: str) -> None:
-        """This channel asks for what came after the cursor."""
+        """Note that a channel is being resumed from the cursor."""
         self._resuming.add(channel)
 
     def settle(self, channel: str) -> float | None:
-        """This channel was answered, or is not wanted any more; returns as `offer` does."""
+        """Note that a channel was resumed or is no longer wanted; return what `offer` returns."""
         self._resuming.discard(channel)
         return self._adopt()
 
     def offer(self, cursor: object, at: float) -> float | None:
-        """Take a cursor that came at this time.
+        """Take a cursor that arrived at a time.
 
         Returns:
-            When the cursor that is now in force came, if one was adopted.
+            The arrival time of the cursor that was adopted, or None if none was.
         """
         if isinstance(cursor, str):
             self._offered = (cursor, at)
         return self._adopt()
 
     def interrupt(self) -> None:
-        """The socket is lost: what it offered may not cover what was not replayed."""
+        """Drop the offered cursor: it may cover messages that were not replayed."""
         self._resuming.clear()
         self._offered = None
 
