@@ -38,11 +38,11 @@ from .presence.audience import Audience
 from .presence.members import Tracking
 from .presence.updates import Presence
 from .replay import Replays
-from .requests import Service
+from .requests import Requests
 from .rest.calls import Administration
 from .rest.handlers import Handlers
 from .rest.server import Rest
-from .resume_handles import Handles
+from .resume_handles import ResumeHandles
 from .revocation import Rechecks
 from .socketio.door import SocketIODoor
 from .subscribe import Subscribing
@@ -97,7 +97,7 @@ class _Bridge:
         verifier = Verifier(settings, facts)
         self.rechecks = Rechecks(settings, self.hub, self.feed, access)
         identities = Identities(settings, self.hub, verifier)
-        self.handles = Handles(self.database)
+        self.handles = ResumeHandles(self.database)
         self.census = Census(self.database, self.hub, self.node)
         subscribing = Subscribing(
             settings,
@@ -110,7 +110,7 @@ class _Bridge:
             self.rechecks,
             self.handles,
         )
-        service = Service(
+        requests = Requests(
             settings,
             self.hub,
             facts,
@@ -120,12 +120,13 @@ class _Bridge:
             self.rechecks,
             subscribing,
         )
-        self.sockets = Sockets(settings, self.hub, service)
-        self.phoenix = PhoenixDoor(self.sockets, verifier, self.handles)
+        self.sockets = Sockets(settings, self.hub, requests)
+        phoenix = PhoenixDoor(self.sockets, verifier, self.handles)
         handlers = Handlers(administration, access, facts)
         self.rest = Rest(settings, verifier, handlers)
-        self.broadcasts = Broadcasts(self.rest, handlers)
-        self.socketio = SocketIODoor(settings, self.sockets, service, self.rest)
+        broadcasts = Broadcasts(self.rest, handlers)
+        socketio = SocketIODoor(settings, self.sockets, requests, self.rest)
+        self.doors = (self.rest, self.sockets, phoenix, broadcasts, socketio)
         self._frozen = FREEZE_FROM
 
     async def deliver(
@@ -241,15 +242,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
-        build(
-            bridge.sockets,
-            bridge.phoenix,
-            bridge.broadcasts,
-            bridge.socketio,
-            bridge.rest,
-            bridge.feed,
-            max_body=settings.max_frame,
-        ),
+        build(bridge.doors, bridge.sockets, bridge.rest, bridge.feed, max_body=settings.max_frame),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=1,

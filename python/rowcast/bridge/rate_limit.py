@@ -6,10 +6,10 @@ import time
 
 from rowcast.errors import Refusal
 
-__all__ = ["Allowance", "Allowances"]
+__all__ = ["TokenBucket", "TokenBuckets"]
 
 
-class Allowance:
+class TokenBucket:
     """So many requests a second on average, and so many at once.
 
     Args:
@@ -39,7 +39,7 @@ class Allowance:
         self._left -= 1
 
 
-class Allowances:
+class TokenBuckets:
     """One for each client that was here lately; the one who was away longest is forgotten first.
 
     Args:
@@ -52,7 +52,7 @@ class Allowances:
         self._rate = rate
         self._burst = burst
         self._clients = clients
-        self._known: dict[str, Allowance] = {}
+        self._known: dict[str, TokenBucket] = {}
 
     def take(self, client: str) -> None:
         """Count one request of a client.
@@ -60,7 +60,7 @@ class Allowances:
         Raises:
             Refusal: too many of it came.
         """
-        allowance = self._known.pop(client, None) or Allowance(self._rate, self._burst)
+        allowance = self._known.pop(client, None) or TokenBucket(self._rate, self._burst)
         self._known[client] = allowance  # the last in order
         if len(self._known) > self._clients:
             del self._known[next(iter(self._known))]

@@ -37,10 +37,10 @@ from .wire.protocol import (
     Welcome,
 )
 
-__all__ = ["Service"]
+__all__ = ["Requests"]
 
 
-class Service:
+class Requests:
     """Executes operations; one for all sessions.
 
     Args:

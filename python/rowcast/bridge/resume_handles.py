@@ -20,7 +20,7 @@ from rowcast.observe import observe
 from .batch import Batcher
 from .database import UNAVAILABLE, Database
 
-__all__ = ["Handles", "digest"]
+__all__ = ["ResumeHandles", "digest"]
 
 FLUSH_INTERVAL = 5.0
 BATCH = 100
@@ -28,7 +28,7 @@ ROWS = 5_000
 MOST = 100_000
 
 
-class Handles:
+class ResumeHandles:
     """The handles of all bridges.
 
     Args:

@@ -17,7 +17,7 @@ from rowcast.observe import metrics, observe
 
 from .cursor import Position
 from .model import Caller, Message
-from .rate_limit import Allowance
+from .rate_limit import TokenBucket
 from .wire.native import NATIVE
 from .wire.protocol import Event, Publish, Refused, Subscribe, Track, Untrack, Wire
 
@@ -101,8 +101,8 @@ class Session:
     """
 
     __slots__ = (
-        "_allowance",
         "_bad",
+        "_bucket",
         "_pipe",
         "_settings",
         "caller",
@@ -130,7 +130,7 @@ class Session:
         self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
         self._pipe = pipe
         self._settings = settings
-        self._allowance = Allowance(settings.frame_rate, settings.frame_burst)
+        self._bucket = TokenBucket(settings.frame_rate, settings.frame_burst)
         self._bad = 0
 
     def hears(self, channel: str) -> bool:
@@ -149,7 +149,7 @@ class Session:
         Raises:
             Refusal: too many came.
         """
-        self._allowance.take()
+        self._bucket.take()
         if self.pending >= self._settings.max_pending:
             raise Refusal(
                 "rate_limited", "Too many requests are unanswered: wait for answers.", 0.1

@@ -26,7 +26,7 @@ from .hub import Hub
 from .model import Message
 from .presence.attendance import Attendance
 from .replay import Replays
-from .resume_handles import Handles
+from .resume_handles import ResumeHandles
 from .revocation import Question, Rechecks
 from .session import Session, State, Subscription
 from .wire.protocol import Done, Resume, Subscribe, Subscribed, Unsubscribe
@@ -76,7 +76,7 @@ class Subscribing:
         replays: Replays,
         attendance: Attendance,
         rechecks: Rechecks,
-        handles: Handles,
+        handles: ResumeHandles,
     ) -> None:
         self._settings = settings
         self._hub = hub

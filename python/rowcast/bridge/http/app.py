@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from importlib.resources import files
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from rowcast.bridge.feed import Feed
-from rowcast.bridge.phoenix.broadcast import Broadcasts
-from rowcast.bridge.phoenix.door import PhoenixDoor
 from rowcast.bridge.rest.problems import problem
 from rowcast.bridge.rest.server import Rest
-from rowcast.bridge.socketio.door import SocketIODoor
 from rowcast.observe import exposition
 
 from .websocket import Sockets
@@ -30,33 +28,28 @@ WEB_FILES = {
 }
 
 
+class Door(Protocol):
+    """A group of routes."""
+
+    def install(self, router: web.UrlDispatcher) -> None:
+        """Add the routes."""
+
+
 def build(
-    sockets: Sockets,
-    phoenix: PhoenixDoor,
-    broadcasts: Broadcasts,
-    socketio: SocketIODoor,
-    rest: Rest,
-    feed: Feed,
-    *,
-    max_body: int,
+    doors: Iterable[Door], sockets: Sockets, rest: Rest, feed: Feed, *, max_body: int
 ) -> web.Application:
     """Build the application.
 
     Args:
-        sockets: the WebSocket door.
-        phoenix: the door for Supabase's clients.
-        broadcasts: how they publish by HTTP.
-        feed: whose state readiness tells.
-        socketio: the door for InsForge's clients.
-        rest: the REST door.
+        doors: their routes are served.
+        sockets: the WebSockets of all doors; while they drain, the server is not ready.
+        rest: the REST door, which says which pages may read an answer.
+        feed: while it does not read, the server is not ready.
         max_body: bytes of a request's body.
     """
     app = web.Application(middlewares=[_problems(rest)], client_max_size=max_body)
-    rest.install(app.router)
-    app.router.add_get("/realtime", sockets.handle)
-    phoenix.install(app.router)
-    broadcasts.install(app.router)
-    socketio.install(app.router)
+    for door in doors:
+        door.install(app.router)
     for path, (name, kind) in WEB_FILES.items():
         app.router.add_get(path, _file(name, kind))
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from aiohttp import WSMsgType, web
 
 from rowcast.bridge.hub import Hub
-from rowcast.bridge.requests import Service
+from rowcast.bridge.requests import Requests
 from rowcast.bridge.rest.problems import problem
 from rowcast.bridge.session import Session
 from rowcast.bridge.wire.native import NATIVE
@@ -92,17 +92,21 @@ class Sockets:
     Args:
         settings: limits and allowed origins.
         hub: to count clients.
-        service: what handles their frames.
+        requests: what handles their frames.
     """
 
-    def __init__(self, settings: Settings, hub: Hub, service: Service) -> None:
+    def __init__(self, settings: Settings, hub: Hub, requests: Requests) -> None:
         self._settings = settings
         self._hub = hub
-        self._service = service
+        self._requests = requests
         self.draining = False
         self._open = 0  # also those whose clients have not answered the close yet
         self._emptied = asyncio.Event()
         self._emptied.set()
+
+    def install(self, router: web.UrlDispatcher) -> None:
+        """Add the route."""
+        router.add_get("/realtime", self.handle)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one client of the native wire until it is gone."""
@@ -141,10 +145,10 @@ class Sockets:
         session = Session(pipe, self._settings, wire)
         observe("session_opened", session=session.id, peer=request.remote, wire=wire.format)
         try:
-            if await self._service.open(session, token):
+            if await self._requests.open(session, token):
                 await self._receive(response, session, pong)
         finally:
-            self._service.gone(session, goodbye=response.close_code in GOODBYE)
+            self._requests.gone(session, goodbye=response.close_code in GOODBYE)
             await pipe.closed()
             self.leave()
             observe("session_closed", session=session.id, code=response.close_code)
@@ -161,7 +165,7 @@ class Sockets:
                 return
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 data = message.data
-                await self._service.handle(
+                await self._requests.handle(
                     session,
                     data if isinstance(data, bytes) else data.encode(),
                     binary=message.type is WSMsgType.BINARY,

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from rowcast.bridge.auth import Verifier
 from rowcast.bridge.http.websocket import Sockets
-from rowcast.bridge.resume_handles import Handles
+from rowcast.bridge.resume_handles import ResumeHandles
 from rowcast.bridge.session import Session
 from rowcast.errors import Refusal
 
@@ -29,7 +29,7 @@ class PhoenixDoor:
         handles: where their cursors are kept.
     """
 
-    def __init__(self, sockets: Sockets, verifier: Verifier, handles: Handles) -> None:
+    def __init__(self, sockets: Sockets, verifier: Verifier, handles: ResumeHandles) -> None:
         self._sockets = sockets
         self._verifier = verifier
         self._handles = handles

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from rowcast.bridge.auth import Verifier
 from rowcast.bridge.model import Caller
-from rowcast.bridge.rate_limit import Allowances
+from rowcast.bridge.rate_limit import TokenBuckets
 from rowcast.bridge.refusals import Reader, refusal_for
 from rowcast.config import Settings
 from rowcast.errors import Refusal
@@ -45,7 +45,7 @@ class Rest:
         self._settings = settings
         self._verifier = verifier
         self._handlers = handlers
-        self._allowances = Allowances(settings.frame_rate, settings.frame_burst)
+        self._buckets = TokenBuckets(settings.frame_rate, settings.frame_burst)
         self._document = json.dumps(document(ROUTES)).encode()
         self._methods: dict[str, list[str]] = {}
 
@@ -114,7 +114,7 @@ class Rest:
         """
         caller = await self._caller(request)
         client = caller.cursor_subject if caller.subject else f"{caller.role}@{request.remote}"
-        self._allowances.take(client)
+        self._buckets.take(client)
         return caller, self._verifier.is_administrator(caller)
 
     async def _caller(self, request: web.Request) -> Caller:

@@ -10,7 +10,7 @@ import secrets
 from aiohttp import WSMsgType, web
 
 from rowcast.bridge.http.websocket import SocketPipe, Sockets
-from rowcast.bridge.requests import Service
+from rowcast.bridge.requests import Requests
 from rowcast.bridge.rest.problems import problem
 from rowcast.bridge.rest.server import Rest
 from rowcast.bridge.wire.frames import text_frame
@@ -50,14 +50,16 @@ class SocketIODoor:
     Args:
         settings: limits.
         sockets: who may connect.
-        service: what handles their packets.
+        requests: what handles their packets.
         rest: which pages may read our answers.
     """
 
-    def __init__(self, settings: Settings, sockets: Sockets, service: Service, rest: Rest) -> None:
+    def __init__(
+        self, settings: Settings, sockets: Sockets, requests: Requests, rest: Rest
+    ) -> None:
         self._settings = settings
         self._sockets = sockets
-        self._service = service
+        self._requests = requests
         self._rest = rest
         self._connections: dict[str, Connection] = {}
 
@@ -114,12 +116,12 @@ class SocketIODoor:
                 polling=pipe is None,
             )
         )
-        await self._service.open(session, "")
+        await self._requests.open(session, "")
         return connection
 
     def _closed(self, connection: Connection, goodbye: bool) -> None:
         del self._connections[connection.sid]
-        self._service.gone(connection.session, goodbye=goodbye)
+        self._requests.gone(connection.session, goodbye=goodbye)
         self._sockets.leave()
         observe("session_closed", session=connection.session.id)
 
@@ -169,7 +171,7 @@ class SocketIODoor:
         elif kind == b"b":
             binary, kind = True, MESSAGE
         if kind == MESSAGE:
-            await self._service.handle(connection.session, data, binary=binary)
+            await self._requests.handle(connection.session, data, binary=binary)
             connection.after_packet()
         elif kind == PONG:
             connection.pong()
