@@ -154,7 +154,7 @@ def test_an_alter_in_a_file_changes_the_policy_that_stands(
     assert out == 'alter policy "listen" on "public"."realtime_channels" using (enabled);\n'
     write("alter policy nobody on realtime_channels using (enabled)")
     code, _, err = run("diff")
-    assert (code, "line 1: there is no policy nobody to alter" in err) == (1, True)
+    assert (code, "line 1: policy nobody does not exist and cannot be altered" in err) == (1, True)
 
 
 def test_what_stands_beside_the_policies_is_run(run: Run, write: Any, db: Connection) -> None:
@@ -205,7 +205,7 @@ def test_policies_that_read_their_own_table_are_not_taken_for_the_scratch_table(
     ("text", "code", "words"),
     [
         ("create policy p on realtime_channels using (nonsense)", 1, "line 1: Column"),
-        ("\n\ncreate policy p on nowhere using (true)", 1, "line 3: there is no table nowhere"),
+        ("\n\ncreate policy p on nowhere using (true)", 1, "line 3: table nowhere does not exist"),
         ("select 1;\ninsert into x values (1);", 2, "line 1: this cannot run again"),
         ("create table members (a text)", 2, "IF NOT EXISTS"),
         ("-- é\nbegin; commit;", 2, "line 2: this cannot run again"),
@@ -228,7 +228,10 @@ def test_a_database_without_rowcast_is_told_what_it_lacks(
 ) -> None:
     write("create policy p on realtime_channels for select using (enabled)")
     code, _, err = run("apply", "--database-url", server.url("postgres"))
-    assert (code, "no table realtime_channels. Run `rowcast migrate` first." in err) == (1, True)
+    assert (code, "realtime_channels does not exist. Run `rowcast migrate` first." in err) == (
+        1,
+        True,
+    )
 
 
 def test_an_apply_that_fails_changes_nothing(run: Run, write: Any, db: Connection) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from rowcast.policy.database import Question, Workbench
+from rowcast.policy.database import AccessRequest, Workbench
 from support import pg
 from support.messages import add_channel, only
 from support.workbench import Run, picture, runner
@@ -251,8 +251,8 @@ def test_a_connection_in_a_transaction_is_left_in_it(database: pg.Database) -> N
         connection.execute("create table public.mine (n integer)")
         workbench = Workbench(connection)
         with workbench.trial():
-            workbench.become("authenticated")
-            workbench.check("authenticated", ["{}"], ["room:1"])
+            workbench.ensure_role("authenticated")
+            workbench.check_subscribe("authenticated", ["{}"], ["room:1"])
         assert only(connection, "select count(*) from public.mine") == 0
         assert only(connection, "select current_user = session_user") is True
         assert only(connection, "show transaction_read_only") == "off"
@@ -270,9 +270,9 @@ def test_the_imagined_message_is_the_one_that_would_be_stamped(db: Connection) -
         ("anon", '{"role": "anon"}'),
     ):
         for kind in ("message", "broadcast"):
-            question = Question("publish", role, claims, "room:1", "said", "null", kind)
+            question = AccessRequest("publish", role, claims, "room:1", "said", "null", kind)
             with db.transaction(force_rollback=True):
-                Workbench(db).publish(question)
+                Workbench(db).publish_as(question)
                 stamped = only(db, "select to_jsonb(m) from public.realtime_messages as m")
                 imagined = only(
                     db,

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-from rowcast.policy.database import Question, Workbench
-from rowcast.policy.explain import Explanation, explain
-from rowcast.policy.expression_tree import Arm
+from rowcast.policy.database import AccessRequest, Workbench
+from rowcast.policy.explain import Explanation, explain_access
+from rowcast.policy.expression_tree import ExpressionNode
 from support import pg
 
 BATCHES = 50
@@ -163,10 +163,10 @@ class Grammar:
         )
 
 
-def questions(chance: random.Random) -> Iterator[Question]:
+def questions(chance: random.Random) -> Iterator[AccessRequest]:
     for _ in range(QUESTIONS):
         role, claims = chance.choice(PEOPLE)
-        yield Question(
+        yield AccessRequest(
             chance.choice(["subscribe", "publish"]),
             role,
             json.dumps({**claims, "role": role}),
@@ -177,7 +177,7 @@ def questions(chance: random.Random) -> Iterator[Question]:
         )
 
 
-def by_sql(workbench: Workbench, q: Question) -> tuple[str, str]:
+def by_sql(workbench: Workbench, q: AccessRequest) -> tuple[str, str]:
     """What `rowcast.explain_access` says: by the policies, by the database."""
     rows = workbench.connection.execute(
         "select said from rowcast.explain_access(%s, %s, %s, %s, %s, %s, %s)"
@@ -187,7 +187,7 @@ def by_sql(workbench: Workbench, q: Question) -> tuple[str, str]:
     return rows[0][0], rows[1][0]
 
 
-def joined(arm: Arm) -> str | None:
+def joined(arm: ExpressionNode) -> str | None:
     """The value of a node by three-valued logic from those of its arms."""
     values = [joined(part) for part in arm.arms]
     if not arm.operator:
@@ -236,7 +236,7 @@ def batch(connection: psycopg.Connection[object], seed: int, seen: Counter[str])
             for number in range(chance.choice([1, 2, 3, 4])):
                 connection.execute(grammar.policy(f"p{number}", table).encode())
         for question in questions(chance):
-            found = explain(workbench, question, plans=False)
+            found = explain_access(workbench, question, plans=False)
             check(found, by_sql(workbench, question), seen)
 
 

@@ -12,7 +12,7 @@ from rowcast.files import policy_files
 from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
-from rowcast.policy.source import read
+from rowcast.policy.source import parse_source
 from support.pg import as_role
 
 Connection = psycopg.Connection[Any]
@@ -68,7 +68,7 @@ def test_a_new_database_has_nothing_to_find(tx: Connection) -> None:
 def test_a_recipe_has_nothing_but_what_it_gives_reasons_for(tx: Connection, recipe: Path) -> None:
     """The catalogue does not keep the comment that disables a rule in the file."""
     text = recipe.read_text()
-    excused = {code for d in read(recipe.name, text).disables for code in d.codes}
+    excused = {code for d in parse_source(recipe.name, text).disables for code in d.codes}
     tx.execute(text.encode())
     assert {code for code, level in lint(tx) if level != "info"} == excused
 
@@ -180,6 +180,6 @@ def test_recursion_is_found_where_postgres_finds_it(
     )
     query = b"select from a" if command == "select" else b"insert into a values (1)"
     assert (sqlstate(tx, query) == "42P17") is endless
-    in_files = [f.code for f in lint_sources([read("a.sql", policies)])]
+    in_files = [f.code for f in lint_sources([parse_source("a.sql", policies)])]
     assert ("RCL202" in in_files) is endless
     assert ("RCL202" in {code for code, _ in lint(tx)}) is endless

@@ -12,7 +12,7 @@ from rowcast.files import policy_files
 from rowcast.policy.lint.findings import Finding, Level
 from rowcast.policy.lint.linting import lint_files, lint_sources
 from rowcast.policy.lint.rules import RULES
-from rowcast.policy.source import find_files, read
+from rowcast.policy.source import find_sql_files, parse_source
 
 Connection = psycopg.Connection[Any]
 
@@ -43,7 +43,7 @@ WITH CHECK (
 
 
 def lint(*texts: str) -> list[Finding]:
-    return lint_sources(read(f"{n}.sql", text) for n, text in enumerate(texts))
+    return lint_sources(parse_source(f"{n}.sql", text) for n, text in enumerate(texts))
 
 
 def codes(*texts: str) -> set[str]:
@@ -316,7 +316,7 @@ def test_a_role_of_the_moment_is_not_everybody() -> None:
 
 @pytest.mark.parametrize("folder", ["sql", "migrations"])
 def test_whatever_is_sql_can_be_read(folder: str) -> None:
-    files = find_files([policy_files()[0].parents[1] / folder])
+    files = find_sql_files([policy_files()[0].parents[1] / folder])
     assert {f.code for f in lint_files(files)} & {"RCL001"} == set()
 
 
@@ -329,7 +329,7 @@ def test_findings_are_in_the_order_of_the_text(tmp_path: Path) -> None:
     for name in ("b", "a"):
         text = f"{channels('true')};\n{channels('a = null')};"
         (tmp_path / f"{name}.sql").write_text(text)
-    found = lint_files(find_files([tmp_path]))
+    found = lint_files(find_sql_files([tmp_path]))
     assert [(Path(f.file or "").name, f.line) for f in found] == [
         ("a.sql", 1),
         ("a.sql", 2),

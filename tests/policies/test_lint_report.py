@@ -13,7 +13,7 @@ from rowcast.policy.lint import report
 from rowcast.policy.lint.findings import Finding, Level
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.rules import RULES
-from rowcast.policy.source import read
+from rowcast.policy.source import parse_source
 
 TEXT = """\
 create policy a on public.realtime_channels for select to anon using (true);
@@ -29,7 +29,7 @@ IN_DATABASE = Finding(
 
 @pytest.fixture
 def findings() -> list[Finding]:
-    return [*lint_sources([read("policies/chat, room.sql", TEXT)]), IN_DATABASE]
+    return [*lint_sources([parse_source("policies/chat, room.sql", TEXT)]), IN_DATABASE]
 
 
 def test_text_is_a_line_a_finding_with_its_hint(findings: list[Finding]) -> None:
@@ -182,7 +182,7 @@ def test_the_table_of_rules_is_that_of_the_code() -> None:
 @pytest.mark.parametrize("code", sorted(RULES))
 def test_an_explanation_has_all_parts(code: str) -> None:
     rule = RULES[code]
-    text = report.explain(rule)
+    text = report.explain_rule(rule)
     assert text.startswith(f"{code} ({rule.level}): {rule.title}.")
     for part in (rule.why, "Bad:", "Good:", rule.good.splitlines()[0]):
         assert part in text

@@ -13,8 +13,8 @@ import pytest
 from rowcast.errors import UsageError
 from rowcast.policy.lint.findings import Level
 from rowcast.policy.lint.linting import lint_sources
-from rowcast.policy.porting.writing import Ported, port
-from rowcast.policy.source import read
+from rowcast.policy.porting.writing import Ported, port_policies
+from rowcast.policy.source import parse_source
 from support import pg
 from support.messages import add_channel, only
 from support.pg import as_role
@@ -91,7 +91,7 @@ PATTERNS = ["lobby", "room:*", "doc:*", "other", "user:*", "order:*", "chat:*"]
 
 
 def ported(system: str) -> Ported:
-    return port("published.sql", (PUBLISHED / f"{system}.sql").read_text(), system)
+    return port_policies("published.sql", (PUBLISHED / f"{system}.sql").read_text(), system)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_ported_policies_decide_as_before(
 @pytest.mark.parametrize("system", ["supabase", "insforge"])
 def test_what_was_ported_has_no_error(tx: Connection, system: str) -> None:
     new = ported(system).text
-    found = lint_sources([read("ported.sql", new)])
+    found = lint_sources([parse_source("ported.sql", new)])
     assert [f for f in found if f.level is Level.ERROR and f.disabled is None] == []
     tx.execute(TABLES.encode())
     tx.execute(new.encode())
@@ -216,7 +216,7 @@ def test_what_was_ported_runs_again(tx: Connection, system: str) -> None:
 
 
 def of(system: str, text: str) -> Ported:
-    return port("old.sql", text, system)
+    return port_policies("old.sql", text, system)
 
 
 LISTEN = "create policy p on realtime.messages for select to authenticated using ({});"

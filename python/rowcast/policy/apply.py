@@ -1,14 +1,15 @@
-"""Policy files against a database: what differs, and how to make it the same.
+"""Compares policy files with a database, and makes the database match them.
 
-The server itself says what a file means: its policies are made on an empty temporary table of the
-same shape, read back, and rolled back. The live tables are touched only where something differs,
-because every statement about a policy locks its table against everybody.
+The server itself says what a file means. The policies of the files are created on an empty
+temporary table of the same shape, read back and rolled back. Live tables are touched only where
+something differs, because each statement about a policy takes an exclusive lock on its table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import errors, sql
@@ -16,165 +17,187 @@ from psycopg import errors, sql
 from rowcast.install.runner import attempt
 from rowcast.postgres.connect import DatabaseError
 
-from .database import Workbench, explained, sentence
-from .diff import Change, Policy, Table, changes, create, drop, enable
-from .statements import PolicyStatement, Script
+from .database import Workbench, database_errors, error_sentence
+from .diff import (
+    PolicyChange,
+    PolicyDefinition,
+    TableName,
+    create_policy,
+    create_scratch_table,
+    diff_policies,
+    drop_policy,
+    enable_row_security,
+    find_table,
+    has_row_security,
+    read_policies,
+)
+from .statements import PolicyStatement, Script, SideStatement
 
-__all__ = ["Difference", "apply", "difference", "make"]
+__all__ = ["PolicyDiff", "apply", "apply_in_transaction", "compare"]
+
+Connection = psycopg.Connection[Any]
 
 OUR_TABLES = (("public", "realtime_channels"), ("public", "realtime_messages"))
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What the files want and the database has not.
+class PolicyDiff:
+    """What has to change so that a database matches the files.
 
     Args:
-        changes: of policies.
-        enable: tables whose row level security is off.
-        kept: (table, policy) that no file mentions.
-        sides: statements of the files beside the policies, run by every `apply`.
+        changes: one per policy that differs.
+        enable: tables on which row level security has to be enabled.
+        kept: (table, policy) pairs that no file mentions and that stay.
+        sides: the number of statements beside the policies; every `apply` runs them.
     """
 
-    changes: tuple[Change, ...]
-    enable: tuple[Table, ...]
-    kept: tuple[tuple[Table, str], ...]
+    changes: tuple[PolicyChange, ...]
+    enable: tuple[TableName, ...]
+    kept: tuple[tuple[TableName, str], ...]
     sides: int
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.enable)
 
     def statements(self) -> list[sql.Composed]:
-        """Return what makes the database the same."""
+        """Return the statements that make the database match the files."""
         return [
-            *(enable(table) for table in self.enable),
+            *(enable_row_security(table) for table in self.enable),
             *(statement for change in self.changes for statement in change.statements),
         ]
 
 
-def difference(workbench: Workbench, script: Script, *, prune: bool) -> Difference:
-    """Compare; the statements beside the policies are run, and rolled back with all else.
+def compare(workbench: Workbench, script: Script, *, prune: bool) -> PolicyDiff:
+    """Compare files with the database; nothing that this runs stays.
 
     Raises:
-        DatabaseError: a statement failed; the message says which.
+        DatabaseError: a statement failed; the message names it.
     """
-    with explained(workbench.connection), workbench.trial():
-        _run_sides(workbench, script)
-        return _compare(workbench, script, prune)
+    connection = workbench.connection
+    with database_errors(connection), workbench.trial():
+        _run_sides(connection, script.sides)
+        return _compare(connection, script, prune)
 
 
 def apply(
     workbench: Workbench, script: Script, tell: Callable[[str], None], *, prune: bool
-) -> tuple[Difference, bool]:
-    """Make the database the same, in one transaction; wait for locks briefly and repeatedly.
+) -> tuple[PolicyDiff, bool]:
+    """Make the database match the files in one transaction, with short and repeated lock waits.
 
     Returns:
-        What was changed, and whether bridges were told to ask again for their clients.
+        What was changed, and whether bridges were told to recheck their clients.
 
     Raises:
-        MigrationError: a statement failed, or others held their locks for too long.
+        MigrationError: a statement failed, or other sessions held their locks for too long.
     """
     connection = workbench.connection
 
-    def work() -> Difference:
-        workbench.limit()
-        return make(workbench, script, prune=prune)
+    def work() -> PolicyDiff:
+        workbench.set_timeouts()
+        return apply_in_transaction(connection, script, prune=prune)
 
-    found = attempt(connection, "policies", work, tell)
-    with explained(connection):
-        return found, workbench.recheck()
+    diff = attempt(connection, "policies", work, tell)
+    with database_errors(connection):
+        return diff, workbench.recheck()
 
 
-def make(workbench: Workbench, script: Script, *, prune: bool) -> Difference:
-    """Make the database the same in the transaction that is under way.
+def apply_in_transaction(connection: Connection, script: Script, *, prune: bool) -> PolicyDiff:
+    """Make the database match the files within the current transaction.
 
     Returns:
         What was changed.
 
     Raises:
-        DatabaseError: a statement of the files failed; the message says which.
-        psycopg.Error: another statement failed, or others held their locks for too long.
+        DatabaseError: a statement of the files failed; the message names it.
+        psycopg.Error: another statement failed, or other sessions held their locks for too long.
     """
-    _run_sides(workbench, script)
-    with workbench.connection.transaction(force_rollback=True):
-        found = _compare(workbench, script, prune)
-    for statement in found.statements():
-        workbench.connection.execute(statement)
-    return found
+    _run_sides(connection, script.sides)
+    with connection.transaction(force_rollback=True):
+        diff = _compare(connection, script, prune)
+    for statement in diff.statements():
+        connection.execute(statement)
+    return diff
 
 
-def _run_sides(workbench: Workbench, script: Script) -> None:
-    for side in script.sides:
+def _run_sides(connection: Connection, sides: Iterable[SideStatement]) -> None:
+    for side in sides:
         if not side.enables:
-            _run(workbench, side.text, side.where)
+            _run(connection, side.text, side.where)
 
 
-def _run(workbench: Workbench, text: str, where: str) -> None:
+def _run(connection: Connection, text: str, where: str) -> None:
     try:
-        workbench.connection.execute(text.encode())
+        connection.execute(text.encode())
     except (errors.LockNotAvailable, errors.DeadlockDetected):
-        raise  # others are in the way: `attempt` repeats it
+        raise  # another session is in the way: `attempt` tries again
     except psycopg.Error as problem:
-        raise DatabaseError(f"{where}: {sentence(problem)}") from problem
+        raise DatabaseError(f"{where}: {error_sentence(problem)}") from problem
 
 
-def _compare(workbench: Workbench, script: Script, prune: bool) -> Difference:
-    statements: dict[Table, list[PolicyStatement]] = {Table(*names): [] for names in OUR_TABLES}
+def _compare(connection: Connection, script: Script, prune: bool) -> PolicyDiff:
+    statements: dict[TableName, list[PolicyStatement]] = {
+        TableName(*names): [] for names in OUR_TABLES
+    }
     for statement in script.policies:
-        table = workbench.table(statement.table)
-        if table is None:
-            ours = ("public", statement.table[-1]) in OUR_TABLES
-            raise DatabaseError(
-                f"{statement.where}: there is no table {'.'.join(statement.table)}."
-                f"{' Run `rowcast migrate` first.' if ours else ''}"
-            )
+        table = _existing(connection, statement.table, statement.where)
         statements.setdefault(table, []).append(statement)
-    found: list[Change] = []
-    kept: list[tuple[Table, str]] = []
+    changes: list[PolicyChange] = []
+    kept: list[tuple[TableName, str]] = []
     for table, about in statements.items():
-        live = workbench.policies_of(table)
-        wanted, dropped = _wanted(workbench, table, about, live)
-        todo, unmentioned = changes(table, live, wanted, dropped, prune)
-        found += todo
+        live = read_policies(connection, table)
+        wanted, dropped = _wanted(connection, table, about, live)
+        needed, unmentioned = diff_policies(table, live, wanted, dropped, prune)
+        changes += needed
         kept += ((table, name) for name in unmentioned)
-    off: list[Table] = []
+    off: list[TableName] = []
     for side in script.sides:
         if side.enables:
-            table = workbench.table(side.enables)
-            if table is None:
-                raise DatabaseError(f"{side.where}: there is no table {'.'.join(side.enables)}.")
-            if table not in off and not workbench.is_enabled(table):
+            table = _existing(connection, side.enables, side.where)
+            if table not in off and not has_row_security(connection, table):
                 off.append(table)
-    return Difference(tuple(found), tuple(off), tuple(kept), len(script.sides))
+    return PolicyDiff(tuple(changes), tuple(off), tuple(kept), len(script.sides))
+
+
+def _existing(connection: Connection, names: tuple[str, ...], where: str) -> TableName:
+    table = find_table(connection, names)
+    if table is None:
+        ours = ("public", names[-1]) in OUR_TABLES
+        raise DatabaseError(
+            f"{where}: table {'.'.join(names)} does not exist."
+            f"{' Run `rowcast migrate` first.' if ours else ''}"
+        )
+    return table
 
 
 def _wanted(
-    workbench: Workbench,
-    table: Table,
+    connection: Connection,
+    table: TableName,
     about: Sequence[PolicyStatement],
-    live: dict[str, Policy],
-) -> tuple[dict[str, Policy], set[str]]:
-    """Make the policies of the files on a scratch table; also return the names they drop."""
+    live: dict[str, PolicyDefinition],
+) -> tuple[dict[str, PolicyDefinition], set[str]]:
+    """Create the policies of the files on a scratch table; also return the names they drop."""
     if not about:
         return {}, set()
-    scratch = Table("pg_temp", table.name)
+    scratch = TableName("pg_temp", table.name)
     made: set[str] = set()
     dropped: set[str] = set()
-    with workbench.connection.transaction(force_rollback=True):
-        workbench.make_scratch(table)
+    with connection.transaction(force_rollback=True):
+        create_scratch_table(connection, table)
         for statement in about:
             name = statement.policy
             if statement.verb == "drop":
                 if name in made:
-                    workbench.connection.execute(drop(scratch, name))
+                    connection.execute(drop_policy(scratch, name))
                 made.discard(name)
                 dropped.add(name)
                 continue
             if statement.verb == "alter" and name not in made:
                 if name not in live or name in dropped:
-                    raise DatabaseError(f"{statement.where}: there is no policy {name} to alter.")
-                workbench.connection.execute(create(scratch, live[name]))
-            _run(workbench, statement.on_scratch(table.name), statement.where)
+                    raise DatabaseError(
+                        f"{statement.where}: policy {name} does not exist and cannot be altered."
+                    )
+                connection.execute(create_policy(scratch, live[name]))
+            _run(connection, statement.on_scratch(table.name), statement.where)
             made.add(name)
-        found = workbench.policies_of(scratch)
-    return found, dropped - made
+        wanted = read_policies(connection, scratch)
+    return wanted, dropped - made

@@ -1,19 +1,40 @@
-"""Cases of a policy, as a team writes them beside it: who can do what, and who cannot."""
+"""Reads `*.test.toml` files, which say who can do what, and runs their cases.
+
+Policies, channels and fixtures of a file live in a transaction that never commits. Each case is
+checked under its real role, and then there is a control, because a case may pass for a reason that
+has nothing to do with the policies. With all policies dropped every caller must be refused, so a
+`can` that is still allowed does not depend on them. A `cannot` that is refused because its channel
+does not exist would be refused under any policy.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from rowcast.errors import UsageError
+from rowcast.postgres.connect import DatabaseError
 
-from .database import Question
+from .check import Decision, check
+from .database import AccessRequest, Workbench
+from .explain import explain_access
 from .personas import Persona, channels_of, personas_of, read_toml
+from .render import explanation_text
 
-__all__ = ["Case", "CaseFile", "find", "read"]
+__all__ = [
+    "Case",
+    "CaseFile",
+    "CaseResult",
+    "find_case_files",
+    "junit_xml",
+    "read_case_file",
+    "run_cases",
+]
 
 KEYS = {
     "personas", "setup", "setup_file", "fixtures", "fixtures_file", "policies", "channels", "case",
@@ -23,6 +44,7 @@ CHANNEL_KEYS = {
     "pattern", "description", "enabled", "is_public", "owner_id", "wildcard", "options",
 }  # fmt: skip
 ACTIONS = ("subscribe", "publish")
+EITHER_WAY = "passes either way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +60,7 @@ class Case:
 
     persona: Persona
     expected: bool
-    question: Question
+    question: AccessRequest
     because: str = ""
 
     def __str__(self) -> str:
@@ -71,7 +93,7 @@ class CaseFile:
     cases: tuple[Case, ...]
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
+def find_case_files(paths: Sequence[Path]) -> list[Path]:
     """Return the case files among `paths`; of a directory all ``*.test.toml``.
 
     Raises:
@@ -91,7 +113,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read(path: Path) -> CaseFile:
+def read_case_file(path: Path) -> CaseFile:
     """Read a file of cases; personas of a ``personas.toml`` beside it are known, too.
 
     Raises:
@@ -172,7 +194,7 @@ def _case(table: Any, personas: Mapping[str, Persona], where: str) -> Case:
     if "can" in table and "because" in table:
         raise UsageError(f"{where}: because is the reason of a refusal.")
     persona = personas[table["as"]]
-    question = Question(
+    question = AccessRequest(
         action,
         persona.role,
         persona.text,
@@ -193,3 +215,124 @@ def _payload(given: Any, where: str) -> str:
     except json.JSONDecodeError as problem:
         raise UsageError(f"{where}: payload as text is JSON: {problem}.") from problem
     return given
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """What came of a case; `failure` is empty when it passed, `explained` says why it failed."""
+
+    case: Case
+    answer: Decision
+    seconds: float
+    failure: str = ""
+    explained: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is as the case says."""
+        return not self.failure
+
+
+def run_cases(workbench: Workbench, file: CaseFile) -> list[CaseResult]:
+    """Run the cases of a file; the database is afterwards as before.
+
+    Raises:
+        DatabaseError: the policies or the fixtures cannot be applied, or a role cannot be had.
+    """
+    with workbench.trial():
+        _prepare(workbench, file)
+        for role in {case.persona.role for case in file.cases}:
+            workbench.ensure_role(role)
+        results = [_run(workbench, case) for case in file.cases]
+        workbench.drop_policies()
+        return [_controlled(workbench, result) for result in results]
+
+
+def _prepare(workbench: Workbench, file: CaseFile) -> None:
+    if file.policies:
+        workbench.drop_policies()
+    workbench.run_sql(file.setup, f"{file.path}: setup")
+    for path in file.policies:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise DatabaseError(f"{path} cannot be read: {problem}.") from problem
+        workbench.run_sql(text, str(path))
+    for columns in file.channels:
+        workbench.add_channel(columns)
+    workbench.run_sql(file.fixtures, f"{file.path}: fixtures")
+
+
+def _run(workbench: Workbench, case: Case) -> CaseResult:
+    begun = time.perf_counter()
+    answer = check(workbench, case.question)
+    result = CaseResult(case, answer, time.perf_counter() - begun)
+    failure = _failure(case, answer)
+    if not failure:
+        return result
+    why = explanation_text(explain_access(workbench, case.question), str(case.persona))
+    return replace(result, failure=failure, explained=why)
+
+
+def _failure(case: Case, answer: Decision) -> str:
+    if answer.reason == "timeout":
+        return f"a policy took too long: {answer.detail}"
+    if case.expected:
+        return "" if answer.allowed else f"expected allow, got {answer}"
+    if answer.allowed:
+        return "expected deny, got allow"
+    if case.because:
+        said = f"{answer.reason} {answer.detail}"
+        return "" if case.because in said else f"denied, but not because {case.because}: {said}"
+    if answer.reason != "denied":
+        return (
+            f"{EITHER_WAY}: no policy refuses this, it is {answer}; if that is meant, write "
+            f'because = "{answer.reason}"'
+        )
+    return ""
+
+
+def _controlled(workbench: Workbench, result: CaseResult) -> CaseResult:
+    """Repeat what may be done, now without policies."""
+    if result.failure or not result.case.expected:
+        return result
+    if not check(workbench, result.case.question).allowed:
+        return result
+    why = explanation_text(
+        explain_access(workbench, result.case.question), str(result.case.persona)
+    )
+    return replace(
+        result,
+        failure=f"{EITHER_WAY}: it is allowed with all policies dropped, so none of them lets it "
+        "through",
+        explained=why,
+    )
+
+
+def junit_xml(runs: Iterable[tuple[CaseFile, list[CaseResult]]]) -> str:
+    """Return the results in the form that continuous integration reads."""
+    root = ElementTree.Element("testsuites", name="rowcast policy test")
+    for file, results in runs:
+        failed = sum(not result.passed for result in results)
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=str(file.path),
+            tests=str(len(results)),
+            failures=str(failed),
+            errors="0",
+            time=f"{sum(result.seconds for result in results):.3f}",
+        )
+        for result in results:
+            case = ElementTree.SubElement(
+                suite,
+                "testcase",
+                classname=str(file.path),
+                name=str(result.case),
+                time=f"{result.seconds:.3f}",
+            )
+            if result.failure:
+                failure = ElementTree.SubElement(case, "failure", message=result.failure)
+                failure.text = result.explained
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from .database import Workbench, explained
+from .database import Workbench, database_errors
 from .personas import Persona, from_claims
 
-__all__ = ["Census", "Listener", "listener", "take"]
+__all__ = ["CensusReport", "Listener", "listener_for", "take_census"]
 
 # Seconds. A bridge answers within its next read of the feed, unless the database is away from it.
 PATIENCE = 5.0
@@ -38,7 +38,7 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class CensusReport:
     """What the bridges have said.
 
     Args:
@@ -54,21 +54,21 @@ class Census:
     left_out: int = 0
 
 
-def listener(persona: Persona, channel: str) -> Listener:
+def listener_for(persona: Persona, channel: str) -> Listener:
     """Make a listener of a persona."""
     return Listener(str(persona), persona.role, persona.text, channel)
 
 
-def take(workbench: Workbench) -> Census:
+def take_census(workbench: Workbench) -> CensusReport:
     """Ask all bridges who is subscribed to what, and wait for their answers for a few seconds.
 
     Raises:
         DatabaseError: the login may not ask.
     """
-    with explained(workbench.connection):
+    with database_errors(workbench.connection):
         request = workbench.census_ask()
         if request is None:
-            return Census([])
+            return CensusReport([])
         state, rows = workbench.census_read(request, PATIENCE)
     found = [
         Listener(
@@ -80,7 +80,7 @@ def take(workbench: Workbench) -> Census:
         )
         for row in rows
     ]
-    return Census(sorted(found, key=lambda one: (one.who, one.channel)), **state)
+    return CensusReport(sorted(found, key=lambda one: (one.who, one.channel)), **state)
 
 
 def _plain(text: str) -> str:

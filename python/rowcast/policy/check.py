@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from .database import Question, Workbench, sentence
+from .database import AccessRequest, Workbench, error_sentence
 
-__all__ = ["Answer", "ask", "time_of"]
+__all__ = ["Decision", "check", "check_times"]
 
 # Our refusals, by SQLSTATE (sql/README.md), and Postgres' for a \u0000 in JSON.
 REASONS = {
@@ -38,7 +38,7 @@ SPOKEN = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Decision:
     """Yes or no, the class of the reason, and what the database said.
 
     Reasons are "allowed", "denied", "no channel", "disabled", "invalid channel",
@@ -63,15 +63,17 @@ class Answer:
         return "allow" if self.allowed else "error" if self.reason == "policy error" else "deny"
 
 
-def ask(workbench: Workbench, question: Question) -> Answer:
+def check(workbench: Workbench, question: AccessRequest) -> Decision:
     """Ask the database; a trial must be under way, and the role must be one it can become."""
     try:
         with workbench.connection.transaction(force_rollback=True):
             if question.action == "subscribe":
-                row = workbench.check(question.role, [question.claims], [question.channel])[0]
+                row = workbench.check_subscribe(
+                    question.role, [question.claims], [question.channel]
+                )[0]
             else:
-                workbench.publish(question)
-                return Answer(True, "allowed")
+                workbench.publish_as(question)
+                return Decision(True, "allowed")
     except errors.QueryCanceled:
         return _answer("timeout")
     except psycopg.Error as problem:
@@ -79,47 +81,47 @@ def ask(workbench: Workbench, question: Question) -> Answer:
     return _of_check(workbench, question, row)
 
 
-def time_of(workbench: Workbench, question: Question, repeat: int) -> tuple[float, float]:
+def check_times(workbench: Workbench, question: AccessRequest, repeat: int) -> tuple[float, float]:
     """Return the median and the least of the milliseconds of a question, round trip included."""
     taken = []
     for _ in range(repeat):
         begun = time.perf_counter()
         if question.action == "subscribe":
-            workbench.check(question.role, [question.claims], [question.channel])
+            workbench.check_subscribe(question.role, [question.claims], [question.channel])
         else:
-            workbench.publish(question)
+            workbench.publish_as(question)
         taken.append((time.perf_counter() - begun) * 1000)
     return statistics.median(taken), min(taken)
 
 
-def _of_check(workbench: Workbench, question: Question, row: dict[str, Any]) -> Answer:
+def _of_check(workbench: Workbench, question: AccessRequest, row: dict[str, Any]) -> Decision:
     if row["allowed"]:
-        return Answer(True, "allowed")
+        return Decision(True, "allowed")
     # For a subscription a pattern that has no row is no channel; for a person it is no name.
     if row["error"] == "RCN02" or (
         row["channel_id"] is None and not row["error"] and not workbench.is_name(question.channel)
     ):
         return _answer("invalid channel")
     if row["error"]:
-        return Answer(False, "policy error", row["error"])
+        return Decision(False, "policy error", row["error"])
     # A pattern is judged by its own row, which is not the one that governs a name.
     enabled = row["enabled"] if "enabled" in row else workbench.enabled(question)
     return _answer("no channel" if enabled is None else "denied" if enabled else "disabled")
 
 
-def _refused(workbench: Workbench, question: Question, problem: psycopg.Error) -> Answer:
+def _refused(workbench: Workbench, question: AccessRequest, problem: psycopg.Error) -> Decision:
     state = problem.sqlstate or ""
     text = str(problem.diag.message_primary or problem)
     if state == "RCN01":
         enabled = workbench.enabled(question)
         return _answer("no channel" if enabled is None else "disabled")
     if state in REASONS:
-        return Answer(False, REASONS[state], sentence(problem))
+        return Decision(False, REASONS[state], error_sentence(problem))
     if problem.diag.source_function == "ExecWithCheckOptions":
         restrictive = text.partition('"')[2].partition('"')[0] if text.count('"') > 2 else ""
         return _answer("denied", f'the restrictive policy "{restrictive}"' if restrictive else "")
-    return Answer(False, "policy error", f"{state} {text}")
+    return Decision(False, "policy error", f"{state} {text}")
 
 
-def _answer(reason: str, detail: str = "") -> Answer:
-    return Answer(False, reason, detail or SPOKEN[reason])
+def _answer(reason: str, detail: str = "") -> Decision:
+    return Decision(False, reason, detail or SPOKEN[reason])

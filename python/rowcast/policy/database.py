@@ -19,9 +19,15 @@ from psycopg.rows import dict_row
 from rowcast.postgres.connect import CONNECT_TIMEOUT, DatabaseError
 from rowcast.postgres.diagnose import explain
 
-from .diff import Policy, Table
-
-__all__ = ["BRIEF", "Connection", "Question", "Workbench", "connect", "explained", "sentence"]
+__all__ = [
+    "BRIEF",
+    "AccessRequest",
+    "Connection",
+    "Workbench",
+    "connect_workbench",
+    "database_errors",
+    "error_sentence",
+]
 
 Connection = psycopg.Connection[Any]
 
@@ -33,7 +39,7 @@ IS_NAME = "select rowcast.is_name(%s)"
 CALLER_ROLES = "select rowcast.caller_roles()"
 CHECK = "select * from rowcast.check_subscribe(%s, %s::text[], %s::text[])"
 PUBLISH = "select rowcast.publish_as(%s, %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::uuid[])"  # noqa: E501
-CANDIDATES = "select * from rowcast.candidates(%s)"
+MATCHING_CHANNELS = "select * from rowcast.candidates(%s)"
 BARRIERS = "select * from rowcast.barriers(%s, %s)"
 POLICIES = "select * from rowcast.policies_for(%s, %s)"
 EVALUATE = "select * from rowcast.evaluate_policy(%s, %s, %s, %s, %s, %s, %s::jsonb, %s::text[])"
@@ -41,10 +47,6 @@ VERDICT = "select rowcast.verdict(%s::boolean[], %s::text[])"
 PLAN = "select rowcast.plan_policy(%s, %s, %s, %s, %s)"
 ROWS = "select c.reltuples::bigint from pg_catalog.pg_class as c where c.oid = to_regclass(%s)"
 POLICY_NAMES = "select p.schemaname, p.tablename, p.policyname from pg_catalog.pg_policies as p where p.schemaname = 'public' and p.tablename in ('realtime_channels', 'realtime_messages') and p.policyname <> 'rowcast_publisher'"  # noqa: E501
-POLICIES_OF = "select * from rowcast.policies_of(%s::regclass)"
-TABLE = "select n.nspname, c.relname from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace where c.oid = to_regclass(%s)"  # noqa: E501
-ENABLED = "select c.relrowsecurity from pg_catalog.pg_class as c where c.oid = %s::regclass"
-TEMP_LAST = "select set_config('search_path', current_setting('search_path') || ', pg_temp', true)"
 HAS_RECHECK = "select to_regproc('rowcast.recheck') is not null"
 RECHECK = "select rowcast.recheck()"
 CENSUS_ASK = "select rowcast.census_ask()"
@@ -62,7 +64,7 @@ LOCK_TIMEOUT = "2000"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AccessRequest:
     """May somebody with this role and these claims (JSON text) do this?
 
     Args:
@@ -102,15 +104,15 @@ class Workbench:
         Raises:
             DatabaseError: the database refused what was asked in the block.
         """
-        with explained(self.connection), self.connection.transaction(force_rollback=True):
-            self.limit()
+        with database_errors(self.connection), self.connection.transaction(force_rollback=True):
+            self.set_timeouts()
             yield
 
-    def limit(self, timeout: str = TIMEOUT) -> None:
+    def set_timeouts(self, timeout: str = TIMEOUT) -> None:
         """Let no statement of this transaction run or wait for long."""
         self.connection.execute(LIMIT_TIME, [timeout, LOCK_TIMEOUT])
 
-    def become(self, role: str) -> None:
+    def ensure_role(self, role: str) -> None:
         """See to it that this login can become `role` until the trial ends.
 
         Raises:
@@ -159,20 +161,20 @@ class Workbench:
         """Say whether this is a channel name at all."""
         return bool(self._value(IS_NAME, channel))
 
-    def enabled(self, question: Question) -> bool | None:
+    def enabled(self, question: AccessRequest) -> bool | None:
         """Say whether the channel that governs the name is enabled; None when there is none."""
         with self.connection.transaction(force_rollback=True):
-            row = self.check(question.role, [question.claims], [question.channel])[0]
+            row = self.check_subscribe(question.role, [question.claims], [question.channel])[0]
         enabled: bool | None = row["enabled"]
         return enabled
 
-    def check(
+    def check_subscribe(
         self, role: str, claims: Sequence[str], channels: Sequence[str]
     ) -> list[dict[str, Any]]:
         """Ask `rowcast.check_subscribe`, as a bridge does."""
         return self._rows(CHECK, role, list(claims), list(channels))
 
-    def publish(self, question: Question) -> None:
+    def publish_as(self, question: AccessRequest) -> None:
         """Insert the message by `rowcast.publish_as`, as a bridge does.
 
         Raises:
@@ -182,9 +184,9 @@ class Workbench:
         values = [[q.claims], [q.channel], [q.type], [q.event], [q.payload], [None]]
         self.connection.execute(PUBLISH, [q.role, *values])
 
-    def candidates(self, channel: str) -> list[dict[str, Any]]:
+    def matching_channels(self, channel: str) -> list[dict[str, Any]]:
         """Return the channels whose patterns match, the governing one first."""
-        return self._rows(CANDIDATES, channel)
+        return self._rows(MATCHING_CHANNELS, channel)
 
     def barriers(self, action: str, role: str) -> list[dict[str, Any]]:
         """Return what decides besides the policies."""
@@ -194,7 +196,7 @@ class Workbench:
         """Return the policies of the table that is asked."""
         return self._rows(POLICIES, action, role)
 
-    def evaluate(self, question: Question, expressions: Sequence[str]) -> list[dict[str, Any]]:
+    def evaluate(self, question: AccessRequest, expressions: Sequence[str]) -> list[dict[str, Any]]:
         """Evaluate expressions as the caller; one that takes too long ends all of them.
 
         Raises:
@@ -212,7 +214,7 @@ class Workbench:
         outcomes: list[str] = self._value(VERDICT, list(permissive), list(said))
         return outcomes
 
-    def plan(self, question: Question, expression: str) -> Any:
+    def plan(self, question: AccessRequest, expression: str) -> Any:
         """Return how an expression would be executed without sequential scans, or None."""
         q = question
         with self.connection.transaction(force_rollback=True):
@@ -223,7 +225,7 @@ class Workbench:
         rows: int = self._value(ROWS, table)
         return rows
 
-    def run(self, text: str, what: str) -> None:
+    def run_sql(self, text: str, what: str) -> None:
         """Run SQL of a team, of any number of statements, in the present transaction.
 
         Raises:
@@ -237,17 +239,17 @@ class Workbench:
         try:
             self.connection.execute(LIMIT_TIME, [LONG_TIMEOUT, LOCK_TIMEOUT])
             self.connection.execute(script)
-            self.limit()
+            self.set_timeouts()
         except psycopg.Error as problem:
             at = problem.diag.internal_position
             if at and problem.diag.internal_query == text:
                 what += f", line {text.count(chr(10), 0, int(at) - 1) + 1}"
-            raise DatabaseError(f"{what}: {sentence(problem)}") from problem
+            raise DatabaseError(f"{what}: {error_sentence(problem)}") from problem
 
-    def run_here(self, text: str, what: str) -> None:
+    def run_sql_in_savepoint(self, text: str, what: str) -> None:
         """The same in a transaction that whoever gave the connection ends as he likes."""
         with self.connection.transaction():
-            self.run(text, what)
+            self.run_sql(text, what)
 
     def add_channel(self, columns: Mapping[str, Any]) -> None:
         """Make a channel; one of this pattern that exists is changed."""
@@ -267,43 +269,6 @@ class Workbench:
                 sql.Identifier(row["schemaname"], row["tablename"]),
             )
             self.connection.execute(sql.SQL("drop policy {} on {}").format(policy, table))
-
-    def table(self, names: Sequence[str]) -> Table | None:
-        """Return the full name of a table that is written so; None when there is none."""
-        written = sql.Identifier(*names).as_string(self.connection)
-        rows = self._rows(TABLE, written)
-        return Table(rows[0]["nspname"], rows[0]["relname"]) if rows else None
-
-    def policies_of(self, table: Table) -> dict[str, Policy]:
-        """Return the policies that stand on a table, by name."""
-        rows = self._rows(POLICIES_OF, self._quoted(table))
-        return {
-            row["policy"]: Policy(
-                row["policy"],
-                row["permissive"],
-                row["command"],
-                tuple(row["roles"]),
-                row["using_text"],
-                row["check_text"],
-            )
-            for row in rows
-        }
-
-    def is_enabled(self, table: Table) -> bool:
-        """Say whether row level security is enabled on a table."""
-        return bool(self._value(ENABLED, self._quoted(table)))
-
-    def make_scratch(self, table: Table) -> None:
-        """Make an empty temporary table of the name and the columns of `table`.
-
-        It comes last on the path, so that what policies read is not taken for it.
-        """
-        self.connection.execute(TEMP_LAST)
-        self.connection.execute(
-            sql.SQL("create temporary table {} (like {}) on commit drop").format(
-                sql.Identifier("pg_temp", table.name), table.identifier
-            )
-        )
 
     def recheck(self) -> bool:
         """Have bridges ask again for the clients they have; false where that is not known."""
@@ -326,12 +291,9 @@ class Workbench:
             The columns of `rowcast.census_wait`, and the rows of `rowcast.census_read`.
         """
         with self.connection.transaction():
-            self.limit(LONG_TIMEOUT)
+            self.set_timeouts(LONG_TIMEOUT)
             (state,) = self._rows(CENSUS_WAIT, request, patience)
             return state, self._rows(CENSUS_READ, request)
-
-    def _quoted(self, table: Table) -> str:
-        return table.identifier.as_string(self.connection)
 
     def literal_channels(self) -> list[str]:
         """Return the channels that are names themselves."""
@@ -348,7 +310,7 @@ class Workbench:
 
 
 @contextmanager
-def connect(url: str) -> Iterator[Workbench]:
+def connect_workbench(url: str) -> Iterator[Workbench]:
     """Connect for the length of a block.
 
     Raises:
@@ -369,7 +331,7 @@ def connect(url: str) -> Iterator[Workbench]:
 
 
 @contextmanager
-def explained(connection: Connection) -> Iterator[None]:
+def database_errors(connection: Connection) -> Iterator[None]:
     """Turn what the database refuses into sentences.
 
     Raises:
@@ -379,16 +341,16 @@ def explained(connection: Connection) -> Iterator[None]:
         yield
     except (errors.UndefinedFunction, errors.InvalidSchemaName) as gone:
         if "rowcast." not in str(gone):
-            raise DatabaseError(sentence(gone)) from gone
+            raise DatabaseError(error_sentence(gone)) from gone
         raise DatabaseError(
             f"The database {connection.info.dbname} has no rowcast, or an older one: "
             "run `rowcast migrate` first."
         ) from gone
     except psycopg.Error as problem:
-        raise DatabaseError(sentence(problem)) from problem
+        raise DatabaseError(error_sentence(problem)) from problem
 
 
-def sentence(problem: psycopg.Error) -> str:
+def error_sentence(problem: psycopg.Error) -> str:
     """Say in one line what the server said."""
     message = " ".join(str(problem.diag.message_primary or problem).split()).rstrip(".")
     hint = problem.diag.message_hint

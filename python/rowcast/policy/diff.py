@@ -1,20 +1,42 @@
-"""From the policies that stand to those that the files want, by the fewest statements."""
+"""The policies of one table: as a database has them, and the fewest statements to other ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import psycopg
 from psycopg import sql
 
-__all__ = ["Change", "Policy", "Table", "changes", "create", "drop", "enable"]
+__all__ = [
+    "PolicyChange",
+    "PolicyDefinition",
+    "TableName",
+    "create_policy",
+    "create_scratch_table",
+    "diff_policies",
+    "drop_policy",
+    "enable_row_security",
+    "find_table",
+    "has_row_security",
+    "read_policies",
+]
+
+Connection = psycopg.Connection[Any]
+
+POLICIES = "select policy, permissive, command, roles, using_text, check_text from rowcast.policies_of(%s::regclass)"  # noqa: E501
+TABLE = "select n.nspname, c.relname from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace where c.oid = to_regclass(%s)"  # noqa: E501
+ENABLED = "select c.relrowsecurity from pg_catalog.pg_class as c where c.oid = %s::regclass"
+TEMP_LAST = "select set_config('search_path', current_setting('search_path') || ', pg_temp', true)"
+SCRATCH = "create temporary table {} (like {}) on commit drop"
 
 # What belongs to rowcast, and no file of a team mentions.
 OURS = {"rowcast_publisher"}
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class PolicyDefinition:
     """A policy in words of the server."""
 
     name: str
@@ -26,7 +48,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TableName:
     """A table by its full name."""
 
     schema: str
@@ -42,21 +64,54 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PolicyChange:
     """What has to be done for one policy."""
 
-    table: Table
+    table: TableName
     policy: str
     statements: tuple[sql.Composed, ...]
 
 
-def changes(
-    table: Table,
-    live: Mapping[str, Policy],
-    wanted: Mapping[str, Policy],
+def find_table(connection: Connection, names: Sequence[str]) -> TableName | None:
+    """Return the full name of a table that is written as `names`; None if it does not exist."""
+    written = sql.Identifier(*names).as_string(connection)
+    row = connection.execute(TABLE, [written]).fetchone()
+    return TableName(*row) if row else None
+
+
+def read_policies(connection: Connection, table: TableName) -> dict[str, PolicyDefinition]:
+    """Return the policies of a table by name."""
+    rows = connection.execute(POLICIES, [_quoted(connection, table)])
+    return {
+        name: PolicyDefinition(name, permissive, command, tuple(roles), using, check)
+        for name, permissive, command, roles, using, check in rows
+    }
+
+
+def has_row_security(connection: Connection, table: TableName) -> bool:
+    """Say whether row level security is enabled on a table."""
+    row = connection.execute(ENABLED, [_quoted(connection, table)]).fetchone()
+    return bool(row and row[0])
+
+
+def create_scratch_table(connection: Connection, table: TableName) -> None:
+    """Create an empty temporary table with the name and the columns of `table`.
+
+    Its schema comes last on the search path, so that policies which read `table` do not find the
+    temporary one instead.
+    """
+    connection.execute(TEMP_LAST)
+    names = sql.Identifier("pg_temp", table.name), table.identifier
+    connection.execute(sql.SQL(SCRATCH).format(*names))
+
+
+def diff_policies(
+    table: TableName,
+    live: Mapping[str, PolicyDefinition],
+    wanted: Mapping[str, PolicyDefinition],
     dropped: set[str],
     prune: bool,
-) -> tuple[list[Change], list[str]]:
+) -> tuple[list[PolicyChange], list[str]]:
     """Compare the policies of a table.
 
     Args:
@@ -69,25 +124,25 @@ def changes(
     Returns:
         What to do, and the names of policies that are left alone, unmentioned.
     """
-    found: list[Change] = []
+    found: list[PolicyChange] = []
     kept: list[str] = []
     for name in live:
         if name in wanted or name in OURS:
             continue
         if name in dropped or prune:
-            found.append(Change(table, name, (drop(table, name),)))
+            found.append(PolicyChange(table, name, (drop_policy(table, name),)))
         else:
             kept.append(name)
     for name, policy in wanted.items():
         before = live.get(name)
         if before is None:
-            found.append(Change(table, name, (create(table, policy),)))
+            found.append(PolicyChange(table, name, (create_policy(table, policy),)))
         elif before != policy:
-            found.append(Change(table, name, tuple(_between(table, before, policy))))
+            found.append(PolicyChange(table, name, tuple(_between(table, before, policy))))
     return found, kept
 
 
-def create(table: Table, policy: Policy) -> sql.Composed:
+def create_policy(table: TableName, policy: PolicyDefinition) -> sql.Composed:
     """Return the statement that makes a policy."""
     kind = "permissive" if policy.permissive else "restrictive"
     return sql.SQL("create policy {} on {} as {} for {} to {}{}{}").format(
@@ -101,12 +156,14 @@ def create(table: Table, policy: Policy) -> sql.Composed:
     )
 
 
-def _between(table: Table, before: Policy, after: Policy) -> list[sql.Composed]:
+def _between(
+    table: TableName, before: PolicyDefinition, after: PolicyDefinition
+) -> list[sql.Composed]:
     """ALTER POLICY changes neither kind nor command, and takes no expression away."""
     stuck = (before.permissive, before.command) != (after.permissive, after.command)
     taken = (before.using and not after.using) or (before.check and not after.check)
     if stuck or taken:
-        return [drop(table, after.name), create(table, after)]
+        return [drop_policy(table, after.name), create_policy(table, after)]
     to = sql.SQL(" to {}").format(_roles(after.roles)) if before.roles != after.roles else None
     using = _clause(" using ({})", after.using) if before.using != after.using else None
     check = _clause(" with check ({})", after.check) if before.check != after.check else None
@@ -114,12 +171,12 @@ def _between(table: Table, before: Policy, after: Policy) -> list[sql.Composed]:
     return [sql.Composed([head, *(part for part in (to, using, check) if part is not None)])]
 
 
-def drop(table: Table, name: str) -> sql.Composed:
+def drop_policy(table: TableName, name: str) -> sql.Composed:
     """Return the statement that drops a policy."""
     return sql.SQL("drop policy {} on {}").format(sql.Identifier(name), table.identifier)
 
 
-def enable(table: Table) -> sql.Composed:
+def enable_row_security(table: TableName) -> sql.Composed:
     """Return the statement that makes policies count."""
     return sql.SQL("alter table {} enable row level security").format(table.identifier)
 
@@ -136,3 +193,7 @@ def _clause(template: str, expression: str | None) -> sql.Composable:
         return sql.SQL("")
     before, _, after = template.partition("{}")
     return sql.Composed([sql.SQL(before), sql.SQL(expression), sql.SQL(after)])
+
+
+def _quoted(connection: Connection, table: TableName) -> str:
+    return table.identifier.as_string(connection)

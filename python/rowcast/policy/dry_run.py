@@ -18,12 +18,12 @@ import psycopg
 
 from rowcast.postgres.connect import DatabaseError
 
-from .apply import Difference, make
+from .apply import PolicyDiff, apply_in_transaction
 from .census import Listener
-from .database import BRIEF, Workbench, explained
+from .database import BRIEF, Workbench, database_errors
 from .statements import Script
 
-__all__ = ["Access", "Rehearsal", "rehearse", "told"]
+__all__ = ["AccessChange", "DryRun", "describe_changes", "dry_run"]
 
 # Questions in a statement, as bridges ask them.
 BATCH = 200
@@ -32,7 +32,7 @@ MOST = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class AccessChange:
     """Whether somebody may subscribe, before and after."""
 
     listener: Listener
@@ -41,7 +41,7 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class DryRun:
     """What would change, for whom.
 
     Args:
@@ -51,20 +51,20 @@ class Rehearsal:
         refused: roles this login cannot become, and why.
     """
 
-    difference: Difference
-    access: list[Access]
+    difference: PolicyDiff
+    access: list[AccessChange]
     unasked: int
     refused: dict[str, str]
 
 
-def rehearse(
+def dry_run(
     workbench: Workbench,
     script: Script,
     listeners: Sequence[Listener],
     *,
     prune: bool,
     limit: float | None = None,
-) -> Rehearsal:
+) -> DryRun:
     """Apply, ask for each listener before and after, and roll back.
 
     Args:
@@ -78,29 +78,29 @@ def rehearse(
     Raises:
         DatabaseError: a statement failed, or without a limit a role cannot be had.
     """
-    with explained(workbench.connection), workbench.trial():
+    with database_errors(workbench.connection), workbench.trial():
         refused: dict[str, str] = {}
         for role in {listener.role for listener in listeners}:
             try:
-                workbench.become(role)
+                workbench.ensure_role(role)
             except DatabaseError as reason:
                 if limit is None:
                     raise
                 refused[role] = str(reason)
         fit = [listener for listener in listeners if listener.role not in refused]
         before = _ask(workbench, fit, limit)
-        found = make(workbench, script, prune=prune)
+        found = apply_in_transaction(workbench.connection, script, prune=prune)
         after = _ask(workbench, before, limit)
     access = [
-        Access(listener, before[listener], after[listener])
+        AccessChange(listener, before[listener], after[listener])
         for listener in listeners
         if listener in after
     ]
     unasked = sum(listener.sessions for listener in fit if listener not in after)
-    return Rehearsal(found, access, unasked, refused)
+    return DryRun(found, access, unasked, refused)
 
 
-def told(access: Sequence[Access]) -> Iterator[str]:
+def describe_changes(access: Sequence[AccessChange]) -> Iterator[str]:
     """Say who loses or gains, a line for each person and channel, those of most sessions first."""
     changed: Counter[str] = Counter()
     for entry in access:
@@ -123,7 +123,7 @@ def _ask(
     """Ask until the time is up; those of the most sessions first."""
     until = inf if limit is None else time.monotonic() + limit
     if limit is not None:
-        workbench.limit(BRIEF)
+        workbench.set_timeouts(BRIEF)
     found: dict[Listener, bool] = {}
     waiting = list(_batches(listeners))[::-1]
     while waiting and time.monotonic() < until:
@@ -136,7 +136,7 @@ def _ask(
                 waiting += [[one] for one in reversed(batch)]
             else:
                 found[batch[0]] = False
-    workbench.limit()
+    workbench.set_timeouts()
     return found
 
 
@@ -150,7 +150,7 @@ def _batches(listeners: Iterable[Listener]) -> Iterator[list[Listener]]:
 
 def _check(workbench: Workbench, batch: Sequence[Listener]) -> list[bool]:
     with workbench.connection.transaction(force_rollback=True):
-        rows = workbench.check(
+        rows = workbench.check_subscribe(
             batch[0].role, [one.claims for one in batch], [one.channel for one in batch]
         )
     return [bool(row["allowed"]) for row in rows]

@@ -7,13 +7,13 @@ from typing import Any
 
 from psycopg import errors
 
-from .check import Answer, ask
-from .database import Question, Workbench
-from .expression_tree import Arm, UnreadableError, parse
+from .check import Decision, check
+from .database import AccessRequest, Workbench
+from .expression_tree import ExpressionNode, UnreadableError, parse_tree
 from .optional import MissingExtraError
 from .plan_warnings import warnings
 
-__all__ = ["Explanation", "PolicyReport", "explain"]
+__all__ = ["Explanation", "PolicyReport", "explain_access"]
 
 # What the first barrier that is in the way makes of the policies.
 PASSES = ("row level security", "bypass")
@@ -34,7 +34,7 @@ class PolicyReport:
     said: str | None = None
     error: str = ""
     ms: float | None = None
-    tree: Arm | None = None
+    tree: ExpressionNode | None = None
     warnings: list[str] = field(default_factory=list)
     asked: bool = True
 
@@ -55,14 +55,14 @@ class PolicyReport:
 class Explanation:
     """All that was found out; `agrees` compares the verdict with reality."""
 
-    question: Question
+    question: AccessRequest
     table: str
     channels: list[dict[str, Any]]
     barriers: list[dict[str, Any]]
     policies: list[PolicyReport]
     verdict: list[str]
     reason: str
-    answer: Answer
+    answer: Decision
     without_tree: str = ""
 
     @property
@@ -75,10 +75,13 @@ class Explanation:
         return self.answer.outcome in self.verdict or (bool(self.reason) and seen in self.verdict)
 
 
-def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> Explanation:
+def explain_access(
+    workbench: Workbench, question: AccessRequest, *, plans: bool = True
+) -> Explanation:
     """Find out; a trial must be under way, and the role must be one it can become."""
     channels = [
-        {**row, "governs": row["place"] == 1} for row in workbench.candidates(question.channel)
+        {**row, "governs": row["place"] == 1}
+        for row in workbench.matching_channels(question.channel)
     ]
     barriers = workbench.barriers(question.action, question.role)
     policies = [
@@ -97,7 +100,7 @@ def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> 
         policy.asked = bool(channels)
         if policy.counts and policy.asked:
             lacking = _look(workbench, question, policy, plans) or lacking
-    answer = ask(workbench, question)
+    answer = check(workbench, question)
     counted = [policy for policy in policies if policy.counts]
     verdict, reason = _decided(question.channel, channels, barriers, answer)
     return Explanation(
@@ -113,12 +116,12 @@ def explain(workbench: Workbench, question: Question, *, plans: bool = True) -> 
     )
 
 
-def _look(workbench: Workbench, question: Question, policy: PolicyReport, plans: bool) -> str:
+def _look(workbench: Workbench, question: AccessRequest, policy: PolicyReport, plans: bool) -> str:
     """Evaluate one policy; return why its tree is missing, or nothing."""
     assert policy.expression is not None
     lacking = ""
     try:
-        policy.tree = parse(policy.expression)
+        policy.tree = parse_tree(policy.expression)
     except MissingExtraError:
         lacking = "install 'rowcast[policy]' to see the value of each AND, OR and NOT"
     except UnreadableError as problem:
@@ -139,11 +142,15 @@ def _look(workbench: Workbench, question: Question, policy: PolicyReport, plans:
     return lacking
 
 
-def _evaluated(workbench: Workbench, question: Question, nodes: list[Arm]) -> list[dict[str, Any]]:
+def _evaluated(
+    workbench: Workbench, question: AccessRequest, nodes: list[ExpressionNode]
+) -> list[dict[str, Any]]:
     return workbench.evaluate(question, [node.text for node in nodes]) if nodes else []
 
 
-def _look_at_sides(workbench: Workbench, question: Question, nodes: list[Arm]) -> None:
+def _look_at_sides(
+    workbench: Workbench, question: AccessRequest, nodes: list[ExpressionNode]
+) -> None:
     """A comparison that is not true is understood when both sides are seen."""
     puzzling = [node for node in nodes if node.sides and node.said != "true"]
     texts = [side for node in puzzling for side in node.sides]
@@ -159,7 +166,7 @@ def _error(row: dict[str, Any]) -> str:
 
 
 def _decided(
-    channel: str, channels: list[dict[str, Any]], barriers: list[dict[str, Any]], answer: Answer
+    channel: str, channels: list[dict[str, Any]], barriers: list[dict[str, Any]], answer: Decision
 ) -> tuple[list[str], str]:
     """What is decided without the policies: outcome and reason; nothing when they decide."""
     if not channels:

@@ -10,7 +10,7 @@ from rowcast.errors import RowcastError
 
 from .optional import load_pglast, parse_expression
 
-__all__ = ["Arm", "UnreadableError", "parse"]
+__all__ = ["ExpressionNode", "UnreadableError", "parse_tree"]
 
 COMPARISONS = {"=", "<>", "<", ">", "<=", ">=", "~~", "~"}
 
@@ -20,7 +20,7 @@ class UnreadableError(RowcastError):
 
 
 @dataclass(slots=True)
-class Arm:
+class ExpressionNode:
     """One node: an operator over its arms, or a leaf; and what it said.
 
     Attributes:
@@ -35,13 +35,13 @@ class Arm:
 
     operator: str
     text: str
-    arms: list[Arm] = field(default_factory=list)
+    arms: list[ExpressionNode] = field(default_factory=list)
     sides: tuple[str, ...] = ()
     said: str | None = None
     error: str = ""
     values: tuple[str | None, ...] = ()
 
-    def nodes(self) -> Iterator[Arm]:
+    def nodes(self) -> Iterator[ExpressionNode]:
         """Yield this node and all below it."""
         yield self
         for arm in self.arms:
@@ -59,7 +59,7 @@ class Arm:
         return found
 
 
-def parse(expression: str) -> Arm:
+def parse_tree(expression: str) -> ExpressionNode:
     """Parse what the server deparsed.
 
     Raises:
@@ -74,15 +74,17 @@ def parse(expression: str) -> Arm:
     return _arm(pglast, tree)
 
 
-def _arm(pglast: Any, node: Any) -> Arm:
+def _arm(pglast: Any, node: Any) -> ExpressionNode:
     text = pglast.stream.RawStream()(node)
     kinds = pglast.enums.BoolExprType
     if isinstance(node, pglast.ast.BoolExpr):
         names = {kinds.AND_EXPR: "AND", kinds.OR_EXPR: "OR", kinds.NOT_EXPR: "NOT"}
-        return Arm(names[node.boolop], text, [_arm(pglast, part) for part in node.args])
+        return ExpressionNode(names[node.boolop], text, [_arm(pglast, part) for part in node.args])
     simple = isinstance(node, pglast.ast.A_Expr) and node.lexpr is not None
     if simple and node.name[-1].sval in COMPARISONS and node.rexpr is not None:
         sides = (node.lexpr, node.rexpr)
         if node.kind == pglast.enums.A_Expr_Kind.AEXPR_OP:
-            return Arm("", text, sides=tuple(pglast.stream.RawStream()(side) for side in sides))
-    return Arm("", text)
+            return ExpressionNode(
+                "", text, sides=tuple(pglast.stream.RawStream()(side) for side in sides)
+            )
+    return ExpressionNode("", text)

@@ -7,8 +7,8 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 
-from .check import ask
-from .database import Question, Workbench
+from .check import check
+from .database import AccessRequest, Workbench
 from .personas import Persona
 
 __all__ = ["ACTIONS", "Matrix", "as_csv", "as_json", "as_table", "compare", "measure"]
@@ -33,14 +33,16 @@ def measure(
         DatabaseError: a role cannot be had.
     """
     for role in sorted({persona.role for persona in personas}):
-        workbench.become(role)
+        workbench.ensure_role(role)
     found: dict[str, dict[str, dict[str, str]]] = {}
     for persona in personas:
         for channel in channels:
             answers = {}
             for action in ACTIONS:
-                question = Question(action, persona.role, persona.text, channel, event, payload)
-                answer = ask(workbench, question)
+                question = AccessRequest(
+                    action, persona.role, persona.text, channel, event, payload
+                )
+                answer = check(workbench, question)
                 answers[action] = "allow" if answer.allowed else answer.reason
             found.setdefault(persona.name, {})[channel] = answers
     return found

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .check import Answer
-    from .database import Connection, Question, Workbench
+    from .check import Decision
+    from .database import AccessRequest, Connection, Workbench
     from .personas import Persona
 
 __all__ = ["Policies", "load_rowcast", "rowcast_policies"]
@@ -51,7 +51,7 @@ class Policies:
         Raises:
             DatabaseError: a statement failed; the message says where.
         """
-        self._workbench.run_here(Path(path).read_text(), str(path))
+        self._workbench.run_sql_in_savepoint(Path(path).read_text(), str(path))
 
     def persona(self, role: str | None = None, **claims: Any) -> Persona:
         """Return somebody with these claims; `authenticated` when there is a `sub`, or `anon`."""
@@ -67,18 +67,18 @@ class Policies:
         event: str = "message",
         payload: Mapping[str, Any] | None = None,
         type: str = "message",  # noqa: A002 (as the column is called)
-    ) -> Answer:
+    ) -> Decision:
         """Ask as a bridge would; the answer is true when it is allowed, and says why not.
 
         Raises:
             DatabaseError: it cannot be asked.
         """
-        from .check import ask
+        from .check import check
 
         question = self._question(persona, action, channel, event, payload, type)
         with self._workbench.trial():
-            self._workbench.become(persona.role)
-            return ask(self._workbench, question)
+            self._workbench.ensure_role(persona.role)
+            return check(self._workbench, question)
 
     def explain(
         self,
@@ -94,13 +94,13 @@ class Policies:
         Raises:
             DatabaseError: it cannot be asked.
         """
-        from .explain import explain
-        from .render import as_text
+        from .explain import explain_access
+        from .render import explanation_text
 
         question = self._question(persona, action, channel, event, payload, type)
         with self._workbench.trial():
-            self._workbench.become(persona.role)
-            return as_text(explain(self._workbench, question), str(persona))
+            self._workbench.ensure_role(persona.role)
+            return explanation_text(explain_access(self._workbench, question), str(persona))
 
     def run(self, path: Path | str) -> None:
         """Run a file of cases as `rowcast policy test` does.
@@ -109,10 +109,9 @@ class Policies:
             AssertionError: cases failed; the message has their explanations.
             DatabaseError: policies or fixtures cannot be applied.
         """
-        from .cases import read
-        from .run_cases import run
+        from .cases import read_case_file, run_cases
 
-        failed = [r for r in run(self._workbench, read(Path(path))) if not r.passed]
+        failed = [r for r in run_cases(self._workbench, read_case_file(Path(path))) if not r.passed]
         assert not failed, "\n\n".join(f"{r.case}: {r.failure}\n{r.explained}" for r in failed)
 
     @staticmethod
@@ -123,12 +122,12 @@ class Policies:
         event: str,
         payload: Mapping[str, Any] | None,
         kind: str,
-    ) -> Question:
-        from .database import Question
+    ) -> AccessRequest:
+        from .database import AccessRequest
 
         if action not in ("subscribe", "publish"):
             raise ValueError(f"{action!r} is neither subscribe nor publish")
-        return Question(
+        return AccessRequest(
             action, persona.role, persona.text, channel, event, json.dumps(payload or {}), kind
         )
 

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from .explain import Explanation, PolicyReport
-from .expression_tree import Arm
+from .expression_tree import ExpressionNode
 
-__all__ = ["as_json", "as_text"]
+__all__ = ["explanation_json", "explanation_text"]
 
 SIDE = 60
 # The printer spells out the type of every constant.
 CONSTANT = re.compile(r"CAST\(('(?:[^']|'')*') AS text\)")
 
 
-def as_text(explanation: Explanation, who: str) -> str:
+def explanation_text(explanation: Explanation, who: str) -> str:
     """Return the explanation as lines of text."""
     return "\n".join(_lines(explanation, who))
 
 
-def as_json(explanation: Explanation, who: str) -> dict[str, Any]:
+def explanation_json(explanation: Explanation, who: str) -> dict[str, Any]:
     """Return the explanation as an object."""
     question, answer = explanation.question, explanation.answer
     asked = {"action": question.action, "channel": question.channel, "as": who}
@@ -108,7 +108,7 @@ def _policy(policy: PolicyReport) -> Iterator[str]:
         yield f"      ! {warning}"
 
 
-def _arm(arm: Arm, indent: str) -> Iterator[str]:
+def _arm(arm: ExpressionNode, indent: str) -> Iterator[str]:
     said = f"error {arm.error.partition(' ')[0]}" if arm.error else arm.said or "NULL"
     if arm.operator:
         yield f"{indent}{said:5}  {arm.operator}"

@@ -22,9 +22,9 @@ __all__ = [
     "Source",
     "Statement",
     "SyntaxFault",
-    "find_files",
-    "read",
-    "read_file",
+    "find_sql_files",
+    "parse_source",
+    "read_source",
     "walk",
 ]
 
@@ -99,7 +99,7 @@ class Source:
         return line, offset - self.lines[line - 1] + 1
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
+def find_sql_files(paths: Sequence[Path]) -> list[Path]:
     """Return the SQL files among `paths` and in the folders among them.
 
     Raises:
@@ -119,7 +119,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_file(path: Path) -> Source:
+def read_source(path: Path) -> Source:
     """Split and parse a file; what is wrong with it is in its `faults`.
 
     Raises:
@@ -130,10 +130,10 @@ def read_file(path: Path) -> Source:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(f"{path} cannot be read: {problem}.") from problem
-    return read(str(path), text)
+    return parse_source(str(path), text)
 
 
-def read(name: str, text: str) -> Source:
+def parse_source(name: str, text: str) -> Source:
     """The same with the text of a file.
 
     Raises:

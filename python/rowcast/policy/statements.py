@@ -15,9 +15,9 @@ from typing import Any
 from rowcast.errors import UsageError
 
 from .optional import load_pglast
-from .source import Source, find_files, read_file
+from .source import Source, find_sql_files, read_source
 
-__all__ = ["PolicyStatement", "Script", "SideStatement", "read"]
+__all__ = ["PolicyStatement", "Script", "SideStatement", "read_script"]
 
 AGAIN = (
     "AlterDefaultPrivilegesStmt",
@@ -78,7 +78,7 @@ class Script:
     sides: tuple[SideStatement, ...]
 
 
-def read(paths: Sequence[Path]) -> Script:
+def read_script(paths: Sequence[Path]) -> Script:
     """Read files, and of directories all ``*.sql``.
 
     Raises:
@@ -87,7 +87,7 @@ def read(paths: Sequence[Path]) -> Script:
     """
     policies: list[PolicyStatement] = []
     sides: list[SideStatement] = []
-    for source in map(read_file, find_files(paths)):
+    for source in map(read_source, find_sql_files(paths)):
         for fault in source.faults:
             line, _ = source.place(fault.offset)
             raise UsageError(f"{source.name}, line {line}: {fault.message}.")

@@ -12,13 +12,13 @@ from rowcast.dev import server as embedded
 from rowcast.install.migrate import migrate
 from rowcast.postgres import connect as command_database
 
-__all__ = ["throwaway"]
+__all__ = ["temporary_server"]
 
 DATABASE = "policies"
 
 
 @contextmanager
-def throwaway() -> Iterator[str]:
+def temporary_server() -> Iterator[str]:
     """Yield the URL of a migrated database on a server that is started for this.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`rowcast policy …`: the sub-commands are in modules of their own."""
+"""`rowcast policy`: adds the sub-commands, which stand in modules of their own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ import argparse
 
 from rowcast.cli.options import Commands
 
-from . import apply as policy_apply
-from . import can as policy_can
-from . import explain as policy_explain
-from . import lint as policy_lint
-from . import matrix as policy_matrix
-from . import new as policy_new
-from . import port as policy_port
-from . import test as policy_test
+from . import apply, check, files, lint, matrix, test
 
 __all__ = ["add"]
 
@@ -38,14 +31,14 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
-        policy_new,
-        policy_lint,
-        policy_can,
-        policy_explain,
-        policy_test,
-        policy_matrix,
-        policy_apply,
-        policy_port,
+    for add_command in (
+        files.add_new,
+        lint.add,
+        check.add_can,
+        check.add_explain,
+        test.add,
+        matrix.add,
+        apply.add,
+        files.add_port,
     ):
-        module.add(subparsers)
+        add_command(subparsers)

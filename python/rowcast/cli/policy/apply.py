@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rowcast.cli.options import Commands, add_database_url, command
 from rowcast.errors import UsageError
 
-from .options import url_of
+from .options import workbench_url
 
 if TYPE_CHECKING:
-    from rowcast.policy.apply import Difference
-    from rowcast.policy.census import Census, Listener
+    from rowcast.policy.apply import PolicyDiff
+    from rowcast.policy.census import CensusReport, Listener
     from rowcast.policy.database import Workbench
     from rowcast.policy.statements import Script
 
@@ -84,29 +84,29 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from rowcast.policy.apply import difference
-    from rowcast.policy.database import connect
-    from rowcast.policy.statements import read
+    from rowcast.policy.apply import compare
+    from rowcast.policy.database import connect_workbench
+    from rowcast.policy.statements import read_script
 
-    script = read(args.paths or [Path("policies")])
-    with connect(url_of(args)) as workbench:
-        found = difference(workbench, script, prune=args.prune)
+    script = read_script(args.paths or [Path("policies")])
+    with connect_workbench(workbench_url(args)) as workbench:
+        found = compare(workbench, script, prune=args.prune)
         _print(workbench, found)
     return 4 if found else 0
 
 
 def _apply(args: argparse.Namespace) -> int:
     from rowcast.policy.apply import apply
-    from rowcast.policy.database import connect
-    from rowcast.policy.statements import read
+    from rowcast.policy.database import connect_workbench
+    from rowcast.policy.statements import read_script
 
     if (args.sessions or args.no_census) and not args.dry_run:
         raise UsageError(
             "--sessions and --no-census are about what would happen: give --dry-run, too."
         )
-    script = read(args.paths or [Path("policies")])
+    script = read_script(args.paths or [Path("policies")])
     listeners = _listeners(args.sessions) if args.sessions else None
-    with connect(url_of(args)) as workbench:
+    with connect_workbench(workbench_url(args)) as workbench:
         if args.dry_run:
             _rehearse(args, workbench, script, listeners)
             return 0
@@ -126,19 +126,19 @@ def _rehearse(
     listeners: list[Listener] | None,
 ) -> None:
     """Ask for the listeners of a file, or else for those that are connected."""
-    from rowcast.policy.census import Census, take
-    from rowcast.policy.dry_run import rehearse, told
+    from rowcast.policy.census import CensusReport, take_census
+    from rowcast.policy.dry_run import describe_changes, dry_run
 
     census = None
     if listeners is None:
-        census = Census([]) if args.no_census else take(workbench)
+        census = CensusReport([]) if args.no_census else take_census(workbench)
         listeners = census.listeners
     limit = None if census is None else LOCKED
-    done = rehearse(workbench, script, listeners, prune=args.prune, limit=limit)
+    done = dry_run(workbench, script, listeners, prune=args.prune, limit=limit)
     _print(workbench, done.difference)
     if census is not None and not args.no_census:
         _print_census(census)
-    for line in told(done.access):
+    for line in describe_changes(done.access):
         print(line)
     for role, reason in done.refused.items():
         _tell(f"nobody of role {role} was asked for: {reason}")
@@ -149,7 +149,7 @@ def _rehearse(
         )
 
 
-def _print_census(census: Census) -> None:
+def _print_census(census: CensusReport) -> None:
     if not census.bridges:
         print("nobody is connected: no bridge is running")
         return
@@ -169,7 +169,7 @@ def _count(number: int, of: str) -> str:
     return f"{number} {of}" if number == 1 else f"{number} {of}s"
 
 
-def _print(workbench: Workbench, found: Difference) -> None:
+def _print(workbench: Workbench, found: PolicyDiff) -> None:
     for statement in found.statements():
         print(f"{statement.as_string(workbench.connection)};")
     for table, policy in found.kept:
@@ -183,7 +183,7 @@ def _tell(text: str) -> None:
 
 
 def _listeners(path: Path) -> list[Listener]:
-    from rowcast.policy.census import listener
+    from rowcast.policy.census import listener_for
     from rowcast.policy.personas import (
         DEFAULT_FILE,
         from_claims,
@@ -205,7 +205,7 @@ def _listeners(path: Path) -> list[Listener]:
                 "and channels = […]."
             )
         persona = known[name] if name else from_claims(table.get("claims", {}), table.get("role"))
-        found += (listener(persona, str(channel)) for channel in channels)
+        found += (listener_for(persona, str(channel)) for channel in channels)
     if not found:
         raise UsageError(f"{path} has no [[session]] tables.")
     return found

@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     from rowcast.policy.lint import report
     from rowcast.policy.lint.findings import Level
     from rowcast.policy.lint.linting import lint_files, open_findings
-    from rowcast.policy.source import find_files
+    from rowcast.policy.source import find_sql_files
 
     if args.style_config:
         from rowcast.files import style_config
@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.explain:
         return _explain(args.explain)
 
-    files = find_files(args.paths or ([] if args.database_url else [Path("policies")]))
+    files = find_sql_files(args.paths or ([] if args.database_url else [Path("policies")]))
     findings = lint_files(files)
     if args.style:
         from rowcast.policy.lint.style import style_findings
@@ -110,14 +110,14 @@ def _in_database(url: str) -> list[Finding]:
 
 
 def _explain(code: str) -> int:
-    from rowcast.policy.lint.report import explain
+    from rowcast.policy.lint.report import explain_rule
     from rowcast.policy.lint.rules import RULES
 
     if code == "all":
-        print("\n\n\n".join(explain(RULES[known]) for known in sorted(RULES)))
+        print("\n\n\n".join(explain_rule(RULES[known]) for known in sorted(RULES)))
         return 0
     rule = RULES.get(code.upper())
     if rule is None:
         raise UsageError(f"There is no rule {code}; there are {', '.join(sorted(RULES))}.")
-    print(explain(rule))
+    print(explain_rule(rule))
     return 0

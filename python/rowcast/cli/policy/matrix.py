@@ -10,7 +10,7 @@ from typing import Any
 from rowcast.cli.options import Commands, add_database_url, command
 from rowcast.errors import UsageError
 
-from .options import PERSONAS, text_or_file, url_of
+from .options import PERSONAS, text_or_file, workbench_url
 
 __all__ = ["add"]
 
@@ -48,14 +48,17 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from rowcast.policy import matrix
-    from rowcast.policy.database import connect
+    from rowcast.policy.database import connect_workbench
     from rowcast.policy.personas import DEFAULT_FILE, channels_of, personas_of, read_toml
 
     path = args.personas or DEFAULT_FILE
     document = read_toml(path)
     personas = list(personas_of(document, path).values())
     listed = [str(channel) for channel in channels_of(document, path)]
-    with connect(url_of(args, "ROWCAST_CALLER_URL")) as workbench, workbench.trial():
+    with (
+        connect_workbench(workbench_url(args, "ROWCAST_CALLER_URL")) as workbench,
+        workbench.trial(),
+    ):
         channels = args.channels or listed or workbench.literal_channels()
         if not channels:
             raise UsageError(f"Name channels, or write channels = […] into {path}.")

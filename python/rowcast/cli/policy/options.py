@@ -12,15 +12,15 @@ from rowcast.cli.options import add_database_url, database_url
 from rowcast.errors import UsageError
 
 if TYPE_CHECKING:
-    from rowcast.policy.database import Question
+    from rowcast.policy.database import AccessRequest
     from rowcast.policy.personas import Persona
 
-__all__ = ["add_question", "add_who", "question", "text_or_file", "url_of", "who"]
+__all__ = ["add_caller", "add_request", "persona_of", "request_of", "text_or_file", "workbench_url"]
 
 PERSONAS = "file of [personas.NAME] tables (policies/personas.toml by default)"
 
 
-def add_who(parser: argparse.ArgumentParser) -> None:
+def add_caller(parser: argparse.ArgumentParser) -> None:
     """Add the options that say who asks, and which database."""
     parser.add_argument("--as", dest="persona", metavar="NAME", help="persona of the file")
     parser.add_argument("--personas", metavar="FILE", type=Path, help=PERSONAS)
@@ -29,7 +29,7 @@ def add_who(parser: argparse.ArgumentParser) -> None:
     add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
 
 
-def add_question(parser: argparse.ArgumentParser) -> None:
+def add_request(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what is asked."""
     parser.add_argument("action", choices=("subscribe", "publish"))
     parser.add_argument("channel", metavar="CHANNEL")
@@ -40,10 +40,10 @@ def add_question(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--type", choices=("message", "broadcast"), default="message", help="message by default"
     )
-    add_who(parser)
+    add_caller(parser)
 
 
-def who(args: argparse.Namespace) -> Persona:
+def persona_of(args: argparse.Namespace) -> Persona:
     """Return the persona that the arguments name or describe.
 
     Raises:
@@ -68,19 +68,19 @@ def who(args: argparse.Namespace) -> Persona:
     return personas.from_claims(claims, args.role)
 
 
-def question(args: argparse.Namespace, persona: Persona) -> Question:
+def request_of(args: argparse.Namespace, persona: Persona) -> AccessRequest:
     """Return what the arguments ask.
 
     Raises:
         UsageError: the payload is no JSON, or a subscribe has an event.
     """
-    from rowcast.policy.database import Question
+    from rowcast.policy.database import AccessRequest
 
     if args.action == "subscribe" and args.event:
         raise UsageError("A subscribe has no event: leave it out.")
     payload = text_or_file(args.payload)
     _json(payload, "--payload")
-    return Question(
+    return AccessRequest(
         args.action,
         persona.role,
         persona.text,
@@ -105,7 +105,7 @@ def text_or_file(given: str) -> str:
         raise UsageError(f"{given[1:]} cannot be read: {problem}.") from problem
 
 
-def url_of(args: argparse.Namespace, *others: str) -> str:
+def workbench_url(args: argparse.Namespace, *others: str) -> str:
     """Return the database that is meant: of the migrating role, or of the other variables."""
     return database_url(args, "ROWCAST_MIGRATE_URL", *others)
 

@@ -12,7 +12,7 @@ from rowcast.cli.options import Commands, add_database_url, command
 from rowcast.errors import UsageError
 
 if TYPE_CHECKING:
-    from rowcast.policy.run_cases import Result
+    from rowcast.policy.cases import CaseResult
 
 __all__ = ["add"]
 
@@ -51,20 +51,19 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rowcast.policy.cases import find, read
-    from rowcast.policy.database import connect
-    from rowcast.policy.run_cases import junit, run
+    from rowcast.policy.cases import find_case_files, junit_xml, read_case_file, run_cases
+    from rowcast.policy.database import connect_workbench
 
-    files = [read(path) for path in find(args.paths or [Path("policies")])]
+    files = [read_case_file(path) for path in find_case_files(args.paths or [Path("policies")])]
     runs = []
-    with _database(args.database_url) as url, connect(url) as workbench:
+    with _database(args.database_url) as url, connect_workbench(url) as workbench:
         for file in files:
-            results = run(workbench, file)
+            results = run_cases(workbench, file)
             runs.append((file, results))
             _print(str(file.path), results, args.quiet)
     if args.junit:
         try:
-            args.junit.write_text(junit(runs))
+            args.junit.write_text(junit_xml(runs))
         except OSError as problem:
             raise UsageError(f"{args.junit} cannot be written: {problem.strerror}.") from problem
     failed = sum(not result.passed for _, results in runs for result in results)
@@ -73,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _print(path: str, results: list[Result], quiet: bool) -> None:
+def _print(path: str, results: list[CaseResult], quiet: bool) -> None:
     if not quiet or not all(result.passed for result in results):
         print(path)
     for result in results:
@@ -93,7 +92,7 @@ def _database(url: str | None) -> Iterator[str]:
     if url:
         yield url
         return
-    from rowcast.policy.temp_server import throwaway
+    from rowcast.policy.temp_server import temporary_server
 
-    with throwaway() as own:
+    with temporary_server() as own:
         yield own

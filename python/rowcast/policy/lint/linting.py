@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from rowcast.policy.source import Source, read, read_file
+from rowcast.policy.source import Source, parse_source, read_source
 
 from .files import Files
 from .findings import Finding, Level, Mark, Rule
@@ -24,7 +24,7 @@ def lint_files(paths: Iterable[Path]) -> list[Finding]:
         MissingExtraError: pglast is not installed.
         UsageError: a file cannot be read.
     """
-    return lint_sources([read_file(path) for path in paths])
+    return lint_sources([read_source(path) for path in paths])
 
 
 def lint_sources(sources: Iterable[Source]) -> list[Finding]:
@@ -42,7 +42,7 @@ def lint_sources(sources: Iterable[Source]) -> list[Finding]:
 
 def lint_statements(statements: Iterable[tuple[str, str]]) -> list[Finding]:
     """Lint policies of a database: pairs of a name and a statement; findings name the object."""
-    found = lint_sources(read(name, statement) for name, statement in statements)
+    found = lint_sources(parse_source(name, statement) for name, statement in statements)
     return [replace(finding, object=finding.file, file=None, line=0, column=0) for finding in found]
 
 

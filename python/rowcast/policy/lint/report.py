@@ -12,7 +12,7 @@ from rowcast import __version__
 
 from .findings import RULES, Finding, Level, Rule
 
-__all__ = ["FORMATS", "explain", "github", "sarif", "text", "to_json"]
+__all__ = ["FORMATS", "explain_rule", "github", "sarif", "text", "to_json"]
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 SARIF_LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "note"}
@@ -104,7 +104,7 @@ def sarif(findings: Sequence[Finding]) -> str:
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
-def explain(rule: Rule) -> str:
+def explain_rule(rule: Rule) -> str:
     """What a rule is about, with a snippet that breaks it and one that does not."""
     found = "in files and in a database" if rule.check and rule.database else "in files"
     if rule.database and not rule.check:
@@ -161,7 +161,7 @@ def _sarif_rule(code: str, rule: Rule | None) -> dict[str, Any]:
         "shortDescription": {"text": f"{rule.title}."},
         "fullDescription": {"text": rule.why or rule.title},
         "help": {
-            "text": explain(rule),
+            "text": explain_rule(rule),
             "markdown": f"{rule.why}\n\nBad:\n\n```sql\n{rule.bad}\n```\n\n"
             f"Good:\n\n```sql\n{rule.good}\n```",
         },

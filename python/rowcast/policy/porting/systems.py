@@ -16,8 +16,17 @@ from rowcast.policy.lint.expressions import called, in_subselect, scopes
 from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
 from rowcast.policy.optional import need
 
-from .names import name_of, segments
-from .trees import call, column, fold, literal, parts, text_of, transform
+from .trees import (
+    call,
+    column,
+    fold,
+    literal,
+    name_of,
+    parts,
+    segments,
+    text_of,
+    transform,
+)
 
 __all__ = ["SYSTEMS", "InsForge", "NotPortableError", "Supabase", "System"]
 

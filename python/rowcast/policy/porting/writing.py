@@ -17,12 +17,12 @@ from rowcast.policy.lint.findings import Level
 from rowcast.policy.lint.linting import lint_sources
 from rowcast.policy.lint.style import tidy
 from rowcast.policy.optional import need
-from rowcast.policy.source import Source, Statement, read
+from rowcast.policy.source import Source, Statement, parse_source
 
 from .systems import SYSTEMS, NotPortableError
 from .trees import boolean
 
-__all__ = ["Ported", "port"]
+__all__ = ["Ported", "port_policies"]
 
 PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 WIDTH = 98
@@ -42,7 +42,7 @@ class Ported:
     remarks: tuple[str, ...]
 
 
-def port(name: str, text: str, system: str) -> Ported:
+def port_policies(name: str, text: str, system: str) -> Ported:
     """Port the policies of a file.
 
     Args:
@@ -54,7 +54,7 @@ def port(name: str, text: str, system: str) -> Ported:
         UsageError: a statement is not SQL.
         MissingExtraError: pglast or sqlfluff is not installed.
     """
-    source = read(name, text)
+    source = parse_source(name, text)
     if source.faults:
         fault = source.faults[0]
         line, column = source.place(fault.offset)
@@ -136,7 +136,7 @@ class _Writer:
             f"create policy {name}\non {table}\n{kind}for {command} to {roles}\n"
             f"{clause} ({text}){also};\n"
         )
-        for finding in lint_sources([read("ported.sql", comment + made)]):
+        for finding in lint_sources([parse_source("ported.sql", comment + made)]):
             if finding.level is Level.ERROR and finding.disabled is None:
                 raise NotPortableError(f"{finding.message} ({finding.code}). {finding.hint}")
         return f"drop policy if exists {name} on {table};\n{comment}{tidy(made).strip()}"

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from rowcast.policy.lint.findings import RULES
 
-from . import costs, definers, fails, forms, opens, refuses, tables
+from . import costs, fails, forms, opens, refuses
 
-__all__ = ["RULES", "costs", "definers", "fails", "forms", "opens", "refuses", "tables"]
+__all__ = ["RULES", "costs", "fails", "forms", "opens", "refuses"]

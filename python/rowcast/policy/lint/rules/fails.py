@@ -21,6 +21,7 @@ from rowcast.policy.source import walk
 
 __all__ = [
     "cast_that_fails",
+    "forced_on_definers",
     "kinds_that_differ",
     "reads_itself",
     "setting_that_is_missing",
@@ -341,4 +342,35 @@ def wrong_table(files: Files) -> Iterator[Mark]:
                 f"{policy.table} takes no policies of yours",
                 "Write it for public.realtime_channels or public.realtime_messages; "
                 "`rowcast policy port` rewrites files made for another system.",
+            )
+
+
+@rule("RCL212", Level.ERROR, database=True)
+def forced_on_definers(files: Files) -> Iterator[Mark]:
+    """Row level security is forced on a table that a definer function reads.
+
+    FORCE makes policies hold for the owner, too. A SECURITY DEFINER helper of that owner is then
+    filtered itself: it silently finds nothing, or calls the policy that calls it until the stack
+    is full. rowcast's own functions are such helpers of both its tables.
+
+    Bad:
+
+        alter table realtime_messages force row level security;
+
+    Good:
+
+        alter table realtime_messages enable row level security;
+    """
+    read = {CHANNELS: "rowcast", MESSAGES: "rowcast"} | {
+        table: function.name
+        for function in files.functions.values()
+        if function.definer
+        for table in function.tables
+    }
+    for name, statement in files.forced:
+        if name in read:
+            yield Mark(
+                statement,
+                f"{name} is read by definer functions ({read[name]}), which FORCE blinds",
+                f"Run: alter table {name} no force row level security;",
             )

@@ -1,4 +1,4 @@
-"""RCL1: expressions that let somebody through who should not get through."""
+"""RCL1: conditions, functions, views and tables that give callers more than was meant."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ from rowcast.policy.optional import need
 from rowcast.policy.source import walk
 
 __all__ = [
+    "all_without_check",
     "always_true",
     "claims_that_users_write",
     "compared_with_itself",
     "database_login_as_identity",
+    "everybody",
     "history_by_channel_id",
     "like_for_names",
     "name_of_the_statement",
     "null_inverted",
+    "one_for_all",
+    "path_is_not_pinned",
+    "table_is_open",
+    "view_of_the_owner",
 ]
 
 OURS = (CHANNELS, MESSAGES)
@@ -384,3 +390,180 @@ def database_login_as_identity(files: Files) -> Iterator[Mark]:
                     "Use auth.user_id() for who asks, and TO for the role.",
                     node,
                 )
+
+
+@rule("RCL106", Level.ERROR, database=True)
+def path_is_not_pinned(files: Files) -> Iterator[Mark]:
+    """A SECURITY DEFINER function without its own search_path.
+
+    It runs with the rights of its owner and looks names up on the path of whoever calls it: a
+    caller who may create a table or a function in any schema of that path runs his own code with
+    those rights. Pin the path, with pg_temp last, and write names with their schema.
+
+    Bad:
+
+        create function is_member(p_room text) returns boolean language sql stable
+        security definer
+        return exists (select from public.room_members as m where m.room = p_room);
+        create policy members on realtime_channels for select to authenticated
+        using (is_member(rowcast.segment(2)));
+
+    Good:
+
+        create function is_member(p_room text) returns boolean language sql stable
+        security definer set search_path = pg_catalog, pg_temp
+        return exists (select from public.room_members as m where m.room = p_room);
+        create policy members on realtime_channels for select to authenticated
+        using (is_member(rowcast.segment(2)));
+    """
+    for function in files.functions.values():
+        if function.definer and "search_path" not in function.settings:
+            yield Mark(
+                function.statement,
+                f"function {function.name} runs as its owner on the search_path of its caller",
+                "Write `set search_path = pg_catalog, pg_temp`.",
+            )
+
+
+@rule("RCL107", Level.WARNING, database=True)
+def view_of_the_owner(files: Files) -> Iterator[Mark]:
+    """A view asks the policies of its owner.
+
+    A view reads its tables with the rights of whoever owns it, so their policies do not hold for
+    the reader. With `security_invoker` they do. A materialized view never asks them: do not grant
+    it to callers.
+
+    Bad:
+
+        create view latest as select channel_name, payload from realtime_messages;
+        grant select on latest to authenticated;
+
+    Good:
+
+        create view latest with (security_invoker = true) as
+        select channel_name, payload from realtime_messages;
+        grant select on latest to authenticated;
+    """
+    for view in files.views:
+        if not view.invoker and view.tables:
+            yield Mark(
+                view.statement,
+                f"view {view.name} reads {', '.join(sorted(view.tables))} as its owner",
+                "Write `with (security_invoker = true)`.",
+            )
+
+
+@rule("RCL108", Level.ERROR, database=True)
+def table_is_open(files: Files) -> Iterator[Mark]:
+    """A table has policies, and row level security is off.
+
+    Policies do nothing until row level security is enabled on the table: everybody with a grant
+    sees and writes all rows.
+
+    Bad:
+
+        create table room_members (room text, user_id text);
+        create policy own on room_members for select to authenticated
+        using (user_id = (select auth.user_id()));
+
+    Good:
+
+        create table room_members (room text, user_id text);
+        alter table room_members enable row level security;
+        create policy own on room_members for select to authenticated
+        using (user_id = (select auth.user_id()));
+    """
+    governed = {policy.table for policy in files.policies} | {CHANNELS, MESSAGES}
+    for name, table in files.tables.items():
+        if name in governed and not table.secured:
+            yield Mark(
+                table.statement,
+                f"{name} has policies, and row level security is not enabled",
+                f"Run: alter table {name} enable row level security;",
+            )
+    for name, statement in files.opened:
+        if name in governed:
+            yield Mark(
+                statement,
+                f"{name} has policies, and this disables row level security",
+                "Leave it enabled, and write policies for whoever needs more.",
+            )
+
+
+@rule("RCL109", Level.WARNING, database=True)
+def all_without_check(files: Files) -> Iterator[Mark]:
+    """FOR ALL without WITH CHECK.
+
+    The USING condition is then also the check of what is inserted and updated: who may see a row
+    may write such rows. Write a policy per command, or say WITH CHECK.
+
+    Bad:
+
+        create policy own on room_members to authenticated
+        using (user_id = (select auth.user_id()));
+
+    Good:
+
+        create policy own on room_members for select to authenticated
+        using (user_id = (select auth.user_id()));
+    """
+    for policy in files.policies:
+        if policy.command == "all" and policy.check is None and not policy.altered:
+            yield Mark(
+                policy.statement,
+                f"policy {policy.name!r} is for all commands, and USING is its check too",
+                "Write a policy per command, or a WITH CHECK.",
+            )
+
+
+@rule("RCL110", Level.WARNING, database=True)
+def one_for_all(files: Files) -> Iterator[Mark]:
+    """One policy for all commands on a table of rowcast.
+
+    On realtime_channels SELECT is listening, and whoever may also write a row makes channels; on
+    realtime_messages INSERT is publishing, SELECT is history. They are different questions, and
+    what was meant for one opens the other.
+
+    Bad:
+
+        create policy own on realtime_channels for all to authenticated
+        using (owner_id = auth.user_id()) with check (owner_id = auth.user_id());
+
+    Good:
+
+        create policy own on realtime_channels for select to authenticated
+        using (owner_id = auth.user_id());
+    """
+    for policy in files.policies:
+        if policy.command == "all" and policy.table in (CHANNELS, MESSAGES) and not policy.altered:
+            yield Mark(
+                policy.statement,
+                f"policy {policy.name!r} is for every command of {policy.table}",
+                "Write FOR SELECT on realtime_channels, FOR INSERT or SELECT on realtime_messages.",
+            )
+
+
+@rule("RCL111", Level.INFO)
+def everybody(files: Files) -> Iterator[Mark]:
+    """The policy is for every role.
+
+    Without TO, or with TO PUBLIC, it is also asked for callers without a token and for every other
+    login. The condition may well refuse them; with TO it is not asked, and cannot be wrong.
+
+    Bad:
+
+        create policy own on realtime_channels for select
+        using (owner_id = auth.user_id());
+
+    Good:
+
+        create policy own on realtime_channels for select to authenticated
+        using (owner_id = auth.user_id());
+    """
+    for policy in files.policies:
+        if policy.everybody:
+            yield Mark(
+                policy.statement,
+                f"policy {policy.name!r} is for every role",
+                "Name the roles: TO authenticated, or TO anon, authenticated.",
+            )
