@@ -1,11 +1,10 @@
--- Why a caller may or may not: what governs a name, which policies count, and what each of them
--- says. Nothing is written: a policy's expression is evaluated as the caller on a row that is
--- imagined. For whoever may write policies; nobody else may execute these.
+-- Explains an access decision: which channel governs a name, which policies apply, and what follows
+-- from their values. Only roles that may write policies can execute these functions.
 
--- The governing channel is the first; the others are what it shadows. A lax pattern that people
--- expect to open a name is here, below the strict one that closes it. Who subscribes to a pattern
--- itself is judged by the row of that pattern, and by no other.
-create or replace function rowcast.candidates(p_name text)
+-- The first row is the governing channel; the others are shadowed by it. A permissive pattern that
+-- an operator expects to open a name is listed here below the strict one that closes it. A
+-- subscription to a pattern itself is decided only by the row of that pattern.
+create or replace function rowcast.matching_channels(p_name text)
 returns table (channel_id uuid, pattern text, enabled boolean, wildcard boolean, place integer)
 language sql
 stable
@@ -37,10 +36,10 @@ begin atomic
     order by place;
 end;
 
-comment on function rowcast.candidates(text) is
-'The channels whose patterns match a name, most specific first; the first governs, enabled or not, and shadows the others. For a pattern its own row.';
+comment on function rowcast.matching_channels(text) is
+'The channels whose patterns match a name, most specific first: the first governs, enabled or not, and shadows the others. For a pattern, only its own row.';
 
--- What decides before any policy is asked, or instead of it.
+-- Some of these decide before the policies do, and some replace them.
 create or replace function rowcast.barriers(p_action text, p_role text)
 returns table (subject text, ok boolean, finding text)
 language plpgsql
@@ -59,7 +58,7 @@ begin
 
     subject := 'caller role';
     ok := coalesce(p_role = any (rowcast.caller_roles()) and v_role.oid is not null, false);
-    finding := format(case when ok then '%s is a caller role' else '%s is no caller role: tokens that name it are refused' end, p_role);
+    finding := format(case when ok then '%s is a caller role' else '%s is not a caller role: tokens that name it are refused' end, p_role);
     return next;
     if v_role.oid is null then
         return;
@@ -67,12 +66,12 @@ begin
 
     subject := 'row level security';
     ok := v_table.relrowsecurity;
-    finding := format(case when ok then 'enabled on %s' else 'OFF on %s: no policy is asked' end, v_table.relname);
+    finding := format(case when ok then 'enabled on %s' else 'OFF on %s: its policies are not evaluated' end, v_table.relname);
     return next;
 
     subject := 'bypass';
     ok := not (v_role.rolsuper or v_role.rolbypassrls or pg_has_role(v_role.oid, v_table.relowner, 'usage') and not v_table.relforcerowsecurity);
-    finding := format(case when ok then '%s is subject to the policies' else '%s passes every policy' end, p_role);
+    finding := format(case when ok then '%s is subject to the policies' else '%s bypasses every policy' end, p_role);
     return next;
 
     subject := 'grants';
@@ -83,7 +82,7 @@ begin
     where not has_column_privilege(v_role.oid, v_table.oid, a.name, case p_action when 'publish' then 'insert' else 'select' end);
     ok := v_column is null and has_schema_privilege(v_role.oid, 'public', 'usage');
     finding := case
-        when ok then format('%s may reach the columns that it needs', p_role)
+        when ok then format('%s has the column privileges that it needs', p_role)
         when v_column is null then format('%s lacks USAGE on schema public', p_role)
         else format('%s lacks %s on %s (%s): run `rowcast migrate --reapply`', p_role, case p_action when 'publish' then 'INSERT' else 'SELECT' end, v_table.relname, v_column)
     end;
@@ -92,10 +91,10 @@ end;
 $$;
 
 comment on function rowcast.barriers(text, text) is
-'What decides about subscribe or publish besides the policies: the role, row level security itself, and grants.';
+'What decides about subscribe or publish besides the policies: the role, row level security itself, and grants. ok is false where one stands in the way or bypasses the policies.';
 
--- What makes up a policy, in words of the server, so that two spellings of one rule are equal.
--- Names come out qualified, because the path is pinned.
+-- Expressions as the server deparses them, so that two spellings of one rule compare equal. The
+-- pinned search_path makes it qualify all names.
 create or replace function rowcast.policies_of(p_table regclass)
 returns table (
     policy text, permissive boolean, command text, roles text[], using_text text, check_text text
@@ -125,10 +124,10 @@ begin atomic
 end;
 
 comment on function rowcast.policies_of(regclass) is
-'The policies of a table with roles in order and expressions as the server spells them; for comparing.';
+'The policies of a table, with sorted roles and expressions as the server deparses them, for comparing.';
 
--- In the order in which people read them: what restricts first. A policy without an expression
--- counts for nothing.
+-- Restrictive policies come first, because readers check them first. A policy without an expression
+-- has no effect.
 create or replace function rowcast.policies_for(p_action text, p_role text)
 returns table (
     policy text, permissive boolean, command text, roles text[], applies boolean, expression text
@@ -159,11 +158,11 @@ begin atomic
 end;
 
 comment on function rowcast.policies_for(text, text) is
-'The policies that stand on the table that subscribe or publish asks: kind, command, roles, whether each applies to a caller role, and its expression.';
+'The policies of the table that subscribe or publish checks: kind, command, roles, expression, and whether each applies to a caller role.';
 
--- Postgres joins permissive policies by OR and restrictive ones by AND, where NULL is no. When one
--- raises an error, the order decides whether it is reached, and SQL promises none: so the answer
--- is a set, which has one element unless something raised.
+-- Postgres joins permissive policies by OR and restrictive ones by AND; NULL counts as false. If a
+-- policy raises an error, the order of evaluation decides whether it is reached, and SQL does not
+-- promise an order. The result is therefore a set, with one element unless a policy raised.
 create or replace function rowcast.verdict(p_permissive boolean[], p_values text[])
 returns text[]
 language sql
@@ -190,4 +189,4 @@ begin atomic
 end;
 
 comment on function rowcast.verdict(boolean[], text[]) is
-'Which of allow, deny and error can come of policies that apply and said true, false, NULL or error.';
+'The outcomes (allow, deny, error) that are possible when the applying policies returned true, false, NULL or error.';

@@ -1,8 +1,8 @@
--- The whole explanation as one table, for people with only psql.
+-- The explanation as one table, for users of psql.
 
--- Subscribing is asked for real; publishing too, in a subtransaction that is rolled back. What the
--- policies seem to say and what the database does are two rows, so that nobody has to believe the
--- first. `rowcast policy explain` has the same, and each AND and OR of a policy besides.
+-- The verdict is computed from the policies. The last row is what the database really does: it
+-- subscribes, or publishes in a subtransaction that is rolled back. Comparing both rows shows whether
+-- the verdict holds. `rowcast policy explain` also shows each AND and OR of a policy.
 create or replace function rowcast.explain_access(
     action text,
     channel text,
@@ -35,7 +35,7 @@ begin
     end if;
 
     part := 'channel';
-    for v_row in select c.* from rowcast.candidates(explain_access.channel) as c loop
+    for v_row in select c.* from rowcast.matching_channels(explain_access.channel) as c loop
         subject := v_row.pattern;
         applies := v_row.place = 1;
         said := case when v_row.enabled then 'enabled' else 'disabled' end;
@@ -43,7 +43,7 @@ begin
         v_enabled := coalesce(v_enabled, v_row.enabled);
         if position('*' in explain_access.channel) > 0 and not v_row.wildcard then
             v_decided := 'deny';
-            detail := 'nobody may subscribe to the pattern itself: wildcard is false';
+            detail := 'callers may not subscribe to the pattern itself: its wildcard is false';
         end if;
         return next;
     end loop;
@@ -71,7 +71,7 @@ begin
         ms := null;
         detail := case when v_row.permissive then '' else 'RESTRICTIVE ' end || format('for %s to %s', v_row.command, array_to_string(v_row.roles, ', '));
         if v_row.applies and v_row.expression is null then
-            detail := detail || ': without an expression it counts for nothing';
+            detail := detail || ': without an expression it has no effect';
         elsif v_row.applies and v_enabled is not null then
             detail := detail || ': ' || v_row.expression;
             select e.said, e.ms, detail || coalesce(' -- ' || e.state || ' ' || e.error, '') into said, ms, detail
@@ -110,7 +110,7 @@ begin
             said := 'allow';
             detail := null;
         end if;
-        raise exception 'undone' using errcode = 'RCX01', hint = 'This is never seen: it undoes the trial.';
+        raise exception 'undone' using errcode = 'RCX01', hint = 'Internal: this error is always caught; it rolls the trial back.';
     exception
         when sqlstate 'RCX01' then
             null;
@@ -123,4 +123,4 @@ end;
 $$;
 
 comment on function rowcast.explain_access(text, text, text, jsonb, text, jsonb, text) is
-'Why a caller of this role and with these claims may or may not subscribe or publish: channels, policies and their values, the verdict, and what the database says. Nothing stays written.';
+'Explains why a caller with this role and these claims may or may not subscribe or publish: channels, policies with their values, the verdict, and what the database does. Nothing stays written.';

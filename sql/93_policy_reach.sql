@@ -1,10 +1,9 @@
--- Which policies are asked when somebody subscribes, publishes or reads, and what they mention.
+-- Finds the policies that subscribing, publishing and reading evaluate, and what they depend on.
 --
--- pg_depend does not tell whether a policy reads its own table, and knows no function that came
--- with the server. The stored tree tells both: its literals are numbers of bytes there, so nothing
--- that a user wrote can look like one of these words.
+-- pg_depend does not record that a policy reads its own table, nor built-in functions. The stored
+-- expression tree has both. It stores literals as bytes in decimal, so text that a user wrote cannot
+-- be mistaken for a field of the tree.
 
--- The tables of the sub-selects of a policy, and the functions that it calls.
 create or replace function rowcast.policy_mentions(p_policy oid)
 returns table (kind text, id oid)
 language sql
@@ -26,10 +25,10 @@ begin atomic
 end;
 
 comment on function rowcast.policy_mentions(oid) is
-'What a policy reads (relid) and calls (funcid), as its stored tree says.';
+'The tables that a policy reads (relid) and the functions that it calls (funcid), from its stored tree.';
 
--- A policy reads tables as the caller, so their policies are asked, too, and so on. The policy
--- of rowcast_publisher is the one that `migrate` makes for trusted code.
+-- A policy reads tables as the caller, so the policies of those tables apply too, and so on. The
+-- policy rowcast_publisher is left out: `migrate` creates it for trusted code.
 create or replace function rowcast.policies_asked()
 returns setof pg_catalog.pg_policy
 language sql
@@ -58,9 +57,9 @@ begin atomic
 end;
 
 comment on function rowcast.policies_asked() is
-'The policies of realtime_channels and realtime_messages, and of all tables that policies among them read.';
+'The policies of realtime_channels and realtime_messages, and of all tables that these policies read, directly or through others.';
 
--- The callers for whom a policy is asked: those whom it names, and those who have such a role.
+-- Membership counts, too: a caller role that inherits a role in TO is subject to the policy.
 create or replace function rowcast.policy_callers(p_roles oid[])
 returns setof oid
 language sql
@@ -79,9 +78,8 @@ begin atomic
 end;
 
 comment on function rowcast.policy_callers(oid[]) is
-'The caller roles for which a policy with these roles (polroles) is asked.';
+'The caller roles to which a policy with these roles (polroles) applies.';
 
--- How a finding names its policy.
 create or replace function rowcast.policy_label(p_name name, p_table oid)
 returns text
 language sql
@@ -92,9 +90,9 @@ set search_path = pg_catalog, pg_temp
 return format('policy %I on %s', p_name, p_table::regclass);
 
 comment on function rowcast.policy_label(name, oid) is
-'Policy and table as a finding of policy_lint() names them.';
+'The name of a policy in findings: policy and table.';
 
--- Policies as statements, for a reader of SQL; with the names of tables and functions in full.
+-- For `rowcast policy lint`, which parses them. The pinned search_path makes all names qualified.
 create or replace function rowcast.policy_texts()
 returns table (object text, statement text)
 language sql
@@ -131,4 +129,75 @@ begin atomic
 end;
 
 comment on function rowcast.policy_texts() is
-'The policies that callers meet as CREATE POLICY statements, each under the name that findings give it.';
+'The policies of policies_asked() as CREATE POLICY statements, each with its name in findings.';
+
+-- Functions of schema rowcast are left out, and so are built-in ones unless they are volatile: the
+-- linter has nothing to say about them. A view is here if it does not check the policies of its
+-- reader, reads a table with policies, and a caller may read it.
+create or replace function rowcast.policy_context_texts()
+returns table (object text, statement text)
+language sql
+stable
+parallel safe
+security invoker
+set search_path = pg_catalog, pg_temp
+begin atomic
+    with asked as (
+        select
+            p.oid,
+            p.polrelid
+        from rowcast.policies_asked() as p
+    ),
+
+    governed as (
+        select a.polrelid as relid from asked as a
+        union
+        select c.oid from pg_catalog.pg_class as c
+        where c.oid in ('public.realtime_channels'::regclass, 'public.realtime_messages'::regclass)
+    )
+
+    select
+        f.oid::regprocedure::text,
+        pg_get_functiondef(f.oid)
+    from pg_catalog.pg_proc as f
+    where f.oid in (
+            select m.id from asked as a
+            cross join lateral rowcast.policy_mentions(a.oid) as m
+            where m.kind = 'funcid'
+        )
+        and f.prokind = 'f'
+        and f.pronamespace <> 'rowcast'::regnamespace
+        and (f.pronamespace <> 'pg_catalog'::regnamespace or f.provolatile = 'v')
+    union all
+    select
+        v.oid::regclass::text,
+        concat(
+            format(
+                'create %s %s as %s',
+                case v.relkind when 'v' then 'view' else 'materialized view' end,
+                v.oid::regclass,
+                rtrim(pg_get_viewdef(v.oid), ';')
+            ),
+            format('; grant select on %s to %s', v.oid::regclass, string_agg(r.id::regrole::text, ', '))
+        )
+    from pg_catalog.pg_class as v
+    cross join lateral rowcast.policy_callers('{0}') as r (id)
+    where v.relkind in ('v', 'm')
+        and not coalesce(
+            v.reloptions && '{security_invoker=true,security_invoker=on,security_invoker=1}', false
+        )
+        and has_any_column_privilege(r.id, v.oid, 'select')
+        and exists (
+            select
+            from pg_catalog.pg_rewrite as w
+            join
+                pg_catalog.pg_depend as d
+                on w.oid = d.objid and d.classid = 'pg_catalog.pg_rewrite'::regclass
+            join governed as g on d.refobjid = g.relid
+            where w.ev_class = v.oid
+        )
+    group by v.oid, v.relkind;
+end;
+
+comment on function rowcast.policy_context_texts() is
+'The functions that the policies of policies_asked() call, and the views through which callers read past those policies, as statements.';

@@ -85,8 +85,7 @@ to rowcast_bridge;
 -- What is wrong with policies: read from the catalogues with the rights of whoever asks.
 grant execute on function
 rowcast.policy_mentions(oid), rowcast.policies_asked(), rowcast.policy_callers(oid[]),
-rowcast.policy_label(name, oid), rowcast.policy_texts(), rowcast.policy_lint_expressions(),
-rowcast.policy_lint_commands(), rowcast.policy_lint_tables(), rowcast.policy_lint_code(),
+rowcast.policy_label(name, oid), rowcast.policy_texts(), rowcast.policy_context_texts(),
 rowcast.policy_lint()
 to rowcast_bridge;
 

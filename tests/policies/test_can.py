@@ -259,7 +259,7 @@ def test_a_connection_in_a_transaction_is_left_in_it(database: pg.Database) -> N
         connection.rollback()
 
 
-def test_the_imagined_message_is_the_one_that_would_be_stamped(db: Connection) -> None:
+def test_the_trial_message_is_the_one_that_would_be_stamped(db: Connection) -> None:
     """A policy may read any column, such as the audience of a room that is full."""
     db.execute("create policy all_of_it on public.realtime_messages for insert with check (true)")
     db.execute('drop policy "no broadcasts" on public.realtime_messages')
@@ -274,11 +274,11 @@ def test_the_imagined_message_is_the_one_that_would_be_stamped(db: Connection) -
             with db.transaction(force_rollback=True):
                 Workbench(db).publish_as(question)
                 stamped = only(db, "select to_jsonb(m) from public.realtime_messages as m")
-                imagined = only(
+                trial = only(
                     db,
-                    "select to_jsonb(rowcast.imagined_message(%s, %s, %s, %s, %s, %s))",
+                    "select to_jsonb(rowcast.trial_message(%s, %s, %s, %s, %s, %s))",
                     [role, claims, "room:1", kind, "said", "null"],
                 )
-            assert stamped.keys() == imagined.keys()
-            assert {k for k in stamped if stamped[k] != imagined[k]} <= differs
-            assert imagined["sender_type"] == "user"
+            assert stamped.keys() == trial.keys()
+            assert {k for k in stamped if stamped[k] != trial[k]} <= differs
+            assert trial["sender_type"] == "user"

@@ -11,8 +11,9 @@ import psycopg
 import pytest
 
 from rowcast.errors import UsageError
+from rowcast.policy.database import Workbench
 from rowcast.policy.lint.findings import Level
-from rowcast.policy.lint.linting import lint_sources
+from rowcast.policy.lint.linting import lint_database, lint_sources
 from rowcast.policy.porting.writing import Ported, port_policies
 from rowcast.policy.source import parse_source
 from support import pg
@@ -200,7 +201,7 @@ def test_what_was_ported_has_no_error(tx: Connection, system: str) -> None:
     assert [f for f in found if f.level is Level.ERROR and f.disabled is None] == []
     tx.execute(TABLES.encode())
     tx.execute(new.encode())
-    errors = tx.execute("select * from rowcast.policy_lint() where level = 'error'").fetchall()
+    errors = [f for f in lint_database(Workbench(tx)) if f.level is Level.ERROR]
     assert errors == []
 
 

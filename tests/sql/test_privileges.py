@@ -29,8 +29,7 @@ READING = (
 # Role → functions of schema rowcast that are granted to it, and to nobody through another role.
 LINTING = (
     "policy_mentions(oid) policies_asked() policy_callers(oid[]) policy_label(name,oid)"
-    " policy_texts() policy_lint_expressions() policy_lint_commands() policy_lint_tables()"
-    " policy_lint_code() policy_lint()"
+    " policy_texts() policy_context_texts() policy_lint()"
 )
 MAY_EXECUTE = {
     "public": "channel_name() email() is_name(text) is_pattern(text) jwt() role()"

@@ -39,7 +39,7 @@ IS_NAME = "select rowcast.is_name(%s)"
 CALLER_ROLES = "select rowcast.caller_roles()"
 CHECK = "select * from rowcast.check_subscribe(%s, %s::text[], %s::text[])"
 PUBLISH = "select rowcast.publish_as(%s, %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::uuid[])"  # noqa: E501
-MATCHING_CHANNELS = "select * from rowcast.candidates(%s)"
+MATCHING_CHANNELS = "select * from rowcast.matching_channels(%s)"
 BARRIERS = "select * from rowcast.barriers(%s, %s)"
 POLICIES = "select * from rowcast.policies_for(%s, %s)"
 EVALUATE = "select * from rowcast.evaluate_policy(%s, %s, %s, %s, %s, %s, %s::jsonb, %s::text[])"
@@ -52,6 +52,9 @@ RECHECK = "select rowcast.recheck()"
 CENSUS_ASK = "select rowcast.census_ask()"
 CENSUS_WAIT = "select * from rowcast.census_wait(%s, make_interval(secs => %s))"
 CENSUS_READ = "select * from rowcast.census_read(%s)"
+POLICY_LINT = "select * from rowcast.policy_lint()"
+POLICY_TEXTS = "select object, statement from rowcast.policy_texts()"
+POLICY_CONTEXT_TEXTS = "select object, statement from rowcast.policy_context_texts()"
 LITERAL_CHANNELS = "select c.pattern from public.realtime_channels as c where rowcast.is_name(c.pattern) order by 1"  # noqa: E501
 
 # Milliseconds: as long as a bridge lets a question take, and how long it waits for a lock.
@@ -294,6 +297,18 @@ class Workbench:
             self.set_timeouts(LONG_TIMEOUT)
             (state,) = self._rows(CENSUS_WAIT, request, patience)
             return state, self._rows(CENSUS_READ, request)
+
+    def policy_lint(self) -> list[dict[str, Any]]:
+        """Return the rows of `rowcast.policy_lint()`."""
+        return self._rows(POLICY_LINT)
+
+    def policy_texts(self) -> list[tuple[str, str]]:
+        """Return name and CREATE POLICY statement of each policy that callers meet."""
+        return self.connection.execute(POLICY_TEXTS).fetchall()
+
+    def policy_context_texts(self) -> list[tuple[str, str]]:
+        """Return name and CREATE statement of the functions and views around these policies."""
+        return self.connection.execute(POLICY_CONTEXT_TEXTS).fetchall()
 
     def literal_channels(self) -> list[str]:
         """Return the channels that are names themselves."""

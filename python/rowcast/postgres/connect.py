@@ -25,8 +25,6 @@ __all__ = ["CommandDatabase", "DatabaseError", "Login", "connect", "hears"]
 
 STATUS = "select rowcast.status()"
 DOCTOR = "select * from rowcast.doctor()"
-POLICY_LINT = "select * from rowcast.policy_lint()"
-POLICY_TEXTS = "select object, statement from rowcast.policy_texts()"
 LOGIN = "select * from rowcast.login_report()"
 PUBLISH = "select rowcast.publish(%s, %s, %s::jsonb, %s, %s)"
 PUBLISH_MANY = "select rowcast.publish_many(%s::jsonb)"
@@ -94,16 +92,6 @@ class CommandDatabase:
         """Return the rows of `rowcast.doctor()`."""
         with self._explained(), self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(DOCTOR).fetchall()
-
-    def policy_lint(self) -> list[dict[str, Any]]:
-        """Return the rows of `rowcast.policy_lint()`."""
-        with self._explained(), self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(POLICY_LINT).fetchall()
-
-    def policy_texts(self) -> list[tuple[str, str]]:
-        """Return the policies of the database: name and statement, see `rowcast.policy_texts()`."""
-        with self._explained():
-            return self._connection.execute(POLICY_TEXTS).fetchall()
 
     def login(self) -> Login:
         """Ask what this login may do that a login of the daemon should not."""

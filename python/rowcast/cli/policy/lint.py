@@ -88,25 +88,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _in_database(url: str) -> list[Finding]:
-    from rowcast.policy.lint.findings import Finding, Level
-    from rowcast.policy.lint.linting import lint_statements
-    from rowcast.postgres.connect import connect
+    from rowcast.policy.database import connect_workbench, database_errors
+    from rowcast.policy.lint.linting import lint_database
 
-    with connect(url) as database:
-        rows, texts = database.policy_lint(), database.policy_texts()
-    found = [
-        Finding(
-            code=row["code"],
-            level=Level[row["level"].upper()],
-            message=row["message"],
-            hint=row["hint"],
-            object=row["object"],
-        )
-        for row in rows
-    ]
-    # What both see the database has said, with more knowledge.
-    known = {(finding.object, finding.code) for finding in found}
-    return found + [f for f in lint_statements(texts) if (f.object, f.code) not in known]
+    with connect_workbench(url) as workbench, database_errors(workbench.connection):
+        return lint_database(workbench)
 
 
 def _explain(code: str) -> int:

@@ -126,12 +126,16 @@ class Function:
     """A function that these files create.
 
     Attributes:
-        body: the trees of its statements, as far as they can be known.
+        definer: whether it is SECURITY DEFINER.
+        volatile: whether it is neither STABLE nor IMMUTABLE.
+        settings: names of the settings that it pins with SET.
+        body: the trees of its statements, as far as they can be parsed.
     """
 
     statement: Statement
     name: str
     definer: bool
+    volatile: bool
     settings: frozenset[str]
     body: tuple[Any, ...]
 
@@ -144,12 +148,18 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A view that these files create."""
+    """A view that these files create.
+
+    Attributes:
+        invoker: whether it checks the policies of its reader.
+        materialized: whether it is a materialized view, which cannot do that.
+    """
 
     statement: Statement
     name: str
     invoker: bool
     tables: frozenset[str]
+    materialized: bool = False
 
 
 @dataclass(slots=True)
@@ -159,7 +169,7 @@ class Files:
     sources: tuple[Source, ...]
     policies: list[Policy] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
-    functions: dict[str, Function] = field(default_factory=dict)
+    functions: list[Function] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     readable: set[str] = field(default_factory=set)
     forced: list[tuple[str, Statement]] = field(default_factory=list)
@@ -190,6 +200,11 @@ class Files:
         """Return the policies that decide which rows of a table are seen."""
         return [p for p in self.policies if p.table == table and p.selects]
 
+    def functions_named(self, name: str) -> list[Function]:
+        """Return the functions, overloads included, that a call by this name may mean."""
+        names = {name} if "." in name else {f"public.{name}", f"pg_catalog.{name}"}
+        return [function for function in self.functions if function.name in names]
+
     def _take(self, statement: Statement) -> None:
         node, ast = statement.node, need("pglast.ast")
         if isinstance(node, ast.CreatePolicyStmt | ast.AlterPolicyStmt):
@@ -200,8 +215,7 @@ class Files:
         elif isinstance(node, ast.AlterTableStmt):
             self._take_change(statement)
         elif isinstance(node, ast.CreateFunctionStmt):
-            made = _function(statement)
-            self.functions[made.name] = made
+            self.functions.append(_function(statement))
         elif isinstance(node, ast.ViewStmt):
             reads = {table_name(n) for n, _ in walk(node.query) if isinstance(n, ast.RangeVar)}
             invoker = any(
@@ -209,6 +223,8 @@ class Files:
                 for option in node.options or ()
             )
             self.views.append(View(statement, table_name(node.view), invoker, frozenset(reads)))
+        elif isinstance(node, ast.CreateTableAsStmt):
+            self._take_materialized_view(statement)
         elif isinstance(node, ast.GrantStmt) and node.is_grant:
             self._take_grant(node)
 
@@ -247,6 +263,13 @@ class Files:
                 self.forced.append((table, statement))
             elif change.subtype == kinds.AT_DisableRowSecurity:
                 self.opened.append((table, statement))
+
+    def _take_materialized_view(self, statement: Statement) -> None:
+        node, ast = statement.node, need("pglast.ast")
+        if node.objtype == need("pglast.enums").ObjectType.OBJECT_MATVIEW:
+            reads = {table_name(n) for n, _ in walk(node.query) if isinstance(n, ast.RangeVar)}
+            name = table_name(node.into.rel)
+            self.views.append(View(statement, name, False, frozenset(reads), materialized=True))
 
     def _take_grant(self, node: Any) -> None:
         ast, everywhere = need("pglast.ast"), need("pglast.enums").GrantTargetType
@@ -300,6 +323,7 @@ def _function(statement: Statement) -> Function:
         statement=statement,
         name=_function_name(node.funcname),
         definer=bool(getattr(options.get("security"), "boolval", False)),
+        volatile=getattr(options.get("volatility"), "sval", "volatile") == "volatile",
         settings=frozenset(o.arg.name for o in node.options or () if o.defname == "set"),
         body=body,
     )

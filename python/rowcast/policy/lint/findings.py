@@ -1,4 +1,4 @@
-"""What a rule is, and what it says when it is broken."""
+"""Rules, the registry of them, and the findings that they report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from .files import Files
 
-__all__ = ["RULES", "Finding", "Level", "Mark", "Rule", "in_database", "rule"]
+__all__ = ["RULES", "Finding", "Level", "Mark", "Rule", "catalogue_rule", "rule"]
 
 
 class Level(enum.IntEnum):
-    """How bad it is; higher is worse."""
+    """Severity of a finding; a higher value is more severe."""
 
     INFO = 1
     WARNING = 2
@@ -30,11 +30,11 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a check found: where, what, and what to do.
+    """The place of a mistake with a message and a hint, as a check reports it.
 
     Attributes:
-        node: the part of the statement that is meant; the statement itself when None.
-        level: only where it differs from that of the rule.
+        node: the part of the statement that is wrong; None for the whole statement.
+        level: the level, if it differs from that of the rule.
     """
 
     statement: Statement
@@ -49,7 +49,7 @@ class Finding:
     """A broken rule, in a file (`file`, `line`, `column`) or in a database (`object`).
 
     Attributes:
-        disabled: the reason given in the file for living with it; None when it counts.
+        disabled: the reason from the comment that disables it; None if it is not disabled.
     """
 
     code: str
@@ -76,8 +76,10 @@ class Rule:
     """One rule with its explanation.
 
     Attributes:
-        check: finds it in files; None where only a database shows it, or the linter itself.
-        database: ``rowcast.policy_lint()`` finds it, too.
+        check: finds it in SQL text; None for a rule that only the catalogue shows.
+        database: whether a database can break it. False for mistakes in the file itself, and for
+            those that Postgres refuses.
+        catalogue: whether ``rowcast.policy_lint()`` finds it.
     """
 
     code: str
@@ -88,6 +90,13 @@ class Rule:
     good: str
     check: Check | None
     database: bool
+    catalogue: bool
+
+    @property
+    def found_in(self) -> tuple[str, ...]:
+        """Return where it is found: "files", "database", and "psql" for `policy_lint()`."""
+        places = {"files": self.check, "database": self.database, "psql": self.catalogue}
+        return tuple(place for place, found in places.items() if found)
 
 
 RULES: dict[str, Rule] = {}
@@ -95,34 +104,48 @@ RULES: dict[str, Rule] = {}
 PARTS = re.compile(r"(?P<why>.+?)\n+Bad:\n(?P<bad>.+?)\nGood:\n(?P<good>.+)", re.DOTALL)
 
 
-def rule(code: str, level: Level, *, database: bool = False) -> Callable[[Check], Check]:
-    """Register a check. Its docstring is the documentation of the rule.
+def rule(
+    code: str, level: Level, *, database: bool = True, catalogue: bool = False
+) -> Callable[[Check], Check]:
+    """Register a check of SQL text: files, and the policies of a database with what they call.
 
-    The first line is the title; then come the reason, a snippet under ``Bad:`` that breaks the
-    rule, and one under ``Good:`` that does not.
+    Its docstring documents the rule. The first line is the title; then come the reason, a snippet
+    under ``Bad:`` that breaks the rule, and one under ``Good:`` that does not.
+
+    Args:
+        code: the code of the rule.
+        level: the level of its findings, unless a `Mark` has another.
+        database: whether a database can break it.
+        catalogue: whether `rowcast.policy_lint()` finds it, too.
     """
 
     def register(check: Check) -> Check:
-        _register(code, level, check.__doc__, check, database)
+        _register(code, level, check.__doc__, check, database=database, catalogue=catalogue)
         return check
 
     return register
 
 
-def in_database(code: str, level: Level) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def catalogue_rule(code: str, level: Level) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Register a rule that only `rowcast.policy_lint()` checks; the function only documents it."""
 
     def register(described: Callable[[], None]) -> Callable[[], None]:
-        _register(code, level, described.__doc__, None, True)
+        _register(code, level, described.__doc__, None, database=True, catalogue=True)
         return described
 
     return register
 
 
 def _register(
-    code: str, level: Level, text: str | None, check: Check | None, database: bool
+    code: str,
+    level: Level,
+    text: str | None,
+    check: Check | None,
+    *,
+    database: bool,
+    catalogue: bool,
 ) -> None:
-    # Under `python -OO` there are no docstrings: rules work, and explain nothing.
+    # `python -OO` strips docstrings: rules then work without explanations.
     title, _, rest = textwrap.dedent("    " + (text or code)).strip().partition("\n")
     parts = PARTS.fullmatch(textwrap.dedent(rest).strip() + "\n")
     why, bad, good = (
@@ -131,5 +154,13 @@ def _register(
         else ("", "", "")
     )
     RULES[code] = Rule(
-        code, level, title.rstrip("."), " ".join(why.split()), bad, good, check, database
+        code=code,
+        level=level,
+        title=title.rstrip("."),
+        why=" ".join(why.split()),
+        bad=bad,
+        good=good,
+        check=check,
+        database=database,
+        catalogue=catalogue,
     )

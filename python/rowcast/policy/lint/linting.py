@@ -1,10 +1,11 @@
-"""Linting policy files: the rules are asked, disabled findings set aside, the rest put in order."""
+"""Runs the rules on policy files, and on the policies of a database."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rowcast.policy.source import Source, parse_source, read_source
 
@@ -12,7 +13,10 @@ from .files import Files
 from .findings import Finding, Level, Mark, Rule
 from .rules import RULES
 
-__all__ = ["lint_files", "lint_sources", "lint_statements", "open_findings"]
+if TYPE_CHECKING:
+    from rowcast.policy.database import Workbench
+
+__all__ = ["lint_database", "lint_files", "lint_sources", "open_findings"]
 
 NEEDED = "RCL003"
 
@@ -40,14 +44,42 @@ def lint_sources(sources: Iterable[Source]) -> list[Finding]:
     return sorted(set(findings), key=lambda f: (f.file or "", f.line, f.column, f.code))
 
 
-def lint_statements(statements: Iterable[tuple[str, str]]) -> list[Finding]:
-    """Lint policies of a database: pairs of a name and a statement; findings name the object."""
-    found = lint_sources(parse_source(name, statement) for name, statement in statements)
-    return [replace(finding, object=finding.file, file=None, line=0, column=0) for finding in found]
+def lint_database(workbench: Workbench) -> list[Finding]:
+    """Lint the policies of a database; findings name the object instead of a place in a file.
+
+    `rowcast.policy_lint()` finds what only the catalogue shows. The rules for text read the
+    policies as statements, with the functions that they call and the views around them.
+
+    Raises:
+        DatabaseError: the database has no rowcast, or an older one, or refused the login.
+        MissingExtraError: pglast is not installed.
+    """
+    found = [
+        Finding(
+            code=row["code"],
+            level=Level[row["level"].upper()],
+            message=row["message"],
+            hint=row["hint"],
+            object=row["object"],
+        )
+        for row in workbench.policy_lint()
+    ]
+    sources = [parse_source(name, text) for name, text in workbench.policy_texts()]
+    context = (parse_source(name, text) for name, text in workbench.policy_context_texts())
+    # A newer server may print a function that this grammar does not know. That is not a mistake.
+    sources += [source for source in context if not source.faults]
+    # Where both find a mistake, the catalogue knows more about it.
+    known = {(finding.object, finding.code) for finding in found}
+    texts = (
+        replace(finding, object=finding.file, file=None, line=0, column=0)
+        for finding in lint_sources(sources)
+    )
+    found += [f for f in dict.fromkeys(texts) if (f.object, f.code) not in known]
+    return found
 
 
 def open_findings(findings: Iterable[Finding], least: Level) -> list[Finding]:
-    """Return the findings that count: not disabled, and at least of this level."""
+    """Return the findings that are not disabled and have at least this level."""
     return [f for f in findings if f.disabled is None and f.level >= least]
 
 
@@ -75,14 +107,14 @@ def _unused(source: Source, used: set[tuple[str, int, str]]) -> Iterable[Finding
     rule = RULES[NEEDED]
     for disable in source.disables:
         for code in disable.codes:
-            # Of a file that cannot be read nobody knows what it would break.
+            # Other rules cannot check a file that does not parse.
             if code in RULES and (source.name, disable.offset, code) not in used | _unread(source):
                 line, column = source.place(disable.offset)
                 yield Finding(
                     code=NEEDED,
                     level=rule.level,
                     message=f"{code} finds nothing here",
-                    hint="Remove the comment, or put it above the statement that it is for.",
+                    hint="Remove the comment, or move it above the statement that it is for.",
                     file=source.name,
                     line=line,
                     column=column,

@@ -106,9 +106,8 @@ def sarif(findings: Sequence[Finding]) -> str:
 
 def explain_rule(rule: Rule) -> str:
     """What a rule is about, with a snippet that breaks it and one that does not."""
-    found = "in files and in a database" if rule.check and rule.database else "in files"
-    if rule.database and not rule.check:
-        found = "in a database"
+    places = {"files": "in files", "database": "in a database", "psql": "by policy_lint()"}
+    found = " and ".join(places[place] for place in rule.found_in)
     parts = [
         f"{rule.code} ({rule.level}): {rule.title}.",
         f"Found {found}.",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rowcast.policy.lint.expressions import called, in_subselect, is_helper, wrapped
 from rowcast.policy.lint.files import CHANNELS, MESSAGES, Files
-from rowcast.policy.lint.findings import Level, Mark, in_database, rule
+from rowcast.policy.lint.findings import Level, Mark, catalogue_rule, rule
 
 __all__ = ["column_without_index", "once_per_row"]
 
@@ -45,7 +45,7 @@ def once_per_row(files: Files) -> Iterator[Mark]:
                 )
 
 
-@in_database("RCL302", Level.WARNING)
+@catalogue_rule("RCL302", Level.WARNING)
 def column_without_index() -> None:
     """A policy looks for rows of a table, and no index helps.
 

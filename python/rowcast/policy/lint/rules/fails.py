@@ -103,7 +103,7 @@ def _from_name(tree: Any) -> bool:
     return False
 
 
-@rule("RCL202", Level.ERROR, database=True)
+@rule("RCL202", Level.ERROR)
 def reads_itself(files: Files) -> Iterator[Mark]:
     """A policy reads its own table, or two tables read each other.
 
@@ -149,7 +149,7 @@ def _path(files: Files, start: str, policy: Policy) -> list[str] | None:
     return None
 
 
-@rule("RCL203", Level.ERROR)
+@rule("RCL203", Level.ERROR, database=False)
 def kinds_that_differ(files: Files) -> Iterator[Mark]:
     """A uuid is compared with a text.
 
@@ -222,7 +222,7 @@ def setting_that_is_missing(files: Files) -> Iterator[Mark]:
                 )
 
 
-@rule("RCL206", Level.WARNING, database=True)
+@rule("RCL206", Level.WARNING)
 def volatile(files: Files) -> Iterator[Mark]:
     """A policy calls a function that waits, writes, or answers anew each time.
 
@@ -242,7 +242,8 @@ def volatile(files: Files) -> Iterator[Mark]:
     for policy in files.policies:
         for node, _ in policy.walk():
             name = called(node)
-            if name in VOLATILE or name.rpartition(".")[2].startswith("pg_sleep"):
+            declared = any(function.volatile for function in files.functions_named(name))
+            if name and (declared or name in VOLATILE or name.startswith("pg_sleep")):
                 yield Mark(
                     policy.statement,
                     f"{name}() waits, writes, or answers anew each time",
@@ -251,7 +252,7 @@ def volatile(files: Files) -> Iterator[Mark]:
                 )
 
 
-@rule("RCL207", Level.ERROR, database=True)
+@rule("RCL207", Level.ERROR, catalogue=True)
 def table_without_grant(files: Files) -> Iterator[Mark]:
     """A policy reads a table that callers may not read.
 
@@ -287,7 +288,7 @@ def table_without_grant(files: Files) -> Iterator[Mark]:
                 )
 
 
-@rule("RCL209", Level.ERROR)
+@rule("RCL209", Level.ERROR, database=False)
 def wrong_clause(files: Files) -> Iterator[Mark]:
     """The command has no such clause.
 
@@ -317,7 +318,7 @@ def wrong_clause(files: Files) -> Iterator[Mark]:
             )
 
 
-@rule("RCL210", Level.ERROR)
+@rule("RCL210", Level.ERROR, database=False)
 def wrong_table(files: Files) -> Iterator[Mark]:
     """The policy is for a view, or for the inside of rowcast.
 
@@ -345,7 +346,7 @@ def wrong_table(files: Files) -> Iterator[Mark]:
             )
 
 
-@rule("RCL212", Level.ERROR, database=True)
+@rule("RCL212", Level.ERROR, catalogue=True)
 def forced_on_definers(files: Files) -> Iterator[Mark]:
     """Row level security is forced on a table that a definer function reads.
 
@@ -363,7 +364,7 @@ def forced_on_definers(files: Files) -> Iterator[Mark]:
     """
     read = {CHANNELS: "rowcast", MESSAGES: "rowcast"} | {
         table: function.name
-        for function in files.functions.values()
+        for function in files.functions
         if function.definer
         for table in function.tables
     }

@@ -11,7 +11,7 @@ from rowcast.policy.source import Statement
 __all__ = ["disable_is_needed", "disable_names_rules", "disable_says_why", "syntax"]
 
 
-@rule("RCL001", Level.ERROR)
+@rule("RCL001", Level.ERROR, database=False)
 def syntax(files: Files) -> Iterator[Mark]:
     """PostgreSQL cannot read the statement.
 
@@ -31,7 +31,7 @@ def syntax(files: Files) -> Iterator[Mark]:
             yield Mark(Statement(source, 0, None, fault.offset), fault.message)
 
 
-@rule("RCL002", Level.WARNING)
+@rule("RCL002", Level.WARNING, database=False)
 def disable_says_why(files: Files) -> Iterator[Mark]:
     """A rule is disabled without a reason.
 
@@ -58,7 +58,7 @@ def disable_says_why(files: Files) -> Iterator[Mark]:
                 )
 
 
-@rule("RCL003", Level.WARNING)
+@rule("RCL003", Level.WARNING, database=False)
 def disable_is_needed(files: Files) -> Iterator[Mark]:
     """A rule is disabled where it finds nothing.
 
@@ -78,7 +78,7 @@ def disable_is_needed(files: Files) -> Iterator[Mark]:
     yield from ()
 
 
-@rule("RCL004", Level.WARNING)
+@rule("RCL004", Level.WARNING, database=False)
 def disable_names_rules(files: Files) -> Iterator[Mark]:
     """A rule is disabled that does not exist.
 

@@ -47,7 +47,7 @@ CALLERS = {"public", "anon", "authenticated"}
 WRITTEN_BY_USERS = re.compile(r"\buser_metadata\b|\braw_user_meta_data\b")
 
 
-@rule("RCL101", Level.ERROR, database=True)
+@rule("RCL101", Level.ERROR, catalogue=True)
 def always_true(files: Files) -> Iterator[Mark]:
     """The condition is always true.
 
@@ -129,7 +129,7 @@ def compared_with_itself(files: Files) -> Iterator[Mark]:
                     )
 
 
-@rule("RCL103", Level.ERROR, database=True)
+@rule("RCL103", Level.ERROR)
 def name_of_the_statement(files: Files) -> Iterator[Mark]:
     """A policy on messages asks for the name of the statement, not of the row.
 
@@ -153,7 +153,7 @@ def name_of_the_statement(files: Files) -> Iterator[Mark]:
             continue
         for node, _ in policy.walk():
             name = called(node)
-            inside = files.functions.get(name if "." in name else f"public.{name}")
+            bodies = [tree for made in files.functions_named(name) for tree in made.body]
             if names_channel(node):
                 last = name.rpartition(".")[2]
                 form = f"rowcast.{last}(channel_name, …)" if CONTEXT.get(name) else "channel_name"
@@ -163,7 +163,7 @@ def name_of_the_statement(files: Files) -> Iterator[Mark]:
                     f"Write {form}.",
                     node,
                 )
-            elif inside and any(names_channel(n) for tree in inside.body for n, _ in walk(tree)):
+            elif any(names_channel(n) for tree in bodies for n, _ in walk(tree)):
                 yield Mark(
                     policy.statement,
                     f"{name}() asks for the name of the statement, and each row has its own",
@@ -172,7 +172,7 @@ def name_of_the_statement(files: Files) -> Iterator[Mark]:
                 )
 
 
-@rule("RCL104", Level.ERROR, database=True)
+@rule("RCL104", Level.ERROR)
 def history_by_channel_id(files: Files) -> Iterator[Mark]:
     """History is opened by channel_id.
 
@@ -209,7 +209,7 @@ def history_by_channel_id(files: Files) -> Iterator[Mark]:
             )
 
 
-@rule("RCL105", Level.ERROR, database=True)
+@rule("RCL105", Level.ERROR)
 def claims_that_users_write(files: Files) -> Iterator[Mark]:
     """The policy trusts what users write about themselves.
 
@@ -231,7 +231,7 @@ def claims_that_users_write(files: Files) -> Iterator[Mark]:
     for policy in files.policies:
         seen = False
         for node, above in policy.walk():
-            text = constant(node) if isinstance(node, ast.A_Const) else None
+            text = constant(node) if isinstance(node, ast.A_Const) else called(node)
             if isinstance(node, ast.ColumnRef):
                 text = getattr(node.fields[-1], "sval", "")
             if not seen and text and WRITTEN_BY_USERS.search(text):
@@ -240,7 +240,7 @@ def claims_that_users_write(files: Files) -> Iterator[Mark]:
                     policy.statement,
                     f"{text} can be written by the user himself",
                     "Use app_metadata, a claim of your issuer's own, or a table.",
-                    node if isinstance(node, ast.ColumnRef) else above[-1],
+                    above[-1] if isinstance(node, ast.A_Const) else node,
                 )
 
 
@@ -357,7 +357,7 @@ def is_about_events(node: Any) -> bool:
     return getattr(named, "sval", "") == "event_name" and constant(written) is not None
 
 
-@rule("RCL114", Level.WARNING, database=True)
+@rule("RCL114", Level.WARNING)
 def database_login_as_identity(files: Files) -> Iterator[Mark]:
     """The policy asks for the database role as if it were the user.
 
@@ -392,7 +392,7 @@ def database_login_as_identity(files: Files) -> Iterator[Mark]:
                 )
 
 
-@rule("RCL106", Level.ERROR, database=True)
+@rule("RCL106", Level.ERROR)
 def path_is_not_pinned(files: Files) -> Iterator[Mark]:
     """A SECURITY DEFINER function without its own search_path.
 
@@ -416,7 +416,7 @@ def path_is_not_pinned(files: Files) -> Iterator[Mark]:
         create policy members on realtime_channels for select to authenticated
         using (is_member(rowcast.segment(2)));
     """
-    for function in files.functions.values():
+    for function in files.functions:
         if function.definer and "search_path" not in function.settings:
             yield Mark(
                 function.statement,
@@ -425,7 +425,7 @@ def path_is_not_pinned(files: Files) -> Iterator[Mark]:
             )
 
 
-@rule("RCL107", Level.WARNING, database=True)
+@rule("RCL107", Level.WARNING)
 def view_of_the_owner(files: Files) -> Iterator[Mark]:
     """A view asks the policies of its owner.
 
@@ -445,15 +445,22 @@ def view_of_the_owner(files: Files) -> Iterator[Mark]:
         grant select on latest to authenticated;
     """
     for view in files.views:
-        if not view.invoker and view.tables:
+        reads = ", ".join(sorted(view.tables))
+        if view.materialized and view.tables and view.name in files.readable:
             yield Mark(
                 view.statement,
-                f"view {view.name} reads {', '.join(sorted(view.tables))} as its owner",
+                f"materialized view {view.name} holds rows of {reads} that its owner read",
+                f"Run: revoke select on {view.name} from anon, authenticated;",
+            )
+        elif not (view.materialized or view.invoker) and view.tables:
+            yield Mark(
+                view.statement,
+                f"view {view.name} reads {reads} as its owner",
                 "Write `with (security_invoker = true)`.",
             )
 
 
-@rule("RCL108", Level.ERROR, database=True)
+@rule("RCL108", Level.ERROR, catalogue=True)
 def table_is_open(files: Files) -> Iterator[Mark]:
     """A table has policies, and row level security is off.
 
@@ -490,7 +497,7 @@ def table_is_open(files: Files) -> Iterator[Mark]:
             )
 
 
-@rule("RCL109", Level.WARNING, database=True)
+@rule("RCL109", Level.WARNING)
 def all_without_check(files: Files) -> Iterator[Mark]:
     """FOR ALL without WITH CHECK.
 
@@ -516,7 +523,7 @@ def all_without_check(files: Files) -> Iterator[Mark]:
             )
 
 
-@rule("RCL110", Level.WARNING, database=True)
+@rule("RCL110", Level.WARNING)
 def one_for_all(files: Files) -> Iterator[Mark]:
     """One policy for all commands on a table of rowcast.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rowcast.policy.lint.expressions import comparisons, is_false
 from rowcast.policy.lint.files import MESSAGES, Files, Policy
-from rowcast.policy.lint.findings import Level, Mark, in_database, rule
+from rowcast.policy.lint.findings import Level, Mark, catalogue_rule, rule
 from rowcast.policy.optional import need
 
 __all__ = [
@@ -50,7 +50,7 @@ def equals_null(files: Files) -> Iterator[Mark]:
                     )
 
 
-@rule("RCL208", Level.WARNING, database=True)
+@rule("RCL208", Level.WARNING)
 def only_restrictive(files: Files) -> Iterator[Mark]:
     """There are only restrictive policies.
 
@@ -93,7 +93,7 @@ def _is_false(policy: Policy) -> bool:
     return all(is_false(expression) for expression in policy.expressions)
 
 
-@rule("RCL211", Level.WARNING, database=True)
+@rule("RCL211", Level.WARNING)
 def without_effect(files: Files) -> Iterator[Mark]:
     """A policy for changing or deleting messages.
 
@@ -119,7 +119,7 @@ def without_effect(files: Files) -> Iterator[Mark]:
             )
 
 
-@rule("RCL215", Level.INFO)
+@rule("RCL215", Level.INFO, database=False)
 def name_without_schema(files: Files) -> Iterator[Mark]:
     """A table is named without its schema.
 
@@ -149,7 +149,7 @@ def name_without_schema(files: Files) -> Iterator[Mark]:
             )
 
 
-@in_database("RCL213", Level.WARNING)
+@catalogue_rule("RCL213", Level.WARNING)
 def nobody_has_the_role() -> None:
     """The policy is for a role that no caller has.
 
@@ -168,7 +168,7 @@ def nobody_has_the_role() -> None:
     """
 
 
-@in_database("RCL214", Level.ERROR)
+@catalogue_rule("RCL214", Level.ERROR)
 def function_without_grant() -> None:
     """A policy calls a function that callers may not execute.
 

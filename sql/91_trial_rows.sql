@@ -1,7 +1,8 @@
--- Rows that do not exist, and expressions evaluated on them as somebody else.
+-- Evaluates policy expressions as a caller, on the row that the caller would read or insert. Nothing
+-- that an expression does stays.
 
--- The channel row that decides, as its owner sees it.
-create or replace function rowcast.imagined_channel(p_name text)
+-- Read with the rights of the owner, so that policies do not hide the row.
+create or replace function rowcast.channel_row(p_name text)
 returns public.realtime_channels
 language sql
 stable
@@ -11,18 +12,18 @@ begin atomic
     select c
     from public.realtime_channels as c
     where c.id = (
-            select d.channel_id from rowcast.candidates(p_name) as d
-            where d.place = 1
+            select m.channel_id from rowcast.matching_channels(p_name) as m
+            where m.place = 1
         );
 end;
 
-comment on function rowcast.imagined_channel(text) is
-'The channel row that a subscription to this name or pattern is judged by, whatever the policies say.';
+comment on function rowcast.channel_row(text) is
+'The channel row on which policies decide about a subscription to this name or pattern.';
 
--- The message as messages_stamp makes it: it is inserted by the owner, whom no policy is asked for,
--- read back, and undone. Only the sender is another one. What cannot be published at all has the
--- columns that are known without the trigger.
-create or replace function rowcast.imagined_message(
+-- The owner, to whom policies do not apply, inserts the message, so that messages_stamp fills it;
+-- the insert is rolled back. Only the sender is replaced by the caller. A message that cannot be
+-- published at all has the columns that are known without the trigger.
+create or replace function rowcast.trial_message(
     p_role text, p_claims text, p_channel text, p_type text, p_event text, p_payload jsonb
 )
 returns public.realtime_messages
@@ -38,7 +39,7 @@ begin
         insert into public.realtime_messages (type, channel_name, event_name, payload)
         values (p_type, p_channel, p_event, p_payload)
         returning * into v_row;
-        raise exception 'undone' using errcode = 'RCX01', hint = 'This is never seen: it undoes the trial.';
+        raise exception 'undone' using errcode = 'RCX01', hint = 'Internal: this error is always caught; it rolls the trial back.';
     exception
         when sqlstate 'RCX01' then
             null;
@@ -56,15 +57,15 @@ begin
 end;
 $$;
 
-comment on function rowcast.imagined_message(text, text, text, text, text, jsonb) is
-'The row that a publish by this caller would make, as policies would see it; nothing stays inserted.';
+comment on function rowcast.trial_message(text, text, text, text, text, jsonb) is
+'The row that a publish by this caller would insert, as policies would see it. It does not stay inserted.';
 
--- Each expression is a subtransaction that is always rolled back: whatever a policy function does
--- is undone, its settings and its role included, and an error hides only its own answer. A cancel
--- is not caught: statement_timeout runs out once per statement, so the next expression would have
--- no limit at all. Subscribing is asked read-only, as bridges do.
+-- Each expression runs in a subtransaction that is always rolled back. That undoes everything a
+-- policy function does, including its settings and its role, and an error hides only its own value.
+-- A cancel is not caught: statement_timeout fires once per statement, so the next expression would
+-- run without a limit. A subscribe is evaluated read-only, as bridges do.
 --
--- The row is an argument under the name of its table, which is how the expressions call it.
+-- The row is an argument named like its table, because the expressions use that name.
 create or replace function rowcast.evaluate_as(
     p_role text,
     p_claims text,
@@ -97,7 +98,7 @@ begin
             execute format('select (%s)::text from unnest($1) as %I', p_expressions[i], v_table)
             into said using array[p_row];
             ms := extract(epoch from clock_timestamp() - v_begun) * 1000;
-            raise exception 'undone' using errcode = 'RCX01', hint = 'This is never seen: it undoes the trial.';
+            raise exception 'undone' using errcode = 'RCX01', hint = 'Internal: this error is always caught; it rolls the trial back.';
         exception
             when sqlstate 'RCX01' then
                 null;
@@ -112,9 +113,9 @@ end;
 $$;
 
 comment on function rowcast.evaluate_as(text, text, text, anyelement, text[], boolean) is
-'What each expression says of a row, evaluated as a caller; said is its text, or error with SQLSTATE and message. Undoes whatever it does.';
+'The value of each expression on a row, evaluated as a caller: said is its text, or error with SQLSTATE and message. Everything that it does is rolled back.';
 
--- The same for the question that is being asked: of a channel row, or of a message.
+-- A subscribe evaluates the channel row, a publish the message.
 create or replace function rowcast.evaluate_policy(
     p_action text,
     p_role text,
@@ -133,7 +134,7 @@ set search_path = pg_catalog, pg_temp
 begin atomic
     select e.*
     from rowcast.evaluate_as(
-            p_role, p_claims, p_channel, rowcast.imagined_channel(p_channel), p_expressions, true
+            p_role, p_claims, p_channel, rowcast.channel_row(p_channel), p_expressions, true
         ) as e
     where p_action = 'subscribe'
     union all
@@ -142,7 +143,7 @@ begin atomic
             p_role,
             p_claims,
             p_channel,
-            rowcast.imagined_message(p_role, p_claims, p_channel, p_type, p_event, p_payload),
+            rowcast.trial_message(p_role, p_claims, p_channel, p_type, p_event, p_payload),
             p_expressions,
             false
         ) as e
@@ -150,10 +151,10 @@ begin atomic
 end;
 
 comment on function rowcast.evaluate_policy(text, text, text, text, text, text, jsonb, text[]) is
-'What each expression of a policy would say to this caller, subscribing or publishing; nothing stays written.';
+'The value of each policy expression for a caller who subscribes or publishes. Nothing stays written.';
 
--- How an expression would be executed, with sequential scans made so dear that one that is left
--- has no index to take its place, however small the table is today.
+-- Sequential scans are disabled, so one that remains in the plan has no index to replace it, however
+-- small the table is today.
 create or replace function rowcast.plan_policy(
     p_action text, p_role text, p_claims text, p_channel text, p_expression text
 )
@@ -181,15 +182,21 @@ begin
                 p_expression
             ) into v_plan;
         end if;
-        raise exception 'undone' using errcode = 'RCX01', hint = 'This is never seen: it undoes the trial.';
+        raise exception 'undone' using errcode = 'RCX01', hint = 'Internal: this error is always caught; it rolls the trial back.';
     exception
         when sqlstate 'RCX01' then
             return v_plan;
         when others then
-            return null; -- evaluate_policy has said why
+            return null; -- evaluate_policy reports the error
     end;
 end;
 $$;
 
 comment on function rowcast.plan_policy(text, text, text, text, text) is
-'The plan of a policy''s expression for a caller, where sequential scans are a last resort; NULL when it cannot be planned.';
+'The plan of a policy expression for a caller, with sequential scans disabled; NULL if it cannot be planned.';
+
+-- Names that these functions had before. evaluate_policy() called them until this file replaced it,
+-- so a migration, which runs earlier, could not drop them.
+drop function if exists rowcast.imagined_channel(text);
+drop function if exists rowcast.imagined_message(text, text, text, text, text, jsonb);
+drop function if exists rowcast.candidates(text);
