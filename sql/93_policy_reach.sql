@@ -4,6 +4,7 @@
 -- expression tree has both. It stores literals as bytes in decimal, so text that a user wrote cannot
 -- be mistaken for a field of the tree.
 
+-- The regular expression reads pg_node_tree as text, because SQL has no other access to it.
 create or replace function rowcast.policy_mentions(p_policy oid)
 returns table (kind text, id oid)
 language sql
@@ -80,6 +81,7 @@ end;
 comment on function rowcast.policy_callers(oid[]) is
 'The caller roles to which a policy with these roles (polroles) applies.';
 
+-- One name for a policy everywhere, so that findings of both halves of the linter can be compared.
 create or replace function rowcast.policy_label(p_name name, p_table oid)
 returns text
 language sql

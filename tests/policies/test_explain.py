@@ -199,7 +199,7 @@ def test_row_level_security_that_is_off_is_said(run: Run, db: Connection) -> Non
     found = explained(run, "publish", "chat:1", "other", *ALICE)
     assert (found["verdict"], found["answer"]["allowed"]) == (["allow"], True)
     assert [b["finding"] for b in found["barriers"] if not b["ok"]] == [
-        "OFF on realtime_messages: no policy is asked"
+        "OFF on realtime_messages: its policies are not evaluated"
     ]
 
 
