@@ -1,4 +1,4 @@
-"""The audience of a message: as many sessions as are subscribed when it is published."""
+"""The audience of a message: the number of sessions subscribed when it is published."""
 
 from __future__ import annotations
 
@@ -42,16 +42,17 @@ def becomes(connection: psycopg.Connection[Any], channel: str, count: int) -> No
     eventually(lambda: stamped(connection, channel) == count, what=f"{channel} has {count}")
 
 
-async def test_a_join_counts_when_it_is_answered_and_a_leave_soon_after(
+async def test_a_subscribe_counts_at_its_answer(
     bridges: tuple[Daemon, Daemon], db: psycopg.Connection[Any]
 ) -> None:
+    """A leave stops counting soon after."""
     async with contextlib.AsyncExitStack() as stack:
         assert stamped(db, "room:1") == 0
         for count in range(1, 21):
             wire = await stack.enter_async_context(connect(bridges[count % 2].url))
             await wire.subscribe("room:1")
             assert stamped(db, "room:1") == count
-            await wire.subscribe("room:1")  # again: it is the same subscription
+            await wire.subscribe("room:1")  # the same subscription again
             assert stamped(db, "room:1") == count
         await wire.subscribe("room:2")
         assert (stamped(db, "room:1"), stamped(db, "room:2"), stamped(db, "room:3")) == (20, 1, 0)
@@ -61,7 +62,7 @@ async def test_a_join_counts_when_it_is_answered_and_a_leave_soon_after(
     assert db.execute("select count(*) from rowcast.audience_total").fetchone() == (0,)
 
 
-async def test_who_was_refused_is_never_counted(
+async def test_a_refused_client_is_never_counted(
     bridges: tuple[Daemon, Daemon], db: psycopg.Connection[Any]
 ) -> None:
     db.execute("update realtime_channels set enabled = false where pattern = 'chat:*'")
@@ -71,10 +72,10 @@ async def test_who_was_refused_is_never_counted(
             assert db.execute("select count(*) from rowcast.audience").fetchone() == (0,)
 
 
-async def test_subscribers_of_a_wildcard_pattern_are_counted_where_the_channel_says_so(
+async def test_wildcard_subscribers_count_where_the_channel_allows_it(
     database: pg.Database, db: psycopg.Connection[Any]
 ) -> None:
-    """What bridges write is keyed by the name that was subscribed to, be it a pattern."""
+    """Bridges write counts under the subscribed name, which may be a pattern."""
     open_channels(database, "room:*", "chat:*")
     db.execute("update realtime_channels set wildcard = true where pattern = 'room:*'")
     db.execute("select rowcast.node_beat(%s, '1 minute')", [NODE])
@@ -96,7 +97,7 @@ async def test_subscribers_of_a_wildcard_pattern_are_counted_where_the_channel_s
 
 
 async def churn(wire: Wire, names: list[str], turns: int, seed: int) -> set[str]:
-    """Subscribe and unsubscribe at random, and say where it ended."""
+    """Subscribe and unsubscribe at random; return the names still subscribed."""
     chance = random.Random(seed)
     joined: set[str] = set()
     for _ in range(turns):
@@ -107,9 +108,10 @@ async def churn(wire: Wire, names: list[str], turns: int, seed: int) -> set[str]
     return joined
 
 
-async def test_counts_are_exact_after_churn_on_two_bridges_that_costs_few_statements(
+async def test_counts_are_exact_after_churn_on_two_bridges(
     bridges: tuple[Daemon, Daemon], db: psycopg.Connection[Any]
 ) -> None:
+    """And the churn costs few statements."""
     names = [f"room:{n}" for n in range(5)]
     calls = (
         "select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)"
@@ -130,7 +132,7 @@ async def test_counts_are_exact_after_churn_on_two_bridges_that_costs_few_statem
             becomes(db, name, sum(name in its for its in joined))
         written = db.execute(calls).fetchone()
         assert written is not None
-        # At most 20 flushes a second of each bridge, of five names; not one per change.
+        # at most 20 flushes a second per bridge, of five names each; not one per change
         assert written[0] < 2 * 5 * (took / 0.05 + 10)
     for name in names:
         becomes(db, name, 0)
@@ -150,7 +152,7 @@ async def test_a_killed_bridge_stops_counting_within_its_lease(
         assert time.monotonic() - killed < QUICK["lease"] + 0.5
         one.kill()
         killed = time.monotonic()
-        becomes(db, "room:1", 0)  # nobody is left to clear it away
+        becomes(db, "room:1", 0)  # no process is left to clear it away
         assert time.monotonic() - killed < QUICK["lease"] + 0.5
 
 
@@ -186,9 +188,10 @@ async def test_a_revoked_or_vanished_client_is_not_counted(
 
 
 @pytest.mark.slow
-async def test_after_a_crash_of_postgres_all_bridges_count_and_show_again(
+async def test_counts_and_presence_return_after_a_crash_of_postgres(
     own_server: pg.OwnServer,
 ) -> None:
+    """All bridges write their audience and members again."""
     with own_server.database() as database:
         open_channels(database, "room:*")
         with daemon(database, **QUICK) as one, daemon(database, **QUICK) as two:
@@ -208,7 +211,7 @@ async def test_after_a_crash_of_postgres_all_bridges_count_and_show_again(
                         "select array_agg(key order by key) from rowcast.presence_state('room:1')"
                     )
                     eventually(lambda: db.execute(present).fetchone() == (["ann", "bob", "eve"],))
-                    # Longer than the lease: who was doubted has been confirmed by then.
+                    # longer than the lease, so by then every member has been confirmed
                     with contextlib.suppress(AssertionError):
                         await wires[3].until(lambda _: False, QUICK["lease"] + 1)
                     leaves = [

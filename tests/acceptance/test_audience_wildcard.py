@@ -1,4 +1,4 @@
-"""Who listens to a pattern is counted in each message that it hears, on all bridges."""
+"""Subscribers of a pattern count in each message that they receive, on all bridges."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bridges(database: pg.Database) -> Iterator[tuple[Daemon, Daemon]]:
 
 
 def counted(db: psycopg.Connection[Any], channel: str) -> tuple[int, int]:
-    """What a message is stamped with, and what `rowcast.audience` says."""
+    """Return the audience stamped on a message and that of `rowcast.audience`."""
     stamp = db.execute(STAMPED, [channel]).fetchone()
     asked = db.execute("select rowcast.audience(%s)", [channel]).fetchone()
     assert stamp is not None
@@ -43,9 +43,10 @@ def becomes(db: psycopg.Connection[Any], channel: str, count: int) -> None:
     eventually(lambda: counted(db, channel) == (count, count), what=f"{channel} has {count}")
 
 
-async def test_it_counts_from_its_answer_on_until_it_ends_in_whatever_way(
+async def test_a_pattern_subscription_counts_from_answer_to_end(
     bridges: tuple[Daemon, Daemon], db: psycopg.Connection[Any]
 ) -> None:
+    """However it ends."""
     one, two = bridges
     db.execute(
         "create policy staff on realtime_channels as restrictive for select to authenticated"
@@ -78,7 +79,7 @@ async def test_it_counts_from_its_answer_on_until_it_ends_in_whatever_way(
         killed = time.monotonic()
         becomes(db, "order:7", 1)
         assert time.monotonic() - killed < LEASE + 1
-        # The flag counts at once, before any bridge has read of it.
+        # the flag takes effect at once, before any bridge has read it
         db.execute("update realtime_channels set wildcard = false where pattern = 'order:*'")
         assert counted(db, "order:7")[0] == 0
         assert (await here.until(lambda f: f["op"] == "closed"))["channel"] == "order:*"

@@ -1,4 +1,4 @@
-"""The examples of python/README.md that belong to no other client, as they are written."""
+"""The examples of python/README.md that the tests of other clients do not run, as written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.javascript import blocks
 pytestmark = pytest.mark.acceptance
 
 TEXT = (ROOT / "python" / "README.md").read_text()
-# As `python -m asyncio` takes it: the document leaves out the function around it.
+# top-level await, as in `python -m asyncio`: the document leaves out the function
 TOP_LEVEL = """
 import ast, asyncio, sys
 code = compile(sys.stdin.read(), "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

@@ -45,7 +45,7 @@ def rows(module_db: psycopg.Connection[Any], room: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("prefix", ["/realtime/v1", ""])
-async def test_messages_are_committed_in_their_order_before_the_answer(
+async def test_messages_are_committed_in_order_before_the_answer(
     bridge: Daemon, module_db: psycopg.Connection[Any], http: Any, room: str, prefix: str
 ) -> None:
     messages = [
@@ -60,7 +60,7 @@ async def test_messages_are_committed_in_their_order_before_the_answer(
     assert rows(module_db, room)[-1] == ("message", "one", 5, "alice")
 
 
-async def test_the_key_alone_publishes_as_nobody(
+async def test_the_key_alone_publishes_without_a_sender(
     bridge: Daemon, module_db: psycopg.Connection[Any], http: Any, room: str
 ) -> None:
     url = f"{bridge.url}/api/broadcast/{room}/events/e"
@@ -69,7 +69,7 @@ async def test_the_key_alone_publishes_as_nobody(
     assert rows(module_db, room) == [("broadcast", "e", {}, None)]
 
 
-async def test_all_are_published_or_none(
+async def test_a_batch_is_published_whole_or_not_at_all(
     bridge: Daemon, module_db: psycopg.Connection[Any], http: Any, room: str
 ) -> None:
     messages = [{"topic": t, "event": "e", "payload": {}} for t in (room, "readonly:1")]
@@ -102,7 +102,7 @@ async def test_all_are_published_or_none(
         ("/room:1/events/e", BEARER, b'"' + b"x" * 2_000_000 + b'"', 413, "payload_too_large"),
     ],
 )  # fmt: skip
-async def test_what_is_refused_says_why(
+async def test_a_refusal_says_why(
     bridge: Daemon, http: Any, path: str, headers: dict[str, str], body: bytes, status: int,
     code: str,
 ) -> None:  # fmt: skip
@@ -114,7 +114,7 @@ async def test_what_is_refused_says_why(
         assert said["error"].endswith(".")
 
 
-async def test_too_many_requests_are_refused_with_a_time(bridge: Daemon, http: Any) -> None:
+async def test_the_rate_limit_answers_with_retry_after(bridge: Daemon, http: Any) -> None:
     headers = {"Authorization": f"Bearer {token('hasty')}"}
     url = f"{bridge.url}/api/broadcast/room:1/events/e"
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""`rowcast policy apply --dry-run` says who of those connected now would lose a channel."""
+"""`rowcast policy apply --dry-run` names the connected clients that would lose a channel."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ async def on(bridge: Daemon, bearer: str, *channels: str) -> AsyncIterator[Wire]
 async def policy(
     home: Path, database: pg.Database, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `rowcast policy apply` on the file while the clients of the test live on."""
+    """Run `rowcast policy apply` on the file while the test's clients stay connected."""
     env = environment(home, migrate_url=database.url)
     command = ("policy", "apply", str(home / "chat.sql"), *arguments)
     return await asyncio.to_thread(rowcast, *command, env=env)
 
 
 def no_trace(sql: psycopg.Connection[Any]) -> None:
-    """What was said about people is not in the database any more."""
+    """Check that the answers about users have left the database."""
     for table in ("census", "census_request", "census_answer"):
         assert sql.execute(f"select * from rowcast.{table}".encode()).fetchall() == []
 
@@ -90,7 +90,7 @@ def is_closed(frame: Frame) -> bool:
     return bool(frame["op"] == "closed")
 
 
-async def test_exactly_those_who_would_lose_are_named_and_then_lose_it(
+async def test_the_named_clients_are_those_that_then_lose_the_channel(
     home: Path,
     prepared: pg.Database,
     sql: psycopg.Connection[Any],
@@ -139,7 +139,7 @@ async def test_exactly_those_who_would_lose_are_named_and_then_lose_it(
         assert not await tab.quiet()
 
 
-async def test_who_gains_nothing_and_loses_nothing_is_counted(
+async def test_unchanged_clients_are_counted(
     home: Path, prepared: pg.Database, bridges: tuple[Daemon, Daemon]
 ) -> None:
     async with on(bridges[0], token(), "news"), on(bridges[1], token("bob"), "news"):
@@ -153,7 +153,7 @@ async def test_who_gains_nothing_and_loses_nothing_is_counted(
         assert done.stdout == f"{DROP}\n"
 
 
-async def test_what_is_pending_or_gone_is_nobody(
+async def test_refused_and_ended_subscriptions_do_not_count(
     home: Path, prepared: pg.Database, bridges: tuple[Daemon, Daemon]
 ) -> None:
     async with on(bridges[0], token(), "room:1") as alice:
@@ -163,7 +163,7 @@ async def test_what_is_pending_or_gone_is_nobody(
     assert "2 of 2 bridges answered: 0 subscriptions of 0 callers" in done.stdout
 
 
-async def test_without_a_bridge_nobody_is_connected(
+async def test_without_a_bridge_the_report_is_empty(
     home: Path, prepared: pg.Database, sql: psycopg.Connection[Any]
 ) -> None:
     before = picture(sql, "postgres")
@@ -173,7 +173,7 @@ async def test_without_a_bridge_nobody_is_connected(
     assert picture(sql, "postgres") == before
 
 
-async def test_a_bridge_that_hangs_is_waited_for_so_long_and_named(
+async def test_a_hanging_bridge_is_named_after_the_timeout(
     home: Path,
     prepared: pg.Database,
     sql: psycopg.Connection[Any],
@@ -192,15 +192,15 @@ async def test_a_bridge_that_hangs_is_waited_for_so_long_and_named(
             "alice (authenticated) loses room:1",
         ]
         assert done.stderr == "some bridges did not answer: others may lose a channel, too\n"
-        # Its answer comes too late, and is not kept.
+        # its answer comes too late and is discarded
         assert (await policy(home, prepared, "--dry-run")).stdout.count("2 of 2") == 1
         no_trace(sql)
 
 
-async def test_many_are_summed_up(
+async def test_many_clients_are_summarised(
     home: Path, prepared: pg.Database, bridges: tuple[Daemon, Daemon]
 ) -> None:
-    """More than a portion of an answer, a batch of questions, and the lines of a report."""
+    """More than fit a portion of an answer, a batch of questions, and the lines of a report."""
     names = [f"room:{n}" for n in range(90)]
     async with contextlib.AsyncExitStack() as stack:
         for n in range(8):

@@ -1,6 +1,6 @@
-"""Nothing waits: a bridge that falls asleep in the very moment of a commit still hears of it.
+"""A bridge that falls asleep during a commit still hears of it.
 
-The safety poll is off, so a ring that is lost stays lost, and no other traffic covers it up.
+The safety poll is off, so a lost ring stays lost, and no other traffic hides the loss.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.acceptance
 
 ROUNDS = int(os.environ.get("ROWCAST_STRADDLE_ROUNDS", "120"))
 SEED = 5
-# Far above a poll, far below what a lost ring would take: for ever.
+# seconds; far above a poll, and a lost ring would take for ever
 BOUND = 3.0
 
 
 @pytest.fixture
 def sleepy(database: pg.Database) -> Iterator[Daemon]:
-    """A bridge that sleeps whenever it can, and wakes only by a ring."""
+    """A bridge that sleeps whenever it can and wakes only when it is rung."""
     open_channels(database, "room:*")
     with daemon(database, safety_poll=0, idle_after=0, ring_rate=0, probe_interval=60) as bridge:
         yield bridge
@@ -88,7 +88,7 @@ async def test_several_writers_at_once_are_all_heard(
             await asyncio.sleep(chance.random() * 0.005)
             sent.add((name, number))
             await connection.execute("commit")
-            # All together wait for the last, so that nobody's ring helps another's.
+            # all wait for the last, so that no writer's ring covers for another's
             if number % 3 == 0:
                 async with asyncio.timeout(BOUND):
                     while (name, number) not in got:
@@ -134,7 +134,7 @@ async def test_a_deletion_that_straddles_falling_asleep_is_heard(
     await writer.close()
 
 
-async def test_a_bridge_sleeps_although_a_foreign_transaction_stays_open(
+async def test_a_bridge_sleeps_during_an_unrelated_transaction(
     wire: Wire, sleepy: Daemon, database: pg.Database
 ) -> None:
     foreign = await asyncpg.connect(database.url)
@@ -151,7 +151,7 @@ async def test_a_bridge_sleeps_although_a_foreign_transaction_stays_open(
     await writer.close()
 
 
-async def test_a_writer_that_stays_open_keeps_nobody_else_waiting(
+async def test_an_open_writer_does_not_delay_other_messages(
     wire: Wire, database: pg.Database
 ) -> None:
     slow = await asyncpg.connect(database.url)
@@ -168,10 +168,10 @@ async def test_a_writer_that_stays_open_keeps_nobody_else_waiting(
     await writer.close()
 
 
-async def test_a_ring_that_comes_while_listen_is_being_lost_is_not_needed(
+async def test_a_ring_lost_with_the_listen_connection_is_not_needed(
     wire: Wire, database: pg.Database
 ) -> None:
-    """Whoever loses LISTEN in its sleep wakes, and polls until it hears again."""
+    """A bridge that loses LISTEN while asleep wakes, and polls until it listens again."""
     writer = await asyncpg.connect(database.url)
     for number in range(12):
         await writer.execute(

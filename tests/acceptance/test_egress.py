@@ -1,4 +1,7 @@
-"""What a webhook must never reach, proved by listeners that hear nothing; and what it survives."""
+"""Addresses that a webhook must never reach, and receivers that misbehave.
+
+Listeners that are never connected to prove the first.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Listener:
-    """A port of this machine, on both families; counts who connects."""
+    """A port of this machine in both address families; counts connections."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -42,7 +45,7 @@ async def listener() -> AsyncIterator[Listener]:
         four = await asyncio.start_server(found.accept, "127.0.0.1", 0)
         await stack.enter_async_context(four)
         found.port = four.sockets[0].getsockname()[1]
-        with contextlib.suppress(OSError):  # no IPv6 here
+        with contextlib.suppress(OSError):  # IPv6 is not available
             six = await asyncio.start_server(found.accept, "::1", found.port)
             await stack.enter_async_context(six)
         yield found
@@ -90,7 +93,7 @@ async def test_no_spelling_of_this_machine_is_connected_to(listener: Listener, h
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "[::ffff:127.0.0.1]"])
 async def test_the_listener_would_hear_it(listener: Listener, host: str) -> None:
-    """Otherwise the test before would show nothing."""
+    """Otherwise the test above would prove nothing."""
     answer = await post(f"http://{host}:{listener.port}/", "127.0.0.0/8", "::1/128")
     assert answer.status == 200
     assert listener.connections == 1
@@ -126,7 +129,7 @@ def test_a_public_address_is_permitted(address: str) -> None:
     assert Guard().permits(address)
 
 
-def test_only_the_networks_that_were_named_are_permitted_besides() -> None:
+def test_only_listed_networks_are_permitted_in_addition() -> None:
     guard = Guard(["10.1.0.0/16", "fd12::/16"])
     assert guard.permits("10.1.2.3")
     assert guard.permits("::ffff:10.1.2.3")
@@ -143,10 +146,10 @@ def test_no_other_family_gets_a_socket() -> None:
         Guard(["0.0.0.0/0", "::/0"])((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", ("/tmp/s",)))
 
 
-async def test_a_name_that_leads_elsewhere_at_the_second_look_is_not_followed(
+async def test_dns_rebinding_does_not_reach_this_machine(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rebinding: each look-up answers something else, and one of them is this machine."""
+    """Each look-up answers with another address, one of which is this machine's."""
     answers = [["192.0.2.1"], ["127.0.0.1"], ["192.0.2.1", "127.0.0.1"], ["127.0.0.1", "::1"]]
     asked = iter(answers)
 
@@ -192,14 +195,14 @@ async def test_cookies_are_not_kept() -> None:
         assert [h.headers.get("cookie") for h in hook.heard] == [None, None]
 
 
-async def test_an_answer_is_asked_for_as_it_is() -> None:
-    """Its beginning is shown to people, and is not unpacked."""
+async def test_an_uncompressed_answer_is_requested() -> None:
+    """Its beginning is shown to operators and is not decompressed."""
     with receiver() as hook:
         await post(hook.url(), "127.0.0.0/8")
     assert hook.heard[0].headers["accept-encoding"] == "identity"
 
 
-async def test_little_of_an_answer_is_taken_at_a_time() -> None:
+async def test_an_answer_is_read_in_small_pieces() -> None:
     """By default asyncio reads 256 KiB at a time and maps and unmaps that memory for each read."""
 
     async def much(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -263,7 +266,7 @@ async def no_http(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
         (no_http, "invalid_answer"),
     ],
 )
-async def test_whatever_a_receiver_does_ends_in_time(serve: Serve, error: str) -> None:
+async def test_every_receiver_ends_within_the_timeout(serve: Serve, error: str) -> None:
     async with serving(serve) as url:
         began = time.monotonic()
         answer = await post(url, "127.0.0.0/8", seconds=1.0)
@@ -301,7 +304,7 @@ async def test_a_status_counts_although_its_body_does_not_end(serve: Serve) -> N
     assert len(answer.snippet or "") <= 1024
 
 
-async def test_a_strange_status_is_a_status() -> None:
+async def test_an_unknown_status_is_reported_as_it_is() -> None:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
@@ -319,7 +322,7 @@ async def test_a_strange_status_is_a_status() -> None:
         ("http://[::1/", "invalid_url"),
     ],
 )
-async def test_what_prevents_an_answer_is_named(url: str, error: str) -> None:
+async def test_the_cause_of_a_missing_answer_is_named(url: str, error: str) -> None:
     assert (await post(url, "127.0.0.0/8")).error == error
 
 

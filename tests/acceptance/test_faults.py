@@ -1,4 +1,4 @@
-"""What breaks around a bridge, and what its clients see of it: nothing, or the truth."""
+"""Faults around a bridge: its clients miss nothing, or are told the truth."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bridge(opened: pg.Database) -> Iterator[Daemon]:
 
 
 def backends(database: pg.Database, which: str) -> list[int]:
-    """The pids of the bridge's sessions that last asked this."""
+    """Return the pids of the bridge's sessions whose last query matches `which`."""
     with database.connect() as connection:
         return [
             pid
@@ -53,7 +53,7 @@ def backends(database: pg.Database, which: str) -> list[int]:
 
 
 def end(database: pg.Database, which: str) -> None:
-    """Terminate them; there must be one."""
+    """Terminate these sessions; there must be at least one."""
     pids = eventually(lambda: backends(database, which))
     with database.connect() as connection:
         connection.execute("select pg_terminate_backend(p) from unnest(%s::int[]) p", [pids])
@@ -71,9 +71,8 @@ async def hears(wire: Wire, payload: str) -> None:
     assert message["payload"] == payload
 
 
-async def test_a_lost_listen_connection_is_made_again_and_nothing_is_missed(
-    bridge: Daemon, opened: pg.Database
-) -> None:
+async def test_a_lost_listen_connection_is_restored(bridge: Daemon, opened: pg.Database) -> None:
+    """Messages committed meanwhile are delivered."""
     async with connect(bridge.url) as wire:
         await wire.subscribe("room:1")
         end(opened, LISTENS)
@@ -85,7 +84,7 @@ async def test_a_lost_listen_connection_is_made_again_and_nothing_is_missed(
         await hears(wire, "after")
 
 
-async def test_a_lost_feed_connection_costs_nobody_a_message_nor_the_socket(
+async def test_a_lost_feed_connection_loses_no_message_and_no_socket(
     bridge: Daemon, opened: pg.Database
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -98,9 +97,10 @@ async def test_a_lost_feed_connection_costs_nobody_a_message_nor_the_socket(
         assert states == ["degraded", "ok"] * 3
 
 
-async def test_a_table_that_is_rewritten_while_the_bridge_waits_for_it_costs_nobody_a_message(
+async def test_a_table_rewrite_during_a_drain_loses_no_message(
     bridge: Daemon, opened: pg.Database
 ) -> None:
+    """The bridge waits for the lock of the rewrite."""
     async with connect(bridge.url) as wire:
         await wire.subscribe("room:1")
         with opened.connect(autocommit=False) as team:
@@ -118,10 +118,10 @@ async def test_a_table_that_is_rewritten_while_the_bridge_waits_for_it_costs_nob
         await hears(wire, "after")
 
 
-async def test_a_large_drain_that_is_cut_off_midway_repeats_and_loses_nothing(
+async def test_a_large_drain_cut_midway_repeats_and_loses_nothing(
     bridge: Daemon, opened: pg.Database
 ) -> None:
-    """Whoever was there hears each message once; whoever joins or resumes meanwhile, too."""
+    """Subscribers hear each message once, as do clients that join or resume meanwhile."""
     rows = 30_000
     async with connect(bridge.url) as wire, connect(bridge.url, token("late")) as late:
         cursor = (await late.subscribe("room:1"))["cursor"]
@@ -134,7 +134,7 @@ async def test_a_large_drain_that_is_cut_off_midway_repeats_and_loses_nothing(
             rows,
             timeout=60,
         )
-        # The late one reads all the while: whoever does not is reset after a grace time, and then
+        # The late client reads all the while: one that does not is reset after a grace time and
         # never sees the close code.
         reading = asyncio.create_task(late.until(lambda f: f.get("ref") == "late 1", 60))
         got: list[int] = []
@@ -151,8 +151,8 @@ async def test_a_large_drain_that_is_cut_off_midway_repeats_and_loses_nothing(
                     )
         assert got == list(range(rows))
         assert not [f for f in await wire.quiet() if f["op"] == "messages"]
-        # The late one is never told less than the truth: it got all, or that it was too much
-        # to replay, or, for what was held back meanwhile, that it has to connect again.
+        # The late client got everything, or was told that it was too much to replay, or, for
+        # messages held back meanwhile, that it must reconnect.
         try:
             answer = await reading
         except ClosedError as end_of_late:
@@ -166,10 +166,10 @@ async def test_a_large_drain_that_is_cut_off_midway_repeats_and_loses_nothing(
         await writer.close()
 
 
-async def test_a_listen_backend_that_hangs_holds_nobody_up(
+async def test_a_hanging_listen_backend_delays_no_message(
     bridge: Daemon, opened: pg.Database
 ) -> None:
-    """The socket is open, but nobody is behind it: neither rings nor answers come."""
+    """The socket stays open, but the backend sends neither rings nor answers."""
     async with connect(bridge.url) as wire:
         await wire.subscribe("room:1")
         [stuck] = eventually(lambda: backends(opened, LISTENS))
@@ -179,16 +179,19 @@ async def test_a_listen_backend_that_hangs_holds_nobody_up(
                 begun = time.monotonic()
                 say(opened, f"message {number}")
                 await hears(wire, f"message {number}")
-                assert time.monotonic() - begun < 7  # a safety poll, or a wait for the doorbell
+                assert (
+                    time.monotonic() - begun < 7
+                )  # longer would be a safety poll or a wait for the doorbell
             eventually(lambda: "listen_lost" in bridge.log, timeout=20, what="it is noticed")
             eventually(lambda: set(backends(opened, LISTENS)) - {stuck}, what="LISTEN again")
         finally:
             os.kill(stuck, signal.SIGCONT)
 
 
-async def test_while_postgres_is_away_sockets_stay_and_requests_are_told_to_try_again(
+async def test_sockets_survive_while_postgres_is_away(
     own_server: pg.OwnServer,
 ) -> None:
+    """Requests are refused with a retry time."""
     with own_server.database() as database:
         open_channels(database, "room:*")
         with daemon(database) as bridge:
@@ -214,7 +217,7 @@ async def test_while_postgres_is_away_sockets_stay_and_requests_are_told_to_try_
                 assert bridge.get("/readyz")[0] == 200
 
 
-async def test_what_is_committed_just_before_a_crash_arrives_after_it_once(
+async def test_messages_committed_before_a_crash_arrive_once_after_it(
     own_server: pg.OwnServer,
 ) -> None:
     with own_server.database() as database:
@@ -235,10 +238,10 @@ async def test_what_is_committed_just_before_a_crash_arrives_after_it_once(
                 assert not [f for f in await wire.quiet() if f["op"] == "messages"]
 
 
-async def test_sigterm_lets_everybody_go_and_ends_with_zero(opened: pg.Database) -> None:
+async def test_sigterm_closes_all_clients_and_exits_with_zero(opened: pg.Database) -> None:
     with daemon(opened) as bridge:
         async with contextlib.AsyncExitStack() as stack:
-            # Closes are spread over time, so with so many there is time to ask.
+            # closes are spread over time, so there is time for a request
             wires = [await stack.enter_async_context(connect(bridge.url)) for _ in range(300)]
             first = wires.pop()
             await first.subscribe("room:1")
@@ -255,7 +258,7 @@ async def test_sigterm_lets_everybody_go_and_ends_with_zero(opened: pg.Database)
         assert "Traceback" not in bridge.log
 
 
-async def test_sigterm_without_clients_or_with_postgres_away_ends_with_zero(
+async def test_sigterm_exits_with_zero_without_clients_or_postgres(
     own_server: pg.OwnServer,
 ) -> None:
     with own_server.database() as database:
@@ -268,7 +271,7 @@ async def test_sigterm_without_clients_or_with_postgres_away_ends_with_zero(
             own_server.start()
 
 
-async def test_a_bridge_that_is_started_before_postgres_waits_for_it(
+async def test_a_bridge_started_before_postgres_waits_for_it(
     own_server: pg.OwnServer,
 ) -> None:
     with own_server.database() as database:
@@ -283,15 +286,15 @@ async def test_a_bridge_that_is_started_before_postgres_waits_for_it(
             bridge.remove()
 
 
-async def test_a_client_that_does_not_read_is_closed_and_resumes_without_loss(
+async def test_a_client_that_does_not_read_is_closed_and_resumes(
     opened: pg.Database,
 ) -> None:
-    """The others notice nothing, and the bridge does not keep what it does not take."""
+    """It loses nothing, other clients notice nothing, and the bridge does not keep its backlog."""
     size, count = 20_000, 1500
     with daemon(opened, buffer_bytes=200_000, slow_grace=1) as bridge:
         async with connect(bridge.url, token("brisk")) as brisk:
             await brisk.subscribe("room:1")
-            # Little room in its own kernel either, so that it is slow soon.
+            # a small buffer in its kernel, too, so that it becomes slow soon
             slow = await stubborn(bridge)
             before = bridge.memory()
             writer = await asyncpg.connect(opened.url)
@@ -312,14 +315,15 @@ async def test_a_client_that_does_not_read_is_closed_and_resumes_without_loss(
         async with connect(bridge.url, token("slow")) as again:
             answer = await again.ask(op="subscribe", channel="room:1", after=cursor)
             assert answer["op"] == "ok"
-            # 30 MB are too much for a replay, which is said, never hidden.
+            # 30 MB are too much for a replay, and the client is told so
             assert answer["recovered"] is False
             assert answer["reason"] == "too_far"
 
 
-async def test_a_slow_client_gets_a_close_code_when_it_reads_at_last_and_resumes(
+async def test_a_slow_client_that_reads_again_gets_a_close_code(
     opened: pg.Database,
 ) -> None:
+    """And it resumes."""
     with daemon(opened, buffer_bytes=100_000, slow_grace=20) as bridge:
         slow = await stubborn(bridge)
         writer = await asyncpg.connect(opened.url)
@@ -350,7 +354,7 @@ async def test_a_slow_client_gets_a_close_code_when_it_reads_at_last_and_resumes
 
 
 class Stubborn:
-    """A client that subscribes and then does not read until it is asked what it had."""
+    """A client that subscribes and does not read until the test asks what it got."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cursor: str
@@ -360,7 +364,7 @@ class Stubborn:
         self.code = 1006
 
     async def last_cursor(self) -> str:
-        """Read what had been written to it, to the end."""
+        """Read all that was written to it."""
         cursor = self.cursor
         self.writer.transport.resume_reading()  # type: ignore[attr-defined]
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -411,7 +415,7 @@ async def stubborn(bridge: Daemon) -> Stubborn:
     return Stubborn(reader, writer, frame["cursor"])
 
 
-async def test_where_nobody_may_listen_the_bridge_polls(opened: pg.Database) -> None:
+async def test_the_bridge_polls_where_it_may_not_listen(opened: pg.Database) -> None:
     with daemon(opened, doorbell="poll", idle_after=0) as bridge:
         async with connect(bridge.url) as wire:
             await wire.subscribe("room:1")
@@ -435,7 +439,7 @@ async def test_two_bridges_deliver_to_each_client_once(opened: pg.Database) -> N
                 assert not [f for f in await wire.quiet() if f["op"] == "messages"]
 
 
-async def test_a_session_goes_on_at_another_bridge(opened: pg.Database) -> None:
+async def test_a_session_resumes_at_another_bridge(opened: pg.Database) -> None:
     with daemon(opened) as one, daemon(opened) as two:
         async with connect(one.url) as wire:
             cursor = (await wire.subscribe("room:1"))["cursor"]
@@ -448,7 +452,7 @@ async def test_a_session_goes_on_at_another_bridge(opened: pg.Database) -> None:
 
 
 def refuses(database: pg.Database, **settings: object) -> str:
-    """Start a bridge that must not run, and return the sentence it leaves."""
+    """Start a bridge that must refuse to run, and return its error message."""
     bridge = Daemon(database, **settings)
     try:
         bridge.launch()
@@ -465,7 +469,7 @@ def test_a_database_that_is_not_migrated_is_refused(empty_database: pg.Database)
     assert "rowcast migrate" in refuses(empty_database)
 
 
-def test_a_superuser_is_refused_at_both_doors(opened: pg.Database) -> None:
+def test_a_superuser_is_refused_as_either_login(opened: pg.Database) -> None:
     assert "DATABASE_URL" in refuses(opened, database_url=opened.url)
     assert "CALLER_URL" in refuses(opened, caller_url=opened.url)
 
@@ -494,7 +498,7 @@ def test_a_secret_that_can_be_guessed_is_refused(opened: pg.Database) -> None:
     assert "ROWCAST_JWT_SECRET" in refuses(opened, jwt_secret="short")
 
 
-async def test_a_token_that_ends_closes_the_session_unless_it_was_refreshed(
+async def test_an_expired_token_closes_a_session_not_refreshed(
     opened: pg.Database,
 ) -> None:
     with daemon(opened, jwt_leeway=0) as bridge:
@@ -515,9 +519,10 @@ async def test_a_token_that_ends_closes_the_session_unless_it_was_refreshed(
             await hears(refreshes, "still there")
 
 
-async def test_a_new_token_that_allows_less_closes_what_it_no_longer_allows(
+async def test_a_token_that_allows_less_closes_subscriptions(
     opened: pg.Database,
 ) -> None:
+    """Only those that it does not allow."""
     with opened.connect(opened.owner_url) as owner:
         owner.execute(
             """insert into realtime_channels (pattern) values ('staff:*');
@@ -536,12 +541,12 @@ async def test_a_new_token_that_allows_less_closes_what_it_no_longer_allows(
             say(opened, "secret", "staff:1")
             say(opened, "open")
             await hears(wire, "open")
-            # A token of somebody else is refused, and changes nothing.
+            # a token of another user is refused and changes nothing
             assert (await wire.ask(op="auth", token=token("mallory")))["code"] == "invalid_token"
             await wire.publish("room:1", "as before")
 
 
-async def test_a_statement_timeout_of_the_role_breaks_one_request_only(
+async def test_a_statement_timeout_of_the_role_fails_one_request(
     opened: pg.Database, bridge: Daemon
 ) -> None:
     with opened.connect(opened.owner_url) as owner:
@@ -561,7 +566,7 @@ async def test_a_statement_timeout_of_the_role_breaks_one_request_only(
 
 
 async def test_broadcasts_expire_as_fast_as_they_come(opened: pg.Database) -> None:
-    """However many there are: what one call leaves, the next one takes at once."""
+    """However many there are: the next call follows at once if one leaves some."""
     with opened.connect() as connection:
         connection.execute("set session_replication_role = replica")
         connection.execute(

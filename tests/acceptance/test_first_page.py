@@ -1,4 +1,4 @@
-"""The first page, as somebody follows it who has read nothing else."""
+"""The first page, followed step by step by a reader of nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the page u
 
 @pytest.fixture
 def env(scratch: Path) -> dict[str, str]:
-    """Somebody's own environment, with `rowcast` as a command in it."""
+    """An environment of the reader's own, with `rowcast` as a command."""
     programs = scratch / "bin"
     programs.mkdir()
     command = programs / "rowcast"
@@ -50,7 +50,7 @@ def shell(
 
 
 @needs_curl
-def test_what_it_looks_like_runs_as_it_is_written(env: dict[str, str], tmp_path: Path) -> None:
+def test_the_tutorial_runs_as_written(env: dict[str, str], tmp_path: Path) -> None:
     with started("dev", "--ephemeral", "--port", "0", "--json", env=env) as command:
         running = command.json()
         with psycopg.connect(running["database_url"], autocommit=True) as owner:
@@ -62,14 +62,16 @@ def test_what_it_looks_like_runs_as_it_is_written(env: dict[str, str], tmp_path:
         folder.mkdir()
         for script in blocks(LOOKS, "sh"):
             done = shell(script, running["url"], env, folder)
-            assert done.returncode in (0, 4), done  # 4: what is to be applied is not there yet
+            # exit code 4: the file to apply does not exist yet
+            assert done.returncode in (0, 4), done
         assert '"text": "Hello from psql"' in done.stdout, "the last one reads history"
 
 
 @needs_curl
-def test_policies_of_the_page_decide_alone_where_nothing_is_open(
+def test_the_policies_of_the_page_are_the_only_ones(
     env: dict[str, str], scratch: Path, tmp_path: Path
 ) -> None:
+    """`--policies none` leaves no policy beside them."""
     (insert,) = blocks(PAGE.partition("## What it looks like")[0], "sql")
     *_, history = blocks(LOOKS, "sh")
     starting = ("dev", "--data", str(scratch / "data"), "--port", "0", "--json")
@@ -92,10 +94,10 @@ def test_policies_of_the_page_decide_alone_where_nothing_is_open(
         command.stop()
 
 
-def test_the_browser_of_a_member_shows_what_was_committed_and_nothing_else(
+def test_a_members_browser_shows_exactly_what_was_committed(
     env: dict[str, str], tmp_path: Path
 ) -> None:
-    """Both JavaScript blocks as one page, under the policies of the page, beside a stranger's."""
+    """Runs both JavaScript blocks as one page under its policies, beside a non-member's."""
     node = Node(tmp_path)
     (insert,) = blocks(PAGE.partition("## What it looks like")[0], "sql")
     policies, publish, *_, recheck = blocks(LOOKS, "sql")

@@ -1,4 +1,4 @@
-"""Hostile frames: each gets an answer or a close code, and neither bridge nor neighbour suffers."""
+"""Hostile frames: each gets an answer or a close code, without harm to bridge or neighbour."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ RAW = [
 
 
 def mutated(chance: random.Random) -> bytes:
-    """A frame that once was a good one."""
+    """Return a mutated valid frame, or hostile bytes."""
     if chance.random() < 0.15:
         return chance.choice(RAW)
     frame = dict(chance.choice(GOOD))
@@ -106,7 +106,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
 
 @pytest.fixture
 async def neighbour(bridge: Daemon) -> AsyncIterator[Wire]:
-    """Somebody else, who must not notice anything."""
+    """Another client, which must not notice anything."""
     async with connect(bridge.url, token("neighbour")) as wire:
         await wire.subscribe("room:neighbour")
         yield wire
@@ -126,7 +126,7 @@ def check(frame: dict[str, Any]) -> None:
 
 
 async def raw_text(wire: Wire, data: bytes) -> None:
-    # A text frame with bytes of our choice: the library would encode a str.
+    # a text frame with arbitrary bytes: the library would encode a str
     await wire.ws._writer.send_frame(data, aiohttp.WSMsgType.TEXT)  # noqa: SLF001
 
 
@@ -154,15 +154,15 @@ async def test_two_thousand_mutated_frames_are_all_answered(
                         if frame.get("ref") == ping:
                             break
                         answered += frame["op"] in ("ok", "error")
-                    # What asks the database may be answered after the ping.
+                    # requests that query the database may be answered after the ping
                     asks = re.search(rb'"(publish|subscribe|track|untrack)"', data)
                     assert answered or asks or not is_object(data), data[:200]
     assert {code for code, _ in ends} <= CLOSES, ends
-    assert len(ends) < FRAMES / 50  # only by the limit on bad frames
+    assert len(ends) < FRAMES / 50  # closed only by the limit on bad frames
 
 
 @pytest.mark.parametrize("data", RAW, ids=lambda data: repr(data[:50]))
-async def test_a_frame_that_is_no_operation_is_answered_at_once(
+async def test_a_frame_without_an_operation_is_answered_at_once(
     bridge: Daemon, neighbour: Wire, data: bytes
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -192,7 +192,7 @@ async def test_a_payload_that_is_not_utf8_is_refused_as_a_bad_frame(
         assert frame["code"] in ("invalid_frame", "invalid_message")
 
 
-async def test_binary_frames_are_refused_and_too_many_close_the_connection(
+async def test_binary_frames_are_refused_and_too_many_close(
     bridge: Daemon, neighbour: Wire
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -203,15 +203,14 @@ async def test_binary_frames_are_refused_and_too_many_close_the_connection(
         assert await wire.closed() == CLOSE["abuse"][0]
 
 
-async def test_a_frame_over_the_limit_is_refused_and_far_over_it_closes(
-    bridge: Daemon, neighbour: Wire
-) -> None:
+async def test_a_frame_over_the_limit_is_refused(bridge: Daemon, neighbour: Wire) -> None:
+    """One far over the limit closes the connection."""
     async with connect(bridge.url) as wire:
         await raw_text(wire, b'{"op":"ping","ref":"' + b"x" * 1_100_000 + b'"}')
         frame = await wire.until(lambda f: f["op"] == "error")
         assert frame["code"] == "frame_too_large"
         await wire.quiet()
-        with contextlib.suppress(ConnectionError):  # closed while it was being written
+        with contextlib.suppress(ConnectionError):  # closed while the frame was being written
             await raw_text(wire, b" " * 5_000_000)
         assert await wire.closed() in (1009, 1006)
 
@@ -227,9 +226,7 @@ async def test_a_subscribe_to_a_hundred_thousand_names_is_one_refusal(
         assert len(await wire.quiet()) < 200
 
 
-async def test_a_flood_of_pings_of_the_protocol_is_survived(
-    bridge: Daemon, neighbour: Wire
-) -> None:
+async def test_a_flood_of_websocket_pings_is_survived(bridge: Daemon, neighbour: Wire) -> None:
     async with connect(bridge.url) as wire:
         for _ in range(2000):
             await wire.ws.ping(b"x" * 100)
@@ -268,7 +265,7 @@ class Raw:
         return out + (b"\0\0\0\0" if masked else b"") + data
 
     async def ended(self) -> int:
-        """Read until the end of the connection; returns the close code, or 1006."""
+        """Read until the connection ends; return its close code, or 1006 without one."""
         code = 1006
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             async with asyncio.timeout(15):
@@ -293,17 +290,20 @@ class Raw:
         (Raw.frame(0x81, b"", length=2**62), {1009, 1002, 1006}),
         (Raw.frame(0x81, b"x" * 10, length=2**40), {1009, 1006}),
         (Raw.frame(0x83, b"x"), {1002}),  # an opcode that does not exist
-        (Raw.frame(0xC1, b"x"), {1002}),  # a compressed frame, which was not agreed on
-        (Raw.frame(0x80, b"x"), {1002}),  # a continuation of nothing
+        (Raw.frame(0xC1, b"x"), {1002}),  # a compressed frame, which was not negotiated
+        (Raw.frame(0x80, b"x"), {1002}),  # a continuation without a beginning
         (Raw.frame(0x09, b"x"), {1002}),  # a fragmented ping
         (Raw.frame(0x89, b"x" * 200), {1002}),  # a ping that is too long
         (Raw.frame(0x88, b"\x03"), {1002}),  # a close code of one byte
         (Raw.frame(0x88, b"\x00\x05"), {1002, 1000, 1006}),  # a close code that does not exist
-        (Raw.frame(0x01, b"a") + Raw.frame(0x81, b"b"), {1002}),  # text within text
+        (
+            Raw.frame(0x01, b"a") + Raw.frame(0x81, b"b"),
+            {1002},
+        ),  # a text frame within a text message
         (b"\x00" * 64, {1002, 1006}),
     ],
 )
-async def test_what_breaks_the_protocol_is_closed_by_its_code(
+async def test_a_protocol_violation_gets_its_close_code(
     bridge: Daemon, neighbour: Wire, data: bytes, codes: set[int]
 ) -> None:
     raw = await Raw.open(bridge)
@@ -313,7 +313,7 @@ async def test_what_breaks_the_protocol_is_closed_by_its_code(
     assert await raw.ended() in codes
 
 
-async def test_a_frame_in_twenty_thousand_fragments_is_read_or_refused(
+async def test_twenty_thousand_fragments_are_read_or_refused(
     bridge: Daemon, neighbour: Wire
 ) -> None:
     raw = await Raw.open(bridge)

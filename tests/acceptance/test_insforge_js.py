@@ -49,7 +49,7 @@ def test_the_sdk_works_as_it_is(node: Node, bridge: Daemon, package: str) -> Non
 
 
 @pytest.mark.parametrize("package", SDKS)
-def test_an_application_comes_back_by_itself_after_the_bridge_ends(
+def test_an_application_reconnects_after_the_bridge_ends(
     node: Node, bridge: Daemon, module_database: pg.Database, package: str
 ) -> None:
     room = f"room:{uuid.uuid4().hex}"
@@ -66,13 +66,13 @@ def test_an_application_comes_back_by_itself_after_the_bridge_ends(
             end()
             if end == bridge.terminate:
                 assert next(said) == "notification Server Shutdown"
-            # Not "io server disconnect", after which a client stays away.
+            # not "io server disconnect", after which a client does not reconnect
             assert next(said) == "disconnect transport close"
-            # What the bridge has left behind is gone, too.
+            # the audience and members that the bridge left behind are gone, too
             eventually(lambda: db.execute(audience, [room]).fetchone() == (0,))
             bridge.start()
             while (line := next(said)) != "connect":
-                # The latter when it comes before the bridge has reached the database.
+                # the latter when it connects before the bridge has reached the database
                 assert line.startswith("connect_error") or line == "disconnect transport close"
             eventually(lambda: db.execute(audience, [room]).fetchone() == (1,))
             db.execute("select rowcast.publish(%s, 'e', %s)", [room, f'{{"n":{number}}}'])
@@ -84,7 +84,7 @@ def test_an_application_comes_back_by_itself_after_the_bridge_ends(
             app.stdin.flush()
 
 
-def test_the_lines_of_the_chapter_run_as_written(node: Node, bridge: Daemon) -> None:
+def test_the_example_of_the_chapter_runs_as_written(node: Node, bridge: Daemon) -> None:
     chapter = README.partition("### InsForge clients")[2]
     [sdk, raw, *_] = blocks(chapter, "js")
     for text in (sdk, raw):

@@ -1,4 +1,4 @@
-"""The Phoenix door, frame by frame: refusals, limits, resuming, and what comes from elsewhere."""
+"""The Phoenix door, frame by frame: refusals, limits, resuming, messages of other doors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
         (f"?apikey={token()}", {"x-api-key": "bad"}, 401, "no JSON Web Token"),
     ],
 )
-async def test_a_refused_handshake_is_plain_http_that_says_why(
+async def test_a_refused_handshake_is_http_with_a_reason(
     bridge: Daemon, query: str, headers: dict[str, str], status: int, says: str
 ) -> None:
     upgrade = {
@@ -63,7 +63,7 @@ async def test_a_refused_handshake_is_plain_http_that_says_why(
         assert says in (await answer.json())["error"]
 
 
-async def test_both_addresses_and_both_places_of_a_key_work(bridge: Daemon, room: str) -> None:
+async def test_both_paths_and_both_places_of_a_key_work(bridge: Daemon, room: str) -> None:
     for path in ("/realtime/v1/websocket", "/socket/websocket"):
         async with connect(bridge.url, path=path) as client:
             await client.join(room)
@@ -71,7 +71,7 @@ async def test_both_addresses_and_both_places_of_a_key_work(bridge: Daemon, room
         aiohttp.ClientSession() as http,
         http.ws_connect(f"{bridge.url}/socket/websocket", headers={"x-api-key": token()}) as ws,
     ):
-        # Without vsn it is version 1.0.0.
+        # without vsn the version is 1.0.0
         await ws.send_json({"topic": "phoenix", "event": "heartbeat", "payload": {}, "ref": None})
         assert (await ws.receive_json())["event"] == "phx_reply"
 
@@ -79,7 +79,7 @@ async def test_both_addresses_and_both_places_of_a_key_work(bridge: Daemon, room
 # Across doors
 
 
-async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
+async def test_one_message_is_encoded_once_for_each_door(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     def encodings() -> dict[str, float]:
@@ -111,7 +111,7 @@ async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
         }  # fmt: skip
 
 
-async def test_nobody_can_speak_as_the_server_of_another_door(
+async def test_messages_cannot_imitate_server_events_of_other_doors(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     words = [
@@ -141,7 +141,7 @@ async def test_nobody_can_speak_as_the_server_of_another_door(
         assert {frame["op"] for frame in await native.quiet()} <= {"cursor"}
 
 
-async def test_a_pattern_is_a_topic_whose_messages_say_their_channel(
+async def test_messages_of_a_pattern_topic_name_their_channel(
     bridge: Daemon, module_db: psycopg.Connection[Any]
 ) -> None:
     module_db.execute("insert into realtime_channels (pattern, wildcard) values ('order:*', true)")
@@ -153,7 +153,7 @@ async def test_a_pattern_is_a_topic_whose_messages_say_their_channel(
         assert frame.payload["meta"]["channel"] == "order:7"
 
 
-async def test_who_loses_access_is_told_and_hears_nothing_that_is_published_afterwards(
+async def test_a_revoked_client_is_told_and_hears_no_later_message(
     bridge: Daemon, module_db: psycopg.Connection[Any]
 ) -> None:
     module_db.execute("insert into realtime_channels (pattern) values ('going:*')")
@@ -172,7 +172,7 @@ async def test_who_loses_access_is_told_and_hears_nothing_that_is_published_afte
 # Limits and refusals
 
 
-async def test_the_limits_are_those_of_the_native_door(bridge: Daemon, room: str) -> None:
+async def test_the_limits_are_those_of_the_native_wire(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as client:
         for number in range(10):
             await client.join(f"{room}{number}")
@@ -200,7 +200,7 @@ async def test_frames_beyond_the_rate_are_refused_each_with_a_reply(
             assert all("RateLimitReached" in r.reason for r in refused)
 
 
-async def test_who_sends_nothing_but_nonsense_is_closed(bridge: Daemon) -> None:
+async def test_a_client_that_only_sends_invalid_frames_is_closed(bridge: Daemon) -> None:
     async with connect(bridge.url) as client:
         for _ in range(200):
             with contextlib.suppress(ConnectionError):
@@ -210,7 +210,7 @@ async def test_who_sends_nothing_but_nonsense_is_closed(bridge: Daemon) -> None:
         assert end.value.code == 3503
 
 
-async def test_the_end_of_a_token_is_told_and_ends_the_session(
+async def test_an_expired_token_is_told_and_ends_the_session(
     module_database: pg.Database, room: str
 ) -> None:
     with daemon(module_database, jwt_leeway=0) as bridge:
@@ -222,9 +222,8 @@ async def test_the_end_of_a_token_is_told_and_ends_the_session(
             assert end.value.code == 3501
 
 
-async def test_a_token_that_was_refused_ends_the_session_and_opens_nothing(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_refused_token_ends_the_session(bridge: Daemon, room: str) -> None:
+    """And gives no access meanwhile."""
     async with connect(bridge.url, token(None, "anon")) as client:
         await client.join(room)
         for bad in (token(exp=1), "bad"):
@@ -240,7 +239,7 @@ async def test_a_token_that_was_refused_ends_the_session_and_opens_nothing(
 # Resuming
 
 
-async def test_a_handle_resumes_what_was_missed_also_after_the_bridge_was_killed(
+async def test_a_handle_resumes_also_after_the_bridge_was_killed(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     handle = uuid.uuid4().hex
@@ -258,7 +257,7 @@ async def test_a_handle_resumes_what_was_missed_also_after_the_bridge_was_killed
         await client.join(room, resume=handle)
         assert (await client.system(room)).startswith("resumed: ")
         heard = [await client.message() for _ in range(2)]
-        if heard[0]["payload"] == 1:  # the cursor was older: twice, but said so
+        if heard[0]["payload"] == 1:  # the cursor was older: repeated, and marked as replayed
             heard = [*heard[1:], await client.message()]
         assert [m["payload"] for m in heard] == [2, 3]
         assert all(m["meta"]["replayed"] for m in heard)
@@ -268,10 +267,10 @@ async def test_a_handle_resumes_what_was_missed_also_after_the_bridge_was_killed
 
 
 async def kept(client: Phoenix, module_db: psycopg.Connection[Any]) -> None:
-    """Wait until what the client has got is written down under a handle."""
+    """Wait until the client's cursor is stored under its handle."""
     moment = module_db.execute("select clock_timestamp()").fetchone()
     for _ in range(200):
-        await client.quiet()  # reads, and so answers pings
+        await client.quiet()  # reading answers pings
         row = module_db.execute(
             "select exists (select from rowcast.handle where kept_at > %s)", moment
         ).fetchone()
@@ -281,7 +280,7 @@ async def kept(client: Phoenix, module_db: psycopg.Connection[Any]) -> None:
     raise AssertionError("no handle was written down")
 
 
-async def test_a_handle_is_worth_nothing_to_somebody_else(
+async def test_a_handle_is_useless_to_another_user(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     handle = uuid.uuid4().hex
@@ -299,10 +298,10 @@ async def test_a_handle_is_worth_nothing_to_somebody_else(
         assert (await client.message())["payload"] == "missed by alice"
 
 
-async def test_what_was_written_but_never_arrived_comes_again(
+async def test_messages_written_but_not_received_are_replayed(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
-    """Through a network that swallows what the bridge wrote, and then breaks."""
+    """The network drops what the bridge wrote, and then breaks."""
     handle = uuid.uuid4().hex
     got: list[int] = []
     async with flaky_network(bridge.url) as network:
@@ -328,14 +327,14 @@ async def test_what_was_written_but_never_arrived_comes_again(
     assert firsts == sorted(firsts)
 
 
-async def test_replay_gives_history_since_a_time(
+async def test_replay_returns_history_since_a_time(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as client:
         await client.join(room)
         for number in range(40):
             publish_json(module_db, room, number)
-        for _ in range(40):  # until the bridge has read them all, too
+        for _ in range(40):  # wait until the bridge has read them all, too
             await client.message()
     row = module_db.execute("select extract(epoch from clock_timestamp()) * 1000").fetchone()
     assert row is not None
@@ -349,7 +348,7 @@ async def test_replay_gives_history_since_a_time(
         assert not await client.quiet()
 
 
-async def test_who_asks_for_persistence_writes_history(
+async def test_a_persistent_publish_writes_history(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as client:
@@ -364,7 +363,9 @@ async def test_who_asks_for_persistence_writes_history(
 
 
 @pytest.mark.parametrize("binary", [False, True])
-async def test_hostile_frames_harm_nobody(bridge: Daemon, room: str, binary: bool) -> None:
+async def test_hostile_frames_do_not_harm_other_clients(
+    bridge: Daemon, room: str, binary: bool
+) -> None:
     chance = random.Random(5)
     async with connect(bridge.url) as neighbour:
         await neighbour.join(room, self=True)

@@ -1,4 +1,4 @@
-"""What a client sends without waiting for answers: done in order, each request answered once."""
+"""Requests sent without waiting for answers: executed in order, each answered once."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def audience(database: pg.Database, room: str) -> int:
 
 
 async def send(wire: Wire, *frames: Frame) -> list[str]:
-    """Send all of them at once; returns their refs."""
+    """Send all frames at once; return their refs."""
     return [await wire.send(**frame) for frame in frames]
 
 
 async def answers(wire: Wire, refs: list[str]) -> list[tuple[str, str]]:
-    """Each answer as (ref, "ok" or its code), in the order in which they come."""
+    """Return each answer as (ref, "ok" or its code), in the order of arrival."""
     found = []
     while len(found) < len(refs):
         frame = await wire.until(lambda f: f["op"] in ("ok", "error"))
@@ -75,7 +75,7 @@ def untrack(channel: str) -> Frame:
     return {"op": "untrack", "channel": channel}
 
 
-async def test_a_track_behind_its_subscribe_succeeds_with_it(
+async def test_a_track_behind_a_subscribe_succeeds_with_it(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -87,7 +87,7 @@ async def test_a_track_behind_its_subscribe_succeeds_with_it(
 @pytest.mark.parametrize(
     ("channel", "code"), [("private:1", "forbidden"), ("slow:1", "unavailable"), ("a b", "invalid")]
 )
-async def test_what_is_sent_behind_a_subscribe_that_is_refused_is_refused_with_it(
+async def test_requests_behind_a_refused_subscribe_are_refused(
     channel: str, code: str, bridge: Daemon
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -112,7 +112,7 @@ async def test_the_order_of_tracks_and_untracks_is_kept(
         eventually(lambda: state(module_database, room) == [], what="untracked")
 
 
-async def test_an_unsubscribe_behind_a_subscribe_ends_all_that_was_sent_before(
+async def test_an_unsubscribe_ends_all_requests_sent_before_it(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -127,8 +127,8 @@ async def test_an_unsubscribe_behind_a_subscribe_ends_all_that_was_sent_before(
         assert [m["payload"] for m in await wire.messages(1)] == ["heard"]
 
 
-async def test_the_answers_to_an_unsubscribe_and_what_it_ends_come_in_order(bridge: Daemon) -> None:
-    """The policies would take two seconds."""
+async def test_an_unsubscribe_and_what_it_ends_are_answered_in_order(bridge: Daemon) -> None:
+    """Without waiting for the policies, which would take two seconds."""
     async with connect(bridge.url) as wire:
         refs = await send(wire, sub("slow:2"), track("slow:2", 1), unsub("slow:2"))
         async with asyncio.timeout(1.5):
@@ -137,10 +137,10 @@ async def test_the_answers_to_an_unsubscribe_and_what_it_ends_come_in_order(brid
             ]  # fmt: skip
         late = await send(wire, sub("slow:2"))
         assert await answers(wire, late) == [(late[0], "unavailable")]
-        assert await wire.quiet() == []  # the first one's end is told no second time
+        assert await wire.quiet() == []  # the end of the first is not told twice
 
 
-async def test_a_second_subscribe_changes_nothing_of_what_waits_for_the_first(
+async def test_a_second_subscribe_does_not_affect_waiting_requests(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -150,7 +150,8 @@ async def test_a_second_subscribe_changes_nothing_of_what_waits_for_the_first(
         assert state(module_database, room) == [{"n": 2}]
 
 
-async def test_what_may_wait_is_limited_and_what_is_wrong_does_not_wait(bridge: Daemon) -> None:
+async def test_waiting_requests_are_limited(bridge: Daemon) -> None:
+    """Invalid requests are answered at once."""
     async with connect(bridge.url) as wire:
         refs = await send(wire, sub("slow:3"), *(track("slow:3", n) for n in range(50)))
         big = await send(wire, {"op": "track", "channel": "slow:3", "state": {"x": "y" * 100_000}})
@@ -159,7 +160,7 @@ async def test_what_may_wait_is_limited_and_what_is_wrong_does_not_wait(bridge: 
         assert said.count("unavailable") == MAX_PENDING
         assert said.count("rate_limited") == 51 - MAX_PENDING
         assert found[big[0]] == "rate_limited"
-        # And all of it is given back.
+        # and the whole allowance is returned
         refs = await send(wire, sub("slow:4"), *(track("slow:4", n) for n in range(10)), big_one())
         found = dict(await answers(wire, refs))
         assert [found[ref] for ref in refs] == ["unavailable"] * 11 + ["payload_too_large"]
@@ -169,7 +170,7 @@ def big_one() -> Frame:
     return {"op": "track", "channel": "slow:4", "state": {"x": "y" * 100_000}}
 
 
-async def test_a_publish_behind_a_subscribe_is_heard_and_one_behind_an_unsubscribe_is_not(
+async def test_a_publish_is_heard_between_subscribe_and_unsubscribe(
     bridge: Daemon, room: str
 ) -> None:
     def said(n: int) -> Frame:
@@ -184,7 +185,7 @@ async def test_a_publish_behind_a_subscribe_is_heard_and_one_behind_an_unsubscri
         assert [f for f in await wire.quiet() if f["op"] == "messages"] == []
 
 
-async def test_who_is_gone_before_the_answer_leaves_nothing_behind(
+async def test_a_client_gone_before_its_answer_leaves_no_trace(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     for goodbye in (True, False) * 10:
@@ -197,11 +198,11 @@ async def test_who_is_gone_before_the_answer_leaves_nothing_behind(
     eventually(
         lambda: (state(module_database, room), audience(module_database, room)) == ([], 0),
         timeout=30,
-        what="nobody is there",
+        what="audience and members are empty",
     )
 
 
-async def test_whatever_is_sent_each_request_is_answered_once(
+async def test_each_random_request_is_answered_once(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     choice = random.Random(7)

@@ -1,5 +1,8 @@
-"""What clients of Supabase and InsForge send without waiting for answers: nothing is lost, done
-twice or left behind, and each request gets the answer that its client knows."""
+"""Pipelined requests of Supabase's and InsForge's clients.
+
+No request is lost, executed twice or left behind, and each gets the answer that its client
+expects.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
         yield bridge
 
 
-def nobody(database: pg.Database, room: str) -> None:
-    """Wait until nothing is left of who was here."""
+def wait_until_empty(database: pg.Database, room: str) -> None:
+    """Wait until audience and members of the room are empty."""
     eventually(
         lambda: (state(database, room), audience(database, room)) == ([], 0),
         timeout=30,
-        what="nobody is there",
+        what="audience and members are empty",
     )
 
 
@@ -72,7 +75,7 @@ async def pushes(client: Phoenix, channel: str, *frames: Push) -> None:
 
 
 async def replies(client: Phoenix, *refs: str) -> list[tuple[str, str, str]]:
-    """The (join_ref, ref, status) of the replies to these, in the order in which they come."""
+    """Return (join_ref, ref, status) of the replies to `refs`, in the order of arrival."""
     found: list[Pushed] = []
     while len(found) < len(refs):
         found.append(await client.until(lambda f: f.event == "phx_reply" and f.ref in refs))
@@ -81,12 +84,12 @@ async def replies(client: Phoenix, *refs: str) -> list[tuple[str, str, str]]:
 
 
 async def unasked(client: Phoenix) -> list[Pushed]:
-    """What came that is neither a message nor about presence."""
+    """Return the frames that are neither messages nor presence."""
     events = ("broadcast", "presence_state", "presence_diff")
     return [frame for frame in await client.quiet() if frame.event not in events]
 
 
-async def test_leaving_and_joining_in_one_go_is_one_join(
+async def test_leaving_and_joining_at_once_is_one_join(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     async with phoenix.connect(bridge.url) as client:
@@ -101,13 +104,11 @@ async def test_leaving_and_joining_in_one_go_is_one_join(
             assert (await client.message())["payload"] == j
             assert audience(module_database, room) == 1
             assert await unasked(client) == []
-    nobody(module_database, room)
+    wait_until_empty(module_database, room)
 
 
-async def test_the_leave_of_a_join_that_was_replaced_leaves_the_new_one_alone(
-    bridge: Daemon, room: str
-) -> None:
-    """A page whose component is drawn anew removes the old channel after it has made the new."""
+async def test_the_leave_of_a_replaced_join_spares_the_new_one(bridge: Daemon, room: str) -> None:
+    """A page that re-renders removes the old channel after it has created the new one."""
     async with phoenix.connect(bridge.url) as client:
         await pushes(client, room, join("1"), leave("1", "2"), join("3"), leave("1", "4"))
         found = await replies(client, "1", "2", "3", "4")
@@ -127,7 +128,7 @@ async def test_the_leave_of_a_join_that_was_replaced_leaves_the_new_one_alone(
 
 
 @pytest.mark.parametrize("second", ["1", "2"])
-async def test_of_two_joins_of_one_topic_the_newer_counts(
+async def test_the_newer_of_two_joins_of_a_topic_counts(
     bridge: Daemon, module_database: pg.Database, room: str, second: str
 ) -> None:
     async with phoenix.connect(bridge.url) as client:
@@ -137,24 +138,24 @@ async def test_of_two_joins_of_one_topic_the_newer_counts(
         await pushes(client, room, say(second, "d", "once"))
         await replies(client, "d")
         assert (await client.message())["payload"] == "once"
-        # And so where one lives already.
+        # the same where a join is live already
         await pushes(client, room, join("3"), say("3", "e", "twice"), join("4"), say("4", "f", 3))
         assert {ref: status for _, ref, status in await replies(client, "3", "e", "4", "f")} == {
             "3": "error", "e": "ok", "4": "ok", "f": "ok",
         }  # fmt: skip
-        # What came for the join that was never answered is its own.
+        # replies to the join that was never answered are its own
         heard = [f.payload["payload"] for f in await client.quiet() if f.event == "broadcast"]
         while 3 not in heard:
             heard.append((await client.message())["payload"])
         assert heard in (["twice", 3], [3])
         assert audience(module_database, room) == 1
-    nobody(module_database, room)
+    wait_until_empty(module_database, room)
 
 
-async def test_what_is_sent_right_behind_a_join_is_done_as_the_join_asks(
+async def test_a_broadcast_behind_a_join_has_the_options_of_the_join(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
-    """With its ack, and kept."""
+    """It is acknowledged and kept."""
     async with phoenix.connect(bridge.url) as client:
         heartbeat = json.dumps([None, "h", "phoenix", "heartbeat", {}])
         await pushes(client, room, join("1", presence=True, persist=True), say("1", "2", "kept"))
@@ -170,10 +171,10 @@ async def test_what_is_sent_right_behind_a_join_is_done_as_the_join_asks(
         assert rows == [("message",)]
 
 
-async def test_a_message_for_a_topic_that_is_being_joined_goes_to_no_other(
+async def test_a_message_for_a_pending_topic_reaches_only_that_topic(
     bridge: Daemon, room: str
 ) -> None:
-    """Whatever join_ref they share."""
+    """Even if topics share a join_ref."""
     async with phoenix.connect(bridge.url) as client:
         await client.ws.send_str(json.dumps(["1", "1", f"realtime:{room}a", *join("1")[2:]]))
         await replies(client, "1")
@@ -183,9 +184,8 @@ async def test_a_message_for_a_topic_that_is_being_joined_goes_to_no_other(
         assert heard.topic == f"realtime:{room}b"
 
 
-async def test_a_token_behind_a_join_is_taken_and_one_that_is_refused_ends_all(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_token_behind_a_join_is_accepted(bridge: Daemon, room: str) -> None:
+    """One that is refused ends the session."""
     async with phoenix.connect(bridge.url) as client:
         new = {"access_token": token(extra=1)}
         await pushes(client, room, join("1"), ("1", "2", "access_token", new), say("1", "3", 1))
@@ -198,7 +198,7 @@ async def test_a_token_behind_a_join_is_taken_and_one_that_is_refused_ends_all(
             await client.until(lambda _: False)
 
 
-async def test_a_leave_before_the_answer_of_the_policies_waits_for_nothing(bridge: Daemon) -> None:
+async def test_a_leave_does_not_wait_for_the_policies(bridge: Daemon) -> None:
     async with phoenix.connect(bridge.url) as client:
         await pushes(client, "slow:1", join("1"), track("1", "2", 1), leave("1", "3"))
         async with asyncio.timeout(1.5):
@@ -208,9 +208,7 @@ async def test_a_leave_before_the_answer_of_the_policies_waits_for_nothing(bridg
         assert await unasked(client) == []
 
 
-async def test_a_join_that_is_refused_for_its_rate_leaves_the_former_as_it_was(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_join_over_the_rate_leaves_the_former_unchanged(bridge: Daemon, room: str) -> None:
     async with phoenix.connect(bridge.url) as client:
         await pushes(client, room, join("1"))
         await replies(client, "1")
@@ -221,7 +219,7 @@ async def test_a_join_that_is_refused_for_its_rate_leaves_the_former_as_it_was(
         assert await replies(client, "2") == [("2", "2", "error")]
         for ref in slow:
             await pushes(client, f"slow:{ref}", leave(ref, f"l{ref}"))
-        # The policies are still being asked about those.
+        # their policies are still being evaluated
         await replies(client, *slow[:1])
         async with asyncio.timeout(20):
             status = "error"
@@ -231,7 +229,7 @@ async def test_a_join_that_is_refused_for_its_rate_leaves_the_former_as_it_was(
         assert (await client.message())["payload"] == "acknowledged"
 
 
-async def test_one_bad_frame_is_told_to_nobody_else(bridge: Daemon, room: str) -> None:
+async def test_a_bad_frame_is_reported_only_to_its_topic(bridge: Daemon, room: str) -> None:
     """A `system` error would end a channel of realtime-py."""
     deep = "[" * 100_000 + "]" * 100_000
     async with phoenix.connect(bridge.url) as client:
@@ -264,7 +262,7 @@ def push(join_ref: str, ref: str, topic: str, payload: bytes) -> bytes:
     return b"\x03" + bytes(map(len, parts)) + b"\x01" + b"".join(parts) + payload
 
 
-async def test_who_closes_in_the_middle_leaves_nothing_behind(
+async def test_a_client_that_closes_midway_leaves_no_trace(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     for number in range(20):
@@ -278,10 +276,10 @@ async def test_who_closes_in_the_middle_leaves_nothing_behind(
             else:
                 raw = client.ws.get_extra_info("socket")
                 raw.shutdown(2)
-    nobody(module_database, room)
+    wait_until_empty(module_database, room)
 
 
-async def test_whatever_is_pushed_each_request_is_answered_once(
+async def test_each_random_push_is_answered_once(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     choice = random.Random(11)
@@ -311,19 +309,19 @@ async def test_whatever_is_pushed_each_request_is_answered_once(
                         frames.append(track(current, ref, n))
             await pushes(client, room, *frames)
             await replies(client, *refs)
-            # A track behind a join that another has replaced is refused with it.
+            # a track behind a replaced join is refused with it
             left = await unasked(client)
             assert left == [], (frames, left)
             await pushes(client, room, leave(None, "end"))
             await replies(client, "end")
-        nobody(module_database, room)
+        wait_until_empty(module_database, room)
 
 
 # Socket.IO
 
 
 async def idle(bridge: Daemon, room: str) -> None:
-    """Wait until nothing is left of the slow questions."""
+    """Wait until the slow policy queries have ended."""
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(TimeoutError, engineio.ClosedError):
@@ -333,7 +331,7 @@ async def idle(bridge: Daemon, room: str) -> None:
 
 
 async def events(client: SocketIO, *asked: tuple[str, str, Any]) -> list[str]:
-    """Send (event, channel, further keys) each with an ack id; returns the ids."""
+    """Send each (event, channel, further keys) with an ack id; return the ids."""
     numbers = [str(1000 + n) for n in range(len(asked))]
     for number, (event, channel, rest) in zip(numbers, asked, strict=True):
         body = {"channel": channel, **rest}
@@ -342,7 +340,7 @@ async def events(client: SocketIO, *asked: tuple[str, str, Any]) -> list[str]:
 
 
 async def acks(client: SocketIO, numbers: list[str]) -> list[str]:
-    """What each was acknowledged with: "ok" or its code."""
+    """Return how each was acknowledged: "ok" or its code."""
     found = {}
     for number in numbers:
         packet = await client.until(lambda p, n=number: p.startswith(f"43{n}["))
@@ -356,13 +354,13 @@ def said(n: Any) -> dict[str, Any]:
 
 
 async def still(client: SocketIO) -> list[str]:
-    """All that was written before a further event was acknowledged."""
+    """Return all packets written before a further event was acknowledged."""
     await client.ask("realtime:unsubscribe", {"channel": "room:none"})
     passed, client.passed = client.passed, []
     return [packet for packet in passed if packet[0] == "4"]
 
 
-async def test_subscribing_unsubscribing_and_subscribing_in_one_go(
+async def test_subscribe_unsubscribe_and_subscribe_at_once(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     async with engineio.connect(bridge.url) as client:
@@ -379,12 +377,10 @@ async def test_subscribing_unsubscribing_and_subscribing_in_one_go(
         assert (await client.heard())["n"] == 3
         assert await still(client) == []
         assert audience(module_database, room) == 1
-    nobody(module_database, room)
+    wait_until_empty(module_database, room)
 
 
-async def test_publishes_behind_a_subscribe_are_done_after_it_in_their_order(
-    bridge: Daemon, room: str
-) -> None:
+async def test_publishes_behind_a_subscribe_follow_it_in_order(bridge: Daemon, room: str) -> None:
     async with engineio.connect(bridge.url) as client:
         for again in (0, 10):
             numbers = await events(
@@ -401,10 +397,8 @@ async def test_publishes_behind_a_subscribe_are_done_after_it_in_their_order(
         assert await still(client) == []
 
 
-async def test_an_unsubscribe_that_is_refused_for_its_rate_says_so(
-    bridge: Daemon, room: str
-) -> None:
-    """Else its client believes that it hears no more, and is shown no more."""
+async def test_an_unsubscribe_over_the_rate_is_refused(bridge: Daemon, room: str) -> None:
+    """Otherwise its client would believe that it receives no more and hide what arrives."""
     async with engineio.connect(bridge.url) as client:
         await client.subscribe(room)
         for number in range(MAX_PENDING):
@@ -416,7 +410,7 @@ async def test_an_unsubscribe_that_is_refused_for_its_rate_says_so(
     await idle(bridge, room)
 
 
-async def test_several_packets_in_one_body_are_done_in_order(bridge: Daemon, room: str) -> None:
+async def test_packets_of_one_body_are_executed_in_order(bridge: Daemon, room: str) -> None:
     def packet(number: int, name: str, **rest: Any) -> str:
         return f"42{number}" + json.dumps([f"realtime:{name}", {"channel": room, **rest}])
 
@@ -437,7 +431,7 @@ async def test_several_packets_in_one_body_are_done_in_order(bridge: Daemon, roo
         assert sum(p.startswith('42["e",') for p in got) == 1
 
 
-async def test_nothing_that_follows_a_disconnect_or_a_close_is_done(
+async def test_packets_after_a_disconnect_or_close_are_ignored(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
     sub = "421" + json.dumps(["realtime:subscribe", {"channel": room}])
@@ -457,13 +451,13 @@ async def test_nothing_that_follows_a_disconnect_or_a_close_is_done(
                         await client.ws.send_str(text)
                 await client.closed()
         assert not [p for p in await still(neighbour) if p.startswith('42["e"')]
-    nobody(module_database, room)
+    wait_until_empty(module_database, room)
 
 
-async def test_who_is_sent_away_while_polling_publishes_no_more(
+async def test_a_polling_client_sent_away_cannot_publish(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
-    """Until his last poll, or for a second."""
+    """Its session remains until its last poll, or for a second."""
     publish = "429" + json.dumps(["realtime:publish", {"channel": room, **said(1)}])
     async with (
         engineio.connect(bridge.url, token=token("bob")) as neighbour,
@@ -475,16 +469,14 @@ async def test_who_is_sent_away_while_polling_publishes_no_more(
         assert (await poller.get())[1].startswith('431[{"ok":true')
         with module_database.connect() as connection:
             connection.execute("select rowcast.kick('carol')")
-        await other.closed()  # so the one that polls is, too
+        await other.closed()  # so the polling client is revoked, too
         await poller.post(publish)
         await poller.get()
         await neighbour.publish(room, {"n": 2})
         assert (await neighbour.heard())["n"] == 2
 
 
-async def test_going_over_to_a_websocket_at_once_leaves_no_poll_waiting(
-    bridge: Daemon, room: str
-) -> None:
+async def test_an_immediate_upgrade_leaves_no_poll_waiting(bridge: Daemon, room: str) -> None:
     subscribe = json.dumps(["realtime:subscribe", {"channel": room}])
     for _ in range(20):
         async with polling(bridge.url, token=token()) as poller:
@@ -499,7 +491,7 @@ async def test_going_over_to_a_websocket_at_once_leaves_no_poll_waiting(
 
 
 async def test_only_one_websocket_takes_over(bridge: Daemon) -> None:
-    """The other would stay open for ever: it is pinged no more."""
+    """Another would stay open for ever, because it is not pinged."""
     async with polling(bridge.url, token=token()) as poller:
         query = f"&sid={poller.sid}"
         async with (
@@ -516,7 +508,7 @@ async def test_only_one_websocket_takes_over(bridge: Daemon) -> None:
             }  # fmt: skip
 
 
-async def test_what_comes_while_clients_go_over_comes_once_and_in_order(
+async def test_messages_during_an_upgrade_arrive_once_and_in_order(
     bridge: Daemon, room: str
 ) -> None:
     async with engineio.connect(bridge.url) as writer:

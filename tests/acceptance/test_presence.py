@@ -1,4 +1,4 @@
-"""Presence on real bridges: who is there, in what state, and when they have left."""
+"""Presence on real bridges: the members of a channel, their state, and when they leave."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bridges(database: pg.Database) -> Iterator[tuple[Daemon, Daemon]]:
 
 
 class Watch:
-    """What one client is told about who is present."""
+    """The members of a channel as one client is told about them."""
 
     def __init__(self, wire: Wire, present: list[dict[str, Any]]) -> None:
         self.wire = wire
@@ -48,7 +48,7 @@ class Watch:
                 self.present[event["key"]] = event["presence"]
 
     async def until(self, present: dict[str, Any], within: float = 15) -> None:
-        """Read until exactly these are present."""
+        """Read until exactly these members are present."""
         deadline = time.monotonic() + within
         while self.present != present:
             left = deadline - time.monotonic()
@@ -56,7 +56,7 @@ class Watch:
             self.take(await self.wire.until(lambda f: f["op"] == "presence", left))
 
     async def settle(self, seconds: float) -> None:
-        """Take what comes for a time that something must not happen in."""
+        """Collect frames for a time in which an event must not happen."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(AssertionError):
@@ -65,7 +65,7 @@ class Watch:
 
 @contextlib.asynccontextmanager
 async def user(bridge: Daemon, sub: str | None, **state: Any) -> AsyncIterator[Wire]:
-    """A client in the room, present in a state unless there is none."""
+    """Connect a client to the room; with a state it is also a member."""
     bearer = token(sub) if sub else token(None, "anon")
     async with connect(bridge.url, bearer) as wire:
         await wire.subscribe(ROOM)
@@ -93,9 +93,10 @@ def in_sql(database: pg.Database) -> dict[str, tuple[Any, int]]:
         return {key: (state, sessions) for key, state, sessions in rows}
 
 
-async def test_members_of_two_bridges_see_each_other_come_change_and_go(
+async def test_members_on_two_bridges_see_each_other(
     bridges: tuple[Daemon, Daemon], database: pg.Database
 ) -> None:
+    """They see joins, changes of state and leaves."""
     one, two = bridges
     async with watch(one) as here, watch(two) as there:
         assert here.present == {}
@@ -117,7 +118,7 @@ async def test_members_of_two_bridges_see_each_other_come_change_and_go(
     assert in_sql(database) == {}
 
 
-async def test_many_tabs_are_one_member_and_the_last_one_speaks(
+async def test_tabs_are_one_member_with_the_newest_state(
     bridges: tuple[Daemon, Daemon], database: pg.Database
 ) -> None:
     one, two = bridges
@@ -141,14 +142,14 @@ async def test_anonymous_callers_are_members_by_session(bridges: tuple[Daemon, D
         keys = [wire.welcome["session"] for wire in (a, b)]
         await watching.until({keys[0]: {"n": 1}, keys[1]: {"n": 2}})
         a.cut()
-        # Nobody comes back as this session, so there is nothing to wait for.
+        # a session cannot reconnect as itself, so there is no grace time
         await watching.until({keys[1]: {"n": 2}}, within=1.4)
         auth = await b.ask(op="auth", token=token("bob"))
         assert auth["op"] == "ok"
         await watching.until({"bob": {"n": 2}})
 
 
-async def test_a_quick_reconnect_is_not_seen_by_others(bridges: tuple[Daemon, Daemon]) -> None:
+async def test_a_quick_reconnect_is_invisible_to_others(bridges: tuple[Daemon, Daemon]) -> None:
     one, two = bridges
     async with watch(one) as watching:
         async with user(one, "alice", x=1) as alice:
@@ -163,7 +164,7 @@ async def test_a_quick_reconnect_is_not_seen_by_others(bridges: tuple[Daemon, Da
         assert watching.events == [("join", "alice"), ("leave", "alice")]
 
 
-async def test_who_says_goodbye_has_left_at_once(bridges: tuple[Daemon, Daemon]) -> None:
+async def test_a_closed_client_has_left_at_once(bridges: tuple[Daemon, Daemon]) -> None:
     async with watch(bridges[0]) as watching, user(bridges[1], "alice", x=1) as alice:
         await watching.until({"alice": {"x": 1}})
         await alice.ws.close(code=1000)
@@ -178,7 +179,7 @@ async def test_members_of_a_killed_bridge_leave_with_its_lease(
         await watching.until({"alice": {"x": 1}, "bob": {"x": 1}})
         killed = time.monotonic()
         two.kill()
-        async with user(one, "alice", x=1):  # came back elsewhere in time
+        async with user(one, "alice", x=1):  # reconnected to another bridge in time
             await watching.until({"alice": {"x": 1}})
             assert time.monotonic() - killed < QUICK["lease"] + 1
             assert watching.events[-1] == ("leave", "bob")
@@ -186,7 +187,7 @@ async def test_members_of_a_killed_bridge_leave_with_its_lease(
             assert in_sql(database).keys() == {"alice"}
 
 
-async def test_a_bridge_that_is_stopped_leaves_its_members_the_time_to_come_back(
+async def test_a_stopped_bridge_leaves_members_time_to_reconnect(
     bridges: tuple[Daemon, Daemon],
 ) -> None:
     one, two = bridges
@@ -198,7 +199,7 @@ async def test_a_bridge_that_is_stopped_leaves_its_members_the_time_to_come_back
         assert ("leave", "alice") not in watching.events
 
 
-async def test_a_bridge_that_slept_over_its_lease_writes_its_members_anew(
+async def test_a_bridge_that_lost_its_lease_writes_its_members_again(
     bridges: tuple[Daemon, Daemon],
 ) -> None:
     one, two = bridges
@@ -211,7 +212,7 @@ async def test_a_bridge_that_slept_over_its_lease_writes_its_members_anew(
         assert "lease_lost" in two.log
 
 
-async def test_nobody_can_be_somebody_else(
+async def test_a_client_cannot_be_another_member(
     bridges: tuple[Daemon, Daemon], database: pg.Database
 ) -> None:
     async with watch(bridges[0]) as watching, user(bridges[0], "mallory") as mallory:
@@ -228,7 +229,7 @@ async def test_nobody_can_be_somebody_else(
         assert in_sql(database).keys() == {"mallory"}
 
 
-async def test_only_who_is_subscribed_can_be_present(bridges: tuple[Daemon, Daemon]) -> None:
+async def test_only_subscribers_can_be_members(bridges: tuple[Daemon, Daemon]) -> None:
     async with connect(bridges[0].url) as wire:
         for channel in (ROOM, "nothing:here"):
             answer = await wire.ask(op="track", channel=channel, state={"x": 1})

@@ -1,4 +1,4 @@
-"""Presence under pressure: what a client may send, and what many of them may cost."""
+"""Presence under pressure: the limits on states, and the cost of many updates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
 
 
 async def said(wire: Wire, state: str, channel: str = ROOM) -> str:
-    """Track a state as it is spelt; `ok`, or the code of the refusal."""
+    """Track a state given as JSON text; return `ok` or the code of the refusal."""
     await wire.ws.send_str(f'{{"op":"track","ref":"t","channel":"{channel}","state":{state}}}')
     answer = await wire.until(lambda f: f.get("ref") == "t")
     return str(answer.get("code", "ok"))
@@ -48,10 +48,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-async def test_a_state_that_cannot_be_is_refused_and_harms_no_other(
+async def test_an_invalid_state_is_refused_and_harms_no_other(
     bridge: Daemon, module_database: pg.Database, kind: str
 ) -> None:
-    """Also not those written in the same statement; the state before it stays."""
+    """Not even those written in the same statement; the former state stays."""
     state, code = BAD[kind]
     async with connect(bridge.url, token("bad")) as bad, connect(bridge.url, token("good")) as good:
         for wire in (bad, good):
@@ -74,7 +74,7 @@ async def test_a_state_that_cannot_be_is_refused_and_harms_no_other(
             eventually(lambda: db.execute(present, [ROOM]).fetchall() == [])
 
 
-async def test_numbers_and_text_of_a_state_come_back_as_they_were(bridge: Daemon) -> None:
+async def test_numbers_and_text_of_a_state_are_preserved(bridge: Daemon) -> None:
     async with connect(bridge.url, token("ann")) as wire:
         await wire.subscribe("room:numbers")
         state = '{"a": 1.10, "b": 12345678901234567890123, "c": "é\\u2028\\"", "d": {"e": []}}'
@@ -85,7 +85,7 @@ async def test_numbers_and_text_of_a_state_come_back_as_they_were(bridge: Daemon
         assert frame["events"][0]["presence"]["d"] == {"e": []}
 
 
-async def test_a_channel_has_room_for_so_many_members(bridge: Daemon) -> None:
+async def test_a_channel_has_a_member_limit(bridge: Daemon) -> None:
     async with contextlib.AsyncExitStack() as stack:
         wires = [
             await stack.enter_async_context(connect(bridge.url, token(f"user{n}")))
@@ -111,7 +111,7 @@ SECONDS = 6.0
 
 
 async def chatter(wire: Wire, until: float) -> int:
-    """Track 30 times a second without waiting for answers; returns the number tracked last."""
+    """Track 30 times a second without waiting for answers; return the last number."""
     began = time.monotonic()
     number = 0
     while time.monotonic() < until:
@@ -122,16 +122,17 @@ async def chatter(wire: Wire, until: float) -> int:
 
 
 async def listen(wire: Wire) -> None:
-    """Read whatever comes; a refusal or an end is a failure."""
+    """Read all frames; a refusal or a close fails the test."""
     while True:
         frame = await wire.read(60)
         assert frame["op"] not in ("closed", "error"), frame
 
 
 @pytest.mark.slow
-async def test_chatty_clients_cost_bounded_writes_and_nobody_is_thrown_out(
+async def test_chatty_clients_cost_bounded_writes(
     database: pg.Database,
 ) -> None:
+    """And all stay connected."""
     open_channels(database, "room:*")
     written = "select n_tup_ins + n_tup_upd from pg_stat_user_tables where relname = 'presence'"
     present = "select key, state from rowcast.presence_state(%s)"
@@ -153,7 +154,7 @@ async def test_chatty_clients_cost_bounded_writes_and_nobody_is_thrown_out(
                     found = dict(db.execute(present, [ROOM]).fetchall())
                     await asyncio.sleep(0.1)
             took = time.monotonic() - began
-            assert not any(task.done() for task in listening), "all are still there"
+            assert not any(task.done() for task in listening), "all are still present"
             for task in listening:
                 task.cancel()
             await asyncio.gather(*listening, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Who may no longer listen is no longer there: not present, not counted, not told of others."""
+"""A client without access is not a member, not counted, and not told about members."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.wire_client import Wire, connect
 
 pytestmark = pytest.mark.acceptance
 
-# Far longer than a test takes: who leaves in it has not been waited for.
+# far longer than a test takes: a member that leaves in time left without the grace time
 GRACE = 300
 AUDIENCE = "select rowcast.audience('room:1')"
 PRESENT = "select array_agg(key order by key) from rowcast.presence_state('room:1')"
@@ -43,22 +43,22 @@ def sql(database: pg.Database) -> Iterator[psycopg.Connection[Any]]:
 
 
 async def watched(wire: Wire) -> Watch:
-    """A subscribed client's view, from now on."""
+    """Subscribe and return the client's view of the members from now on."""
     wire.passed.clear()
     return Watch(wire, (await wire.subscribe(ROOM))["presence"])
 
 
 def counts(sql: psycopg.Connection[Any], audience: int, *present: str) -> None:
-    """Wait until so many listen and exactly these are present."""
+    """Wait until `audience` clients are subscribed and exactly these members are present."""
     eventually(lambda: sql.execute(AUDIENCE).fetchone() == (audience,), what=f"{audience} listen")
     wanted = (sorted(present) or None,)
     eventually(lambda: sql.execute(PRESENT).fetchone() == wanted, what=f"{present} are there")
 
 
-async def test_who_is_revoked_leaves_and_hears_of_nobody_from_the_commit_on(
+async def test_a_revoked_member_leaves_and_hears_no_presence(
     bridges: tuple[Daemon, Daemon], sql: psycopg.Connection[Any]
 ) -> None:
-    """Others keep changing on the other bridge, before and right after the revoking commit."""
+    """From the commit on, although members of the other bridge keep changing around it."""
     one, two = bridges
     async with member(one, sql, "alice", "1") as alice, member(two, sql, "bob", "1") as bob:
         watching = await watched(bob)
@@ -80,9 +80,10 @@ async def test_who_is_revoked_leaves_and_hears_of_nobody_from_the_commit_on(
             assert len((await alice.subscribe(ROOM))["presence"]) == 1
 
 
-async def test_who_is_kicked_leaves_at_once_and_who_is_only_recalled_may_come_back(
+async def test_a_kicked_member_leaves_at_once(
     bridges: tuple[Daemon, Daemon], sql: psycopg.Connection[Any]
 ) -> None:
+    """One that is only disconnected may come back."""
     one, two = bridges
     async with (
         member(one, sql, "bob", "1") as bob,
@@ -95,7 +96,7 @@ async def test_who_is_kicked_leaves_at_once_and_who_is_only_recalled_may_come_ba
             await track(wire, here=True)
         await watching.until({"alice": {"here": True}, "eve": {"here": True}})
         sql.execute("select rowcast.kick('alice')")
-        # Read while they come: a close that nobody answers ends in a reset, without its code.
+        # read all the while: an unanswered close ends in a reset without its code
         assert await asyncio.gather(first.closed(), second.closed()) == [3504, 3504]
         await watching.until({"eve": {"here": True}})
         counts(sql, 2, "eve")
@@ -108,7 +109,7 @@ async def test_who_is_kicked_leaves_at_once_and_who_is_only_recalled_may_come_ba
         assert ("leave", "eve") not in watching.events
 
 
-async def test_who_lets_his_token_expire_leaves_with_it(
+async def test_a_member_leaves_when_its_token_expires(
     bridges: tuple[Daemon, Daemon], sql: psycopg.Connection[Any]
 ) -> None:
     one, two = bridges
@@ -124,7 +125,7 @@ async def test_who_lets_his_token_expire_leaves_with_it(
 
 
 @pytest.mark.parametrize("how", ["disabled", "deleted"])
-async def test_a_channel_that_ends_has_nobody_in_it_and_keeps_its_history(
+async def test_a_channel_that_ends_loses_members_and_keeps_history(
     bridges: tuple[Daemon, Daemon], sql: psycopg.Connection[Any], how: str
 ) -> None:
     one, two = bridges
@@ -152,7 +153,7 @@ async def test_a_channel_that_ends_has_nobody_in_it_and_keeps_its_history(
             assert heard(await wire.quiet()) in ([], ["kept"])
 
 
-async def test_both_doors_show_the_same_members_and_are_told_in_their_own_words(
+async def test_both_doors_show_the_same_members(
     bridges: tuple[Daemon, Daemon], sql: psycopg.Connection[Any]
 ) -> None:
     one, two = bridges
@@ -186,7 +187,7 @@ async def test_both_doors_show_the_same_members_and_are_told_in_their_own_words(
         assert not [f for f in await alice.quiet() if f.event.startswith("presence")]
 
 
-async def test_a_client_without_a_right_to_a_channel_leaves_only_that_one(
+async def test_a_client_that_loses_a_channel_leaves_only_that_one(
     bridges: tuple[Daemon, Daemon], sql: psycopg.Connection[Any]
 ) -> None:
     async with member(bridges[0], sql, "alice", "1", "2") as alice:

@@ -1,4 +1,4 @@
-"""The REST API as a stranger meets it: every refusal says what was wrong and what to do."""
+"""The REST API for a new user: every refusal says what was wrong and what to do."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ask(bridge: Daemon, method: str, path: str, body: Any = None, **more: Any) -
 
 
 def assert_problem(reply: Reply, status: int, code: str, *words: str) -> None:
-    """An error has the form of all errors, and says these words."""
+    """Check that an error has the common form and contains these words."""
     assert (reply.status, reply.json["error"]) == (status, code), reply.text
     assert set(reply.json) <= {"error", "message", "statusCode", "nextActions"}
     assert reply.json["statusCode"] == status
@@ -61,10 +61,10 @@ def assert_problem(reply: Reply, status: int, code: str, *words: str) -> None:
     assert [word for word in words if word not in reply.text] == [], reply.text
 
 
-# Who asks
+# Authentication
 
 
-def test_without_a_token_nothing_is_said(bridge: Daemon) -> None:
+def test_a_request_without_a_token_is_refused(bridge: Daemon) -> None:
     for route in ROUTES:
         path = route.path.replace("{id}", str(uuid.uuid4()) if route.key is uuid.UUID else "1")
         reply = ask(bridge, route.method, path, key=None)
@@ -83,7 +83,7 @@ def test_without_a_token_nothing_is_said(bridge: Daemon) -> None:
         (token("alice", "rowcast_admin", exp=1), "token_expired"),
     ],
 )
-def test_a_token_that_is_not_good_is_refused(bridge: Daemon, key: str, code: str) -> None:
+def test_an_invalid_token_is_refused(bridge: Daemon, key: str, code: str) -> None:
     assert_problem(ask(bridge, "GET", "/channels", key=key), 401, code)
 
 
@@ -93,7 +93,7 @@ def test_a_token_may_come_in_the_header_apikey(bridge: Daemon) -> None:
     assert ask(bridge, "GET", f"/channels?apikey={ADMIN}", key=None).status == 401
 
 
-def test_only_administrators_administer(bridge: Daemon) -> None:
+def test_only_administrators_may_administer(bridge: Daemon) -> None:
     for route in ROUTES:
         if route.admin:
             path = route.path.replace("{id}", str(uuid.uuid4()) if route.key is uuid.UUID else "1")
@@ -101,16 +101,18 @@ def test_only_administrators_administer(bridge: Daemon) -> None:
             assert_problem(reply, 403, "forbidden", "nextActions", "admin_roles")
 
 
-async def test_administrators_do_not_connect_by_websocket(bridge: Daemon) -> None:
-    """They would have to be a role whose policies are asked."""
+async def test_administrators_cannot_connect_by_websocket(bridge: Daemon) -> None:
+    """Their role would have to be one whose policies are evaluated."""
     async with connect(bridge.url, None) as wire:
         ref = await wire.send(op="auth", token=ADMIN)
         answer = await wire.until(lambda frame: frame.get("ref") == ref)
         assert answer["code"] == "invalid_token"
 
 
-def test_who_administers_is_a_setting(bridge: Daemon, module_db: psycopg.Connection[Any]) -> None:
-    """For what is decided in the database at once; bridges learn of new roles when they connect."""
+def test_the_roles_of_administrators_are_a_setting(
+    bridge: Daemon, module_db: psycopg.Connection[Any]
+) -> None:
+    """The database applies it at once; bridges read new roles when they connect."""
     module_db.execute("update rowcast.settings set admin_roles = '{}'")
     try:
         assert_problem(ask(bridge, "GET", "/config"), 403, "forbidden", "may not administer")
@@ -119,7 +121,7 @@ def test_who_administers_is_a_setting(bridge: Daemon, module_db: psycopg.Connect
     assert ask(bridge, "GET", "/config").status == 200
 
 
-# What is asked
+# Requests
 
 
 @pytest.mark.parametrize(
@@ -139,9 +141,7 @@ def test_who_administers_is_a_setting(bridge: Daemon, module_db: psycopg.Connect
         (b'{"pattern": ' + b"[" * 100_000, ("Expected `str`",)),
     ],
 )
-def test_what_is_wrong_with_a_body_is_said(
-    bridge: Daemon, body: bytes, words: tuple[str, ...]
-) -> None:
+def test_a_refused_body_is_explained(bridge: Daemon, body: bytes, words: tuple[str, ...]) -> None:
     assert_problem(ask(bridge, "POST", "/channels", body), 400, "invalid_request", *words)
 
 
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_body_is_said(
         ("channelName=a%00b", "0x00"),
     ],
 )
-def test_what_is_wrong_with_a_query_is_said(bridge: Daemon, query: str, word: str) -> None:
+def test_a_refused_query_is_explained(bridge: Daemon, query: str, word: str) -> None:
     assert_problem(ask(bridge, "GET", f"/messages?{query}"), 400, "invalid_request", word)
 
 
@@ -190,7 +190,7 @@ def test_a_payload_over_the_limit_is_refused_by_the_database(bridge: Daemon, roo
         ("PUT", "/openapi.json", "GET, OPTIONS"),
     ],
 )
-def test_a_method_that_is_not_there_is_told_which_are(
+def test_an_unknown_method_gets_the_list_of_methods(
     bridge: Daemon, method: str, path: str, allowed: str
 ) -> None:
     reply = ask(bridge, method, path)
@@ -198,19 +198,19 @@ def test_a_method_that_is_not_there_is_told_which_are(
     assert reply.headers["allow"] == allowed
 
 
-def test_an_address_that_is_not_there_is_told_so(bridge: Daemon) -> None:
+def test_an_unknown_path_is_not_found(bridge: Daemon) -> None:
     assert_problem(ask(bridge, "GET", "/chanels"), 404, "not_found", "/api/realtime/chanels")
 
 
 @pytest.mark.parametrize("text", ["abc", "%00", "550e8400", str(uuid.uuid4()).replace("-", "")])
-def test_an_id_that_is_none_is_told_so(bridge: Daemon, text: str) -> None:
+def test_an_invalid_id_is_explained(bridge: Daemon, text: str) -> None:
     assert_problem(ask(bridge, "GET", f"/channels/{text}"), 400, "invalid_request")
 
 
 # Channels
 
 
-def test_a_channel_is_made_read_changed_and_deleted(bridge: Daemon) -> None:
+def test_a_channel_is_created_read_changed_and_deleted(bridge: Daemon) -> None:
     pattern = f"made:{uuid.uuid4().hex}:*"
     made = ask(bridge, "POST", "/channels?full=true", {"pattern": pattern, "isPublic": True}).json
     assert list(made) == [
@@ -233,7 +233,7 @@ def test_a_channel_is_made_read_changed_and_deleted(bridge: Daemon) -> None:
     assert_problem(ask(bridge, "PUT", path, {}), 404, "not_found")
 
 
-def test_the_owner_is_whoever_creates_unless_somebody_is_named(bridge: Daemon) -> None:
+def test_the_creator_is_the_owner_unless_another_is_named(bridge: Daemon) -> None:
     carol = token("carol", "rowcast_admin")
     for given, owner in (({}, "carol"), ({"ownerId": "bob"}, "bob"), ({"ownerId": None}, None)):
         body = {"pattern": f"owned:{uuid.uuid4().hex}", **given}
@@ -241,7 +241,7 @@ def test_the_owner_is_whoever_creates_unless_somebody_is_named(bridge: Daemon) -
         assert made["ownerId"] == owner
 
 
-def test_a_pattern_is_there_once(bridge: Daemon) -> None:
+def test_a_pattern_is_unique(bridge: Daemon) -> None:
     reply = ask(bridge, "POST", "/channels", {"pattern": "room:*"})
     assert_problem(reply, 409, "conflict", "room:*", "nextActions")
     other = ask(bridge, "POST", "/channels", {"pattern": f"other:{uuid.uuid4().hex}"}).json["id"]
@@ -249,13 +249,13 @@ def test_a_pattern_is_there_once(bridge: Daemon) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "a b", "a:", "**:a", "a\u0000b", "x" * 256, "a*"])
-def test_a_pattern_that_is_none_is_told_so(bridge: Daemon, pattern: str) -> None:
+def test_an_invalid_pattern_is_explained(bridge: Daemon, pattern: str) -> None:
     reply = ask(bridge, "POST", "/channels", {"pattern": pattern})
     assert reply.status == 400, reply.text
     assert reply.json["error"] in ("invalid_channel", "invalid_request")
 
 
-def test_callers_see_the_channels_that_their_policies_show(bridge: Daemon) -> None:
+def test_callers_see_the_channels_that_policies_show(bridge: Daemon) -> None:
     everything = {channel["pattern"]: channel for channel in ask(bridge, "GET", "/channels").json}
     seen = {c["pattern"]: c for c in ask(bridge, "GET", "/channels", key=ALICE).json}
     assert everything["hooked:*"]["webhookUrls"] == ["https://hook.example/"]
@@ -272,7 +272,7 @@ def test_callers_see_the_channels_that_their_policies_show(bridge: Daemon) -> No
 # Messages
 
 
-async def test_what_rest_publishes_is_heard_and_read(bridge: Daemon, room: str) -> None:
+async def test_a_published_message_is_delivered_and_readable(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire:
         await wire.subscribe(room)
         one = ask(bridge, "POST", "/messages", {"channel": room, "event": "a"}, key=ALICE)
@@ -324,7 +324,7 @@ def test_a_repeated_id_is_answered_with_the_first_message(bridge: Daemon, room: 
     "payload", ["12345678901234567890.12345678901234567890", "[" * 3000 + "]" * 3000]
 )
 def test_payloads_pass_through_unread(bridge: Daemon, room: str, payload: str) -> None:
-    """Neither number survives a float, nor such a depth the parser of this language."""
+    """The numbers do not survive a float, nor the depth Python's parser."""
     body = f'{{"channel": "{room}", "event": "e", "payload": {payload}}}'.encode()
     sent = ask(bridge, "POST", "/messages", body, key=ALICE)
     if payload.startswith("["):
@@ -336,7 +336,7 @@ def test_payloads_pass_through_unread(bridge: Daemon, room: str, payload: str) -
 
 @pytest.mark.parametrize("payload", [b'"\\u0000"', b'"\xff"', b'"\\ud800"', b"1e999999"])
 @pytest.mark.parametrize("key", [ALICE, ADMIN])
-def test_payloads_that_postgres_does_not_have_are_refused(
+def test_payloads_that_jsonb_cannot_hold_are_refused(
     bridge: Daemon, room: str, payload: bytes, key: str
 ) -> None:
     body = f'{{"channel": "{room}", "event": "e", "payload": '.encode() + payload + b"}"
@@ -359,9 +359,7 @@ def test_pages_are_linked(bridge: Daemon, room: str) -> None:
     assert seen == events[5::-1]
 
 
-async def test_a_deleted_message_is_gone_from_screens_and_history(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_deleted_message_leaves_clients_and_history(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire:
         await wire.subscribe(room)
         sent = ask(bridge, "POST", "/messages", {"channel": room, "event": "e"}).json["id"]
@@ -371,7 +369,7 @@ async def test_a_deleted_message_is_gone_from_screens_and_history(
     assert_problem(ask(bridge, "DELETE", f"/messages/{sent}"), 404, "not_found")
 
 
-def test_callers_get_the_statistics_of_what_they_can_hear(bridge: Daemon, room: str) -> None:
+def test_callers_get_statistics_of_channels_they_may_hear(bridge: Daemon, room: str) -> None:
     ask(bridge, "POST", "/messages", [{"channel": room, "event": "e"}] * 3)
     reply = ask(bridge, "GET", f"/messages/stats?channelName={room}", key=ALICE)
     assert reply.json == {
@@ -384,7 +382,7 @@ def test_callers_get_the_statistics_of_what_they_can_hear(bridge: Daemon, room: 
     assert_problem(ask(bridge, "GET", both), 400, "invalid_request", "not both")
 
 
-async def test_who_is_there_and_how_many_is_told_to_who_may_hear(bridge: Daemon, room: str) -> None:
+async def test_presence_and_audience_need_the_right_to_subscribe(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url, ALICE) as wire:
         await wire.subscribe(room)
         assert (await wire.ask(op="track", channel=room, state={"at": 1}))["op"] == "ok"
@@ -407,7 +405,7 @@ async def test_who_is_there_and_how_many_is_told_to_who_may_hear(bridge: Daemon,
         assert_problem(ask(bridge, "GET", path, key=ALICE), 400, "invalid_request", "channelName")
 
 
-def test_a_policy_that_fails_says_nothing_of_itself(bridge: Daemon) -> None:
+def test_a_failing_policy_reveals_nothing(bridge: Daemon) -> None:
     ask(bridge, "POST", "/messages", {"channel": "raises:1", "event": "e"})
     reply = ask(bridge, "GET", "/messages?channelName=raises:1", key=ALICE)
     assert_problem(reply, 403, "forbidden")
@@ -415,14 +413,14 @@ def test_a_policy_that_fails_says_nothing_of_itself(bridge: Daemon) -> None:
     assert "the secret inside" in bridge.log
 
 
-def test_a_policy_that_takes_too_long_denies_nobody(bridge: Daemon) -> None:
+def test_a_slow_policy_is_unavailable_not_denied(bridge: Daemon) -> None:
     ask(bridge, "POST", "/messages", {"channel": "slow:1", "event": "e"})
     reply = ask(bridge, "GET", "/messages?channelName=slow:1", key=ALICE)
     assert_problem(reply, 503, "unavailable", "too long")
     assert reply.headers["retry-after"] == "1"
 
 
-def test_slow_reads_of_one_keep_nobody_from_publishing(bridge: Daemon, room: str) -> None:
+def test_slow_reads_of_one_caller_do_not_block_publishers(bridge: Daemon, room: str) -> None:
     with ThreadPoolExecutor(12) as pool:
         slow = [
             pool.submit(ask, bridge, "GET", "/messages?channelName=slow:1", key=ALICE)
@@ -438,7 +436,7 @@ def test_slow_reads_of_one_keep_nobody_from_publishing(bridge: Daemon, room: str
             assert_problem(reading.result(), 503, "unavailable")
 
 
-# The rest
+# Administration and HTTP
 
 
 def test_settings_are_read_and_changed(bridge: Daemon, module_db: psycopg.Connection[Any]) -> None:
@@ -491,7 +489,7 @@ def test_every_route_has_a_handler_and_a_place_in_the_document(bridge: Daemon) -
     assert all(callable(getattr(Handlers, route.does)) for route in ROUTES)
 
 
-def test_pages_of_any_origin_may_ask_by_default(bridge: Daemon) -> None:
+def test_pages_of_any_origin_are_allowed_by_default(bridge: Daemon) -> None:
     plain = ask(bridge, "GET", "/channels")
     assert "access-control-allow-origin" not in plain.headers
     for reply in (
@@ -514,7 +512,7 @@ def test_pages_of_any_origin_may_ask_by_default(bridge: Daemon) -> None:
     assert "Authorization" in preflight.headers["access-control-allow-headers"]
 
 
-def test_only_listed_origins_may_ask_where_there_is_a_list(module_database: pg.Database) -> None:
+def test_a_list_of_origins_excludes_all_others(module_database: pg.Database) -> None:
     with daemon(module_database, allowed_origins="https://a.example,https://b.example") as bridge:
         for method in ("GET", "OPTIONS"):
             good = ask(bridge, method, "/channels", Origin="https://b.example")
@@ -524,7 +522,7 @@ def test_only_listed_origins_may_ask_where_there_is_a_list(module_database: pg.D
             assert good.headers["vary"] == bad.headers["vary"] == "Origin"
 
 
-def test_a_client_that_asks_too_often_is_told_when_to_come_back(
+def test_a_client_over_the_rate_is_told_when_to_retry(
     module_database: pg.Database,
 ) -> None:
     with daemon(module_database, frame_rate=1, frame_burst=3) as bridge:
@@ -536,7 +534,7 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(
         assert ask(bridge, "GET", "/channels", key=token(None, "anon")).status == 200
 
 
-def test_while_the_database_is_away_nobody_is_denied(own_server: pg.OwnServer) -> None:
+def test_a_missing_database_is_unavailable_not_denied(own_server: pg.OwnServer) -> None:
     with own_server.database() as database:
         open_channels(database, "room:*")
         with daemon(database, query_timeout=2) as bridge:

@@ -1,4 +1,4 @@
-"""Who loses access is told at once, and hears nothing of what was published after he lost it."""
+"""Clients that lose access are told at once and hear nothing published afterwards."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def sql(prepared: pg.Database) -> Iterator[psycopg.Connection[Any]]:
 async def member(
     bridge: Daemon, sql: psycopg.Connection[Any], name: str, *rooms: str
 ) -> AsyncIterator[Wire]:
-    """A connected member, subscribed to these rooms."""
+    """Connect a member that is subscribed to these rooms."""
     for room in rooms:
         sql.execute("insert into room_members values (%s, %s) on conflict do nothing", [room, name])
     async with connect(bridge.url, token(name)) as wire:
@@ -106,7 +106,7 @@ def heard(frames: list[Frame]) -> list[Any]:
     return [m["payload"] for f in frames if f["op"] == "messages" for m in f["messages"]]
 
 
-async def test_who_is_removed_is_told_and_hears_nothing_published_after_it(
+async def test_a_removed_member_is_told_and_hears_no_later_message(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     """The publisher publishes right after the revoking commit, many times over."""
@@ -135,16 +135,16 @@ async def test_who_is_removed_is_told_and_hears_nothing_published_after_it(
             await alice.subscribe("room:1")
 
 
-async def test_a_publisher_who_does_not_wait_is_not_overheard_either(
+async def test_a_publisher_that_does_not_wait_is_not_overheard(
     bridge: Daemon, prepared: pg.Database, sql: psycopg.Connection[Any]
 ) -> None:
-    """Under load the signal and what follows it are read in one drain, in whatever order of seq."""
+    """Under load, one drain reads the signal and the later messages, in any order of seq."""
     sql.execute("create table public.revocations as select 0 as n")
     async with member(bridge, sql, "bob", "1") as bob, member(bridge, sql, "alice", "1") as alice:
         stop = asyncio.Event()
 
         async def flood() -> None:
-            """Publish how many revocations the publisher has seen."""
+            """Publish, again and again, how many revocations the publisher has seen."""
             writer = await psycopg.AsyncConnection.connect(prepared.url, autocommit=True)
             async with writer:
                 while not stop.is_set():
@@ -171,7 +171,7 @@ async def test_a_publisher_who_does_not_wait_is_not_overheard_either(
         assert max(heard(await bob.quiet())) == 15
 
 
-async def test_it_takes_a_tenth_of_a_second_at_most_on_the_median(
+async def test_revocation_takes_at_most_100_ms_in_the_median(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     took = []
@@ -186,7 +186,7 @@ async def test_it_takes_a_tenth_of_a_second_at_most_on_the_median(
     assert sorted(took)[7] < 0.1
 
 
-async def test_only_those_concerned_are_asked_again(
+async def test_only_affected_subscriptions_are_rechecked(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with (
@@ -202,7 +202,7 @@ async def test_only_those_concerned_are_asked_again(
         assert bridge.metric("rowcast_rechecks_total") - before == 1
 
 
-async def test_what_is_rolled_back_revokes_nothing(
+async def test_a_rolled_back_change_revokes_nothing(
     bridge: Daemon, prepared: pg.Database, sql: psycopg.Connection[Any]
 ) -> None:
     async with member(bridge, sql, "alice", "1") as alice:
@@ -215,7 +215,7 @@ async def test_what_is_rolled_back_revokes_nothing(
         assert not [f for f in await alice.quiet() if is_closed(f)]
 
 
-async def test_a_truncate_and_a_statement_of_many_rows_revoke_everybody(
+async def test_a_truncate_and_a_bulk_statement_revoke_all(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with member(bridge, sql, "alice", "1") as alice, member(bridge, sql, "bob", "2") as bob:
@@ -229,7 +229,7 @@ async def test_a_truncate_and_a_statement_of_many_rows_revoke_everybody(
         assert (await bob.until(is_closed))["code"] == "revoked"
 
 
-async def test_a_channel_that_is_disabled_or_deleted_closes_its_subscribers(
+async def test_disabling_or_deleting_a_channel_closes_subscribers(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with member(bridge, sql, "alice", "1", "2") as alice:
@@ -245,7 +245,7 @@ async def test_a_channel_that_is_disabled_or_deleted_closes_its_subscribers(
         assert (await alice.until(is_closed))["code"] == "deleted"
 
 
-async def test_a_more_specific_channel_decides_from_its_insert_on(
+async def test_a_more_specific_channel_applies_from_its_insert_on(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with member(bridge, sql, "alice", "1", "2") as alice:
@@ -255,7 +255,7 @@ async def test_a_more_specific_channel_decides_from_its_insert_on(
         await alice.messages(1)
         sql.execute("delete from realtime_channels where pattern = 'room:1'")
         await alice.subscribe("room:1")
-        # Where another row governs the name after the deletion, that one decides.
+        # after the deletion, the other row that governs the name applies
         sql.execute("insert into realtime_channels (pattern) values ('room:1')")
         sql.execute("delete from realtime_channels where pattern = 'room:1'")
         say(sql, "1", "stayed")
@@ -265,7 +265,7 @@ async def test_a_more_specific_channel_decides_from_its_insert_on(
 @pytest.mark.parametrize(
     "scope", ["null, null", "'alice', null", "null, 'room:1'", "'alice', 'room:*'"]
 )
-async def test_recheck_asks_again_after_what_triggers_cannot_see(
+async def test_recheck_covers_changes_that_triggers_cannot_see(
     bridge: Daemon, sql: psycopg.Connection[Any], scope: str
 ) -> None:
     async with member(bridge, sql, "alice", "1") as alice:
@@ -279,7 +279,7 @@ async def test_recheck_asks_again_after_what_triggers_cannot_see(
         assert not heard(await alice.quiet())
 
 
-async def test_everything_is_asked_again_now_and_then(
+async def test_all_subscriptions_are_rechecked_periodically(
     prepared: pg.Database, sql: psycopg.Connection[Any]
 ) -> None:
     with daemon(prepared, recheck_interval=0.5) as bridge:
@@ -289,7 +289,7 @@ async def test_everything_is_asked_again_now_and_then(
             assert (await alice.until(is_closed))["code"] == "revoked"
 
 
-async def test_a_new_token_that_allows_less_ends_what_it_does_not_allow(
+async def test_a_token_that_allows_less_ends_subscriptions(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     sql.execute(
@@ -306,7 +306,7 @@ async def test_a_new_token_that_allows_less_ends_what_it_does_not_allow(
         assert (await alice.until(is_closed))["code"] == "revoked"
 
 
-async def test_a_kicked_user_loses_all_sessions_and_nobody_else_does(
+async def test_a_kick_ends_all_sessions_of_one_user(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with (
@@ -325,7 +325,7 @@ async def test_a_kicked_user_loses_all_sessions_and_nobody_else_does(
         assert await bob.closed() == 3004
 
 
-async def test_a_policy_that_fails_closes_only_its_own_as_unavailable(
+async def test_a_failing_policy_closes_its_own_as_unavailable(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with member(bridge, sql, "alice", "1") as alice:
@@ -338,9 +338,10 @@ async def test_a_policy_that_fails_closes_only_its_own_as_unavailable(
         await alice.messages(1)
 
 
-async def test_a_policy_that_never_answers_shows_nothing_and_ends_as_unavailable_in_time(
+async def test_a_hanging_policy_closes_its_own_as_unavailable(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
+    """Its subscribers hear nothing meanwhile, and are closed in time."""
     async with member(bridge, sql, "bob", "1") as bob, member(bridge, sql, "alice", "1") as alice:
         await alice.subscribe("slow:1")
         sql.execute("insert into troubles values ('slow')")
@@ -348,17 +349,17 @@ async def test_a_policy_that_never_answers_shows_nothing_and_ends_as_unavailable
             sql.execute("select rowcast.recheck()")
             sql.execute("select rowcast.publish('slow:1', 'e', '1')")
             say(sql, "1", "for all others")
-        # The others wait for one query that is cut off, not for the policy.
+        # the others wait for one query that is cancelled, not for the policy
         assert [m["payload"] for m in await bob.messages(1, 4)] == ["for all others"]
         told = await alice.until(is_closed, 6)
         assert (told["channel"], told["code"]) == ("slow:1", "unavailable")
         assert heard(await alice.quiet()) == ["for all others"]
 
 
-async def test_after_a_crash_of_postgres_nobody_hears_what_its_lost_signal_forbade(
+async def test_a_revocation_survives_a_crash_of_postgres(
     own_server: pg.OwnServer,
 ) -> None:
-    """Signals are unlogged: those that were not read yet die with the server."""
+    """Signals are unlogged: a crash loses those not yet read."""
     with own_server.database() as database:
         with database.connect(database.owner_url) as connection:
             connection.execute(SETUP)
@@ -372,7 +373,7 @@ async def test_after_a_crash_of_postgres_nobody_hears_what_its_lost_signal_forba
                 await alice.subscribe("room:1")
                 await bob.subscribe("room:1")
                 own_server.stop("immediate")
-                # Back on another port, so that the bridge finds it only after all this.
+                # first on another port, so that the bridge finds the server only after all this
                 port = own_server.running.port
                 own_server.running = pg.launch(own_server.home, durable=True)
                 with database.server.__class__.at(own_server.running.url(), trusts=True) and (
@@ -393,7 +394,7 @@ async def test_after_a_crash_of_postgres_nobody_hears_what_its_lost_signal_forba
                 assert not heard(await alice.quiet())
 
 
-async def test_while_the_database_is_away_nobody_is_closed_for_it(
+async def test_subscriptions_survive_while_the_database_is_away(
     own_server: pg.OwnServer,
 ) -> None:
     with own_server.database() as database:

@@ -1,4 +1,4 @@
-"""Every request of the product page, as it stands there: only host and token are ours."""
+"""Every request of the product page as written there; only host and token are ours."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
 
 
 def shell(bridge: Daemon, command: str) -> tuple[Any, str]:
-    """Run it as a shell does; the answer as JSON and as it came."""
+    """Run a request in a shell; return its answer as JSON and as text."""
     done = subprocess.run(
         ["sh", "-c", command.strip().replace("curl ", "curl -sS --fail-with-body ", 1)
          .replace(HOST, bridge.url).replace(TOKEN, ADMIN)],
@@ -133,7 +133,7 @@ def shell(bridge: Daemon, command: str) -> tuple[Any, str]:
 
 
 def kinds(value: Any) -> Any:
-    """Names, their order and types; ids and times by their form."""
+    """Reduce an answer to names, order and types; ids and times to their format."""
     if isinstance(value, dict):
         return [(name, kinds(inner)) for name, inner in value.items()]
     if isinstance(value, list):
@@ -147,7 +147,7 @@ def kinds(value: Any) -> Any:
     )
 
 
-def test_the_story_of_the_page(bridge: Daemon, module_database: pg.Database) -> None:
+def test_the_requests_of_the_page_in_order(bridge: Daemon, module_database: pg.Database) -> None:
     created, _ = shell(bridge, CREATE)
     assert kinds(created) == kinds(json.loads(CREATED))
     assert {k: v for k, v in created.items() if k not in ("id", "createdAt", "updatedAt")} == {
@@ -157,7 +157,7 @@ def test_the_story_of_the_page(bridge: Daemon, module_database: pg.Database) -> 
     assert listed == [created]
 
     with module_database.connect() as db:
-        # The id of the page, so that its prefix names this channel.
+        # the id of the page, so that its prefix identifies this channel
         db.execute("update public.realtime_channels set id = %s", [CHANNEL])
         db.execute("insert into public.channel_members values (%s, %s)", [CHANNEL, SENDER])
     for event in ("message.new", "message.new", "message.edit"):
@@ -201,7 +201,7 @@ def test_the_story_of_the_page(bridge: Daemon, module_database: pg.Database) -> 
     assert "channel_members" in publish["withCheck"]
 
 
-def test_a_sender_who_is_no_member_is_refused(bridge: Daemon) -> None:
+def test_a_sender_that_is_not_a_member_is_refused(bridge: Daemon) -> None:
     sent = request(
         bridge.url, "POST", "/api/realtime/messages",
         {"channel": "chat:room1", "event": "message.new"}, key=token("mallory"),

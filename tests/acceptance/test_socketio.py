@@ -1,5 +1,4 @@
-"""The Socket.IO door, packet by packet: transports, refusals, limits, and what comes from
-elsewhere."""
+"""The Socket.IO door, packet by packet: transports, refusals, limits, other doors' messages."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
 
 
 async def connections(bridge: Daemon, count: int) -> None:
-    """Wait until so many clients are connected."""
+    """Wait until `count` clients are connected."""
     async with asyncio.timeout(15):
         while await asyncio.to_thread(bridge.metric, "rowcast_connections") != count:
             pass
@@ -55,7 +54,7 @@ async def connections(bridge: Daemon, count: int) -> None:
         ("?EIO=4&transport=websocket&sid=unknown", 1),
     ],
 )
-async def test_a_wrong_request_is_refused_as_the_protocol_says(
+async def test_a_wrong_request_gets_the_code_of_the_protocol(
     bridge: Daemon, query: str, code: int
 ) -> None:
     async with (
@@ -67,7 +66,7 @@ async def test_a_wrong_request_is_refused_as_the_protocol_says(
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
 
-async def test_a_post_does_not_open_anything_and_pages_may_ask_first(bridge: Daemon) -> None:
+async def test_a_post_opens_no_session_and_preflights_work(bridge: Daemon) -> None:
     async with aiohttp.ClientSession() as http:
         async with http.post(f"{bridge.url}{QUERY}polling", data="40") as answer:
             assert (await answer.json())["code"] == 2
@@ -122,7 +121,8 @@ async def test_other_namespaces_are_refused(bridge: Daemon) -> None:
         assert refused == '44/api,{"message":"Invalid namespace"}'
 
 
-async def test_who_presents_no_token_is_sent_away_whatever_the_transport(bridge: Daemon) -> None:
+async def test_a_client_without_a_token_is_disconnected(bridge: Daemon) -> None:
+    """On every transport."""
     async with connect(bridge.url, login=False) as client, polling(bridge.url) as poller:
         await client.closed()
         _, body = await poller.get()
@@ -131,7 +131,7 @@ async def test_who_presents_no_token_is_sent_away_whatever_the_transport(bridge:
     await connections(bridge, 0)
 
 
-async def test_only_some_things_can_be_done_without_a_token(bridge: Daemon, room: str) -> None:
+async def test_operations_allowed_without_a_token(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url, login=False) as client:
         for event, body in (
             ("realtime:subscribe", {"channel": room}),
@@ -141,10 +141,10 @@ async def test_only_some_things_can_be_done_without_a_token(bridge: Daemon, room
             assert (answer["ok"], answer["error"]["code"]) == (False, "REALTIME_UNAUTHORIZED")
 
 
-# Polling, and going over to a WebSocket
+# Polling, and the upgrade to a WebSocket
 
 
-async def test_a_client_polls_and_goes_over_without_losing_anything(
+async def test_an_upgrade_from_polling_loses_no_message(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with polling(bridge.url, token=token()) as poller:
@@ -157,7 +157,7 @@ async def test_a_client_polls_and_goes_over_without_losing_anything(
         async with connect(bridge.url, f"&sid={poller.sid}") as client:
             await client.ws.send_str("2probe")
             assert await client.read() == "3probe"
-            # Its poll ends, so that it can stop polling; what comes meanwhile waits.
+            # its poll ends, so that it can stop polling; messages wait meanwhile
             assert (await waiting)[1] == "6"
             publish_json(module_db, room, {"n": 1})
             async with asyncio.timeout(10):
@@ -173,9 +173,7 @@ async def test_a_client_polls_and_goes_over_without_losing_anything(
             assert (await client.heard())["n"] == 3
 
 
-async def test_a_websocket_that_is_tried_and_not_taken_changes_nothing(
-    bridge: Daemon, room: str
-) -> None:
+async def test_an_abandoned_upgrade_changes_nothing(bridge: Daemon, room: str) -> None:
     async with polling(bridge.url, token=token()) as poller:
         for packet in ("2probe", "5", "4hello", "x"):
             async with connect(bridge.url, f"&sid={poller.sid}") as client:
@@ -193,20 +191,20 @@ async def test_a_websocket_that_is_tried_and_not_taken_changes_nothing(
                     await poller.post("3")
 
 
-async def test_a_client_that_vanishes_while_polling_is_missed(bridge: Daemon) -> None:
+async def test_a_client_that_stops_polling_is_disconnected(bridge: Daemon) -> None:
     async with polling(bridge.url, token=token()):
         await connections(bridge, 1)
     await connections(bridge, 0)
 
 
-async def test_a_client_that_answers_no_pings_is_missed(bridge: Daemon) -> None:
+async def test_a_client_that_answers_no_pings_is_disconnected(bridge: Daemon) -> None:
     async with connect(bridge.url) as client:
         while (message := await client.ws.receive(10)).type is aiohttp.WSMsgType.TEXT:
             assert message.data == "2"
     await connections(bridge, 0)
 
 
-async def test_one_that_answers_stays(bridge: Daemon) -> None:
+async def test_a_client_that_answers_pings_stays(bridge: Daemon) -> None:
     async with connect(bridge.url) as client:
         for _ in range(3):
             await client.until(lambda p: p == "2")
@@ -220,7 +218,7 @@ async def test_two_polls_at_once_end_both(bridge: Daemon) -> None:
     await connections(bridge, 0)
 
 
-async def test_what_is_no_packet_ends_the_connection(bridge: Daemon) -> None:
+async def test_an_invalid_packet_ends_the_connection(bridge: Daemon) -> None:
     for body in ("", "x", "4\x1e", "9", "\x1e" * 3, "3\x1e" * 600 + "3"):
         async with polling(bridge.url, token=token()) as poller:
             assert (await poller.post(body))[0] == 400
@@ -235,9 +233,7 @@ async def test_a_body_over_the_limit_is_refused(bridge: Daemon) -> None:
         assert (await poller.post("4" * 1_100_000))[0] == 413
 
 
-async def test_a_frame_over_the_limit_is_an_error_and_not_the_end(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_frame_over_the_limit_is_only_an_error(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as client:
         await client.subscribe(room)
         await client.emit("realtime:publish", {"channel": room, "payload": "x" * 1_100_000})
@@ -246,7 +242,7 @@ async def test_a_frame_over_the_limit_is_an_error_and_not_the_end(
         assert answer["error"]["code"] == "REALTIME_PAYLOAD_TOO_LARGE"
 
 
-async def test_what_waits_for_a_poll_is_bounded(
+async def test_the_backlog_of_a_polling_client_is_bounded(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with polling(bridge.url, token=token()) as poller:
@@ -265,7 +261,7 @@ async def test_what_waits_for_a_poll_is_bounded(
     await connections(bridge, 0)
 
 
-async def test_a_client_that_polls_is_sent_away_in_order(module_database: pg.Database) -> None:
+async def test_a_polling_client_is_closed_gracefully(module_database: pg.Database) -> None:
     with daemon(module_database) as other:
         async with polling(other.url, token=token()) as poller:
             waiting = asyncio.create_task(poller.get())
@@ -277,7 +273,7 @@ async def test_a_client_that_polls_is_sent_away_in_order(module_database: pg.Dat
             assert await ending == 0
 
 
-# What clients ask
+# Requests
 
 
 async def test_subscribing_twice_answers_twice_and_hears_once(bridge: Daemon, room: str) -> None:
@@ -296,7 +292,7 @@ async def test_subscribing_twice_answers_twice_and_hears_once(bridge: Daemon, ro
         assert (await client.heard())["n"] == 2
 
 
-async def test_leaving_and_coming_back_at_once_is_a_new_subscription(
+async def test_leaving_and_returning_at_once_is_a_new_subscription(
     bridge: Daemon, room: str
 ) -> None:
     async with connect(bridge.url) as client:
@@ -316,9 +312,7 @@ async def test_a_channel_too_many_is_refused(bridge: Daemon, room: str) -> None:
         assert answer["error"]["code"] == "REALTIME_TOO_MANY_CHANNELS"
 
 
-async def test_nobody_joins_for_himself_and_a_second_tab_joins_for_nobody(
-    bridge: Daemon, room: str
-) -> None:
+async def test_joins_of_oneself_and_of_second_tabs_are_not_told(bridge: Daemon, room: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         watcher = await stack.enter_async_context(connect(bridge.url, token=token("bob")))
         await watcher.subscribe(room)
@@ -341,7 +335,7 @@ async def test_nobody_joins_for_himself_and_a_second_tab_joins_for_nobody(
         await one.closed()
         await native.ask(op="untrack", channel=room)
         left = (await watcher.heard("presence:leave"))["member"]["presenceId"]
-        assert left == "carol"  # alice is there still, by her second tab
+        assert left == "carol"  # alice is still present in her second tab
         await two.ws.send_str("41")
         left = (await watcher.heard("presence:leave"))["member"]["presenceId"]
         assert left == "alice"
@@ -364,7 +358,7 @@ async def test_access_that_ends_is_told(
         await client.closed()
 
 
-async def test_a_subscription_to_a_pattern_hears_what_it_governs(
+async def test_a_pattern_subscription_hears_its_channels(
     bridge: Daemon, module_db: psycopg.Connection[Any]
 ) -> None:
     module_db.execute("insert into realtime_channels (pattern, wildcard) values ('order:*', true)")
@@ -378,10 +372,10 @@ async def test_a_subscription_to_a_pattern_hears_what_it_governs(
 # The database
 
 
-async def test_a_database_that_is_away_is_no_refusal_and_the_client_is_made_to_come_back(
+async def test_a_missing_database_closes_clients_instead_of_refusing(
     own_server: pg.OwnServer,
 ) -> None:
-    """A client that is told "no" gives up; one that loses its connection subscribes again."""
+    """A refused client gives up; one that loses its connection subscribes again."""
     with own_server.database() as database:
         open_channels(database, "room:*")
         with daemon(database) as bridge:
@@ -406,7 +400,7 @@ async def test_a_database_that_is_away_is_no_refusal_and_the_client_is_made_to_c
 # Across doors
 
 
-async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
+async def test_one_message_is_encoded_once_for_each_door(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     def encodings() -> dict[str, float]:
@@ -449,9 +443,7 @@ async def test_one_message_is_heard_on_all_doors_and_encoded_once_for_each(
         assert {w: after[w] - before[w] for w in after} == dict.fromkeys(after, 5)
 
 
-async def test_mutated_frames_end_nothing_but_their_own_connection(
-    bridge: Daemon, room: str
-) -> None:
+async def test_mutated_frames_end_only_their_own_connection(bridge: Daemon, room: str) -> None:
     seeds = [
         f'421["realtime:subscribe",{{"channel":"{room}"}}]',
         f'42["realtime:publish",{{"channel":"{room}","event":"e","payload":{{"a":1}}}}]',

@@ -1,4 +1,4 @@
-"""Unmodified PyPI `python-socketio` against the real bridge: it polls, then goes over."""
+"""The unmodified `python-socketio` of PyPI against the real bridge: it polls, then upgrades."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def client(bridge: Daemon) -> AsyncIterator[socketio.AsyncClient]:
     await client.shutdown()
 
 
-async def test_it_connects_publishes_hears_and_comes_back(
+async def test_it_connects_publishes_hears_and_reconnects(
     bridge: Daemon, client: socketio.AsyncClient
 ) -> None:
     room = f"room:{uuid.uuid4().hex}"
@@ -63,7 +63,7 @@ async def test_a_bad_token_is_an_error_with_its_reason(
     assert "expired" in (await asyncio.wait_for(reasons.get(), DEADLINE))["message"]
 
 
-async def test_it_may_go_on_polling(bridge: Daemon, client: socketio.AsyncClient) -> None:
+async def test_it_works_with_polling_alone(bridge: Daemon, client: socketio.AsyncClient) -> None:
     heard: asyncio.Queue[Any] = asyncio.Queue()
     client.on("e", heard.put_nowait)
     await client.connect(bridge.url, auth={"token": token()}, transports=["polling"])

@@ -40,12 +40,12 @@ LOST = (
     TimeoutError,
 )
 
-Key = tuple[str, int]  # writer, number
+Key = tuple[str, int]  # (writer, number)
 
 
 @dataclass
 class Truth:
-    """What the writers know of the fate of their messages."""
+    """Which messages the writers know to be committed, rolled back, or undecided."""
 
     rolled_back: set[Key] = field(default_factory=set)
     committed: int = 0
@@ -53,7 +53,7 @@ class Truth:
 
 
 class Writer:
-    """Publishes in transactions of all shapes; its numbers grow from one to the next."""
+    """Publishes in transactions of all shapes; its numbers only grow."""
 
     def __init__(self, name: str, url: str, truth: Truth, seed: str) -> None:
         self.name = name
@@ -74,7 +74,7 @@ class Writer:
                     await self.transaction(connection)
                     await asyncio.sleep(self.random.random() * 0.3)
             except LOST:
-                pass  # Postgres is being broken: connect again
+                pass  # Postgres is down: connect again
             finally:
                 connection.terminate()
 
@@ -117,13 +117,13 @@ class Writer:
         try:
             await transaction.commit()
         except LOST:
-            self.truth.unknown += len(keep)  # the log of Postgres knows
+            self.truth.unknown += len(keep)  # the log of Postgres has the cause
             raise
         self.truth.committed += len(keep)
 
 
 class Client:
-    """Follows the rule of the wire, and notes everything it accepts."""
+    """Follows the rules of the wire and records every message it accepts."""
 
     def __init__(self, name: str, database: pg.Database, channels: list[str]) -> None:
         self.name = name
@@ -141,7 +141,7 @@ class Client:
         self.overlap = 10.0
 
     async def run(self, bridges: list[Daemon], calm: asyncio.Event) -> None:
-        """Connect again and again, to any bridge; cut oneself until it is calm."""
+        """Reconnect to any bridge again and again; cut the connection until `calm` is set."""
         bearer = token(self.name)
         while True:
             try:
@@ -180,7 +180,7 @@ class Client:
                     case "cursor":
                         self.faults.append("a cursor while channels were being resumed")
                     case "error" if frame["code"] == "unavailable":
-                        return  # as the wire says: again, from the old cursor
+                        return  # as the wire demands: subscribe again from the old cursor
                     case "error":
                         self.faults.append(f"refused: {frame}")
         finally:
@@ -191,7 +191,7 @@ class Client:
         if cursor is None:
             return
         self.cursor = cursor
-        old = time.monotonic() - self.overlap - 20  # a busy machine reads late
+        old = time.monotonic() - self.overlap - 20  # a busy machine is late
         for mid in [mid for mid, at in self.kept.items() if at < old]:
             del self.kept[mid]
 
@@ -210,7 +210,7 @@ class Client:
         self.last[lane] = key[1]
 
     async def reload(self, frame: dict[str, Any]) -> None:
-        """Too much was missed for a replay: the application reads the table, as it is told."""
+        """Read the table, as applications must when too much was missed for a replay."""
         if frame["reason"] != "too_far":
             self.faults.append(f"not recovered: {frame}")
         self.reloaded += 1
@@ -231,7 +231,7 @@ class Client:
 
 
 class Idler:
-    """Writes one message and keeps the transaction open; a crash may roll it back."""
+    """Write one message and keep the transaction open; a crash may roll it back."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -253,7 +253,7 @@ class Idler:
 
 
 def end_listeners(database: pg.Database) -> int:
-    """Terminate the sessions that LISTEN; returns how many there were."""
+    """Terminate the sessions that LISTEN; return how many there were."""
     with database.connect() as connection:
         rows = connection.execute(
             """select pg_terminate_backend(pid) from pg_stat_activity
@@ -276,7 +276,7 @@ async def bulk(database: pg.Database) -> None:
 
 
 async def havoc(server: pg.OwnServer, database: pg.Database, bridges: list[Daemon]) -> None:
-    """Break one thing after the other, evenly over the time there is."""
+    """Break one part after the other, evenly over the duration of the test."""
     idler = Idler(database.url)
     end_of_listen = 0
 
@@ -321,7 +321,7 @@ async def durable(database: pg.Database) -> dict[str, set[Key]]:
     return found
 
 
-async def test_what_was_committed_reaches_every_client_once_whatever_breaks(
+async def test_committed_messages_reach_every_client_once(
     own_server: pg.OwnServer,
 ) -> None:
     with own_server.database() as database:
@@ -373,8 +373,8 @@ async def storm(server: pg.OwnServer, database: pg.Database, bridges: list[Daemo
                     task.result()
             await asyncio.sleep(0.1)
     finally:
-        # Until all have ended: before Python 3.12 `asyncio.wait_for` swallows a cancellation that
-        # comes in the same moment as what it waits for.
+        # Repeated until all have ended: before Python 3.12 `asyncio.wait_for` swallows a
+        # cancellation that comes at the same moment as its result.
         while running := [task for task in listening if not task.done()]:
             for task in running:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""Unmodified realtime-js and supabase-js against the real bridge, on both versions of the wire."""
+"""Unmodified realtime-js and supabase-js against the real bridge, on both protocol versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.acceptance
 
 README = (Path(__file__).parents[2] / "python" / "README.md").read_text()
 NEWEST = "@supabase/realtime-js"
-# 2.109.0 is what Node 20 gets.
+# npm installs 2.109.0 on Node 20
 CLIENTS = [(NEWEST, "2.0.0"), (NEWEST, "1.0.0"), ("realtime-js-2-109", "2.0.0")]
 
 
@@ -60,14 +60,14 @@ def test_realtime_js_works_as_it_is(node: Node, bridge: Daemon, package: str, vs
 
 
 def lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """What it says, as it says it; fails where it says nothing for long."""
+    """Yield its output line by line; fail if it stays silent for too long."""
     said: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            said.publish_json(line.strip())
-        said.publish_json("")
+            said.put(line.strip())
+        said.put("")
 
     threading.Thread(target=read, daemon=True).start()
     while line := said.get(timeout=30):
@@ -75,14 +75,14 @@ def lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
 
 def until(said: Iterator[str], last: str) -> list[str]:
-    """What is said, up to this."""
+    """Return the lines up to `last`, inclusive."""
     seen = [next(said)]
     while seen[-1] != last:
         seen.append(next(said))
     return seen
 
 
-def test_an_application_on_supabase_js_loses_nothing_when_the_bridge_is_killed(
+def test_an_application_survives_a_killed_bridge_without_loss(
     node: Node, bridge: Daemon, module_database: pg.Database
 ) -> None:
     room, handle = f"room:{uuid.uuid4().hex}", uuid.uuid4().hex
@@ -114,7 +114,7 @@ def test_an_application_on_supabase_js_loses_nothing_when_the_bridge_is_killed(
         assert "[ 'ok' ]" in list(said)
 
 
-def test_the_five_lines_of_the_chapter_run_as_written(node: Node, bridge: Daemon) -> None:
+def test_the_example_of_the_chapter_runs_as_written(node: Node, bridge: Daemon) -> None:
     chapter = README.partition("### Supabase clients")[2]
     [lines, *_] = blocks(chapter, "js")
     assert lines.count("\n") <= 6

@@ -1,4 +1,4 @@
-"""Unmodified PyPI `realtime` and `supabase` against the real bridge."""
+"""The unmodified `realtime` and `supabase` of PyPI against the real bridge."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
 
 
 class People:
-    """Clients that are closed at the end."""
+    """Return a function that creates clients; they are closed at the end."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -80,7 +80,7 @@ async def joined(
     return channel, heard, states
 
 
-async def test_what_one_sends_the_others_hear(people: People, room: str) -> None:
+async def test_messages_of_one_client_reach_the_others(people: People, room: str) -> None:
     alice, quiet, _ = await joined(people.client(token("alice")), room)
     bob, loud, _ = await joined(people.client(token("bob")), room, self=True)
     payload = {"text": "häy 💥", "deep": [1, {"a": None}]}
@@ -94,7 +94,7 @@ async def test_what_one_sends_the_others_hear(people: People, room: str) -> None
     assert quiet.empty()
 
 
-async def test_a_refused_write_is_an_error_and_a_good_one_is_acknowledged(people: People) -> None:
+async def test_writes_are_acknowledged_or_refused_with_an_error(people: People) -> None:
     for name, refused in (("readonly:1", True), ("room:1", False)):
         channel, _, _ = await joined(people.client(token("alice")), name, ack=True)
         push = await channel.push("broadcast", {"type": "broadcast", "event": "e", "payload": {}})
@@ -121,7 +121,7 @@ async def test_a_new_token_that_allows_less_closes_the_channel(people: People) -
     assert (await soon(states))[0] is RealtimeSubscribeStates.CLOSED
 
 
-async def test_who_left_may_come_back_at_once(people: People, room: str) -> None:
+async def test_a_client_may_rejoin_at_once(people: People, room: str) -> None:
     client = people.client(token("alice"))
     await joined(client, "room:kept")
     for _ in range(5):
@@ -145,7 +145,7 @@ async def test_presence_callbacks_on_a_joined_channel_join_it_again(
     await soon(heard)
 
 
-async def test_presence_is_that_of_everybody(people: People, room: str) -> None:
+async def test_presence_shows_all_members(people: People, room: str) -> None:
     events: asyncio.Queue[tuple[str, str, Any]] = asyncio.Queue()
     watcher = people.client(token("bob")).channel(room)
     watcher.on_presence_join(lambda key, _, new: events.put_nowait(("join", key, new)))
@@ -172,7 +172,7 @@ async def test_a_client_survives_the_end_of_a_bridge(people: People, bridge: Dae
     await soon(heard)
 
 
-async def test_supabase_itself_works_by_its_url_alone(bridge: Daemon, room: str) -> None:
+async def test_supabase_works_with_only_its_url_changed(bridge: Daemon, room: str) -> None:
     client = await supabase.create_async_client(bridge.url, token(None, "anon"))
     await client.realtime.set_auth(token("alice"))
     heard: asyncio.Queue[Any] = asyncio.Queue()
@@ -194,7 +194,7 @@ async def test_http_send_publishes_and_raises_with_the_reason(people: People, ro
         await client.channel("readonly:1").http_send("e", {})
 
 
-async def test_the_five_lines_of_the_chapter_run_as_written(
+async def test_the_example_of_the_chapter_runs_as_written(
     bridge: Daemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chapter = README.partition("### Supabase clients")[2]

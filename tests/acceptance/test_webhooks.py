@@ -1,4 +1,4 @@
-"""Webhooks through the real bridge: verifiable, at least once under one id, and never lost."""
+"""Webhooks through the real bridge: verifiable, delivered at least once under one id."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALLOWED = {"webhook_allow_cidrs": "127.0.0.0/8", "drain_timeout": 2}
 
 
 def settled(db: Connection, state: str = "delivered", count: int = 1) -> None:
-    """Wait until so many deliveries are in this state."""
+    """Wait until `count` deliveries are in this state."""
     query = "select count(*) from rowcast.delivery where state = %s"
     eventually(lambda: only(db, query, [state]) >= count, what=f"{count} {state}")
 
@@ -105,7 +105,7 @@ def test_a_channel_may_ask_for_the_body_of_insforge(db: Connection, database: pg
 def test_a_payload_passes_through_as_postgres_wrote_it(
     db: Connection, database: pg.Database
 ) -> None:
-    """Depths and numbers that Python's json does not take."""
+    """With a depth and numbers that Python's json cannot handle."""
     deep = '{"d": ' + "[" * 3000 + "]" * 3000 + ', "n": 1' + "0" * 400 + "}"
     with receiver() as hook, daemon(database, **ALLOWED):
         add_channel(db, "room:*", webhook_urls=[hook.url()])
@@ -114,9 +114,10 @@ def test_a_payload_passes_through_as_postgres_wrote_it(
     assert f'"payload":{deep}'.encode() in heard.body
 
 
-def test_npm_verifies_too_and_both_secrets_sign_while_one_is_rotated(
+def test_the_npm_library_verifies_during_a_secret_rotation(
     db: Connection, database: pg.Database, tmp_path: Path
 ) -> None:
+    """Both secrets sign meanwhile."""
     node = javascript.Node(tmp_path)
     with receiver() as hook, daemon(database, **ALLOWED):
         add_channel(db, "room:*", webhook_urls=[hook.url()])
@@ -146,9 +147,10 @@ def test_npm_verifies_too_and_both_secrets_sign_while_one_is_rotated(
     assert [line == "ok" for line in said.splitlines()] == [good for *_, good in expected]
 
 
-def test_a_failure_is_repeated_under_the_same_id_with_a_new_time_and_signature(
+def test_a_failed_delivery_is_retried_under_the_same_id(
     db: Connection, database: pg.Database
 ) -> None:
+    """With a new time and signature."""
     alter_settings(db, webhook_schedule="{1.3 s,1.3 s}")
     statuses = iter([500, 302, 200])
     elsewhere = {"Location": "/elsewhere"}
@@ -170,7 +172,7 @@ def test_a_failure_is_repeated_under_the_same_id_with_a_new_time_and_signature(
     assert attempts(db, row.id)[0][3] == "the \N{REPLACEMENT CHARACTER} answer"
 
 
-def test_410_stops_within_one_attempt(db: Connection, database: pg.Database) -> None:
+def test_410_stops_after_one_attempt(db: Connection, database: pg.Database) -> None:
     with receiver(lambda _: 410) as hook, daemon(database, **ALLOWED):
         add_channel(db, "room:*", webhook_urls=[hook.url()])
         publish(db, "room:1")
@@ -185,15 +187,15 @@ def test_410_stops_within_one_attempt(db: Connection, database: pg.Database) -> 
 
 
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
-def test_kill_9_at_any_point_gives_one_or_two_requests_with_one_id(
+def test_a_killed_bridge_sends_at_most_twice_under_one_id(
     db: Connection, database: pg.Database, moment: str
 ) -> None:
-    """Before the request is answered, after it, and at times in between that nobody chose."""
+    """Killed before the request is answered, after it, and at random times in between."""
     killed = threading.Event()
 
     def answer(_: Heard) -> int:
         if moment == "during":
-            killed.wait(10)  # the request is under way when the bridge dies
+            killed.wait(10)  # the request is in flight when the bridge dies
         return 200
 
     settings = {**ALLOWED, "webhook_timeout": 0.5}
@@ -238,7 +240,7 @@ def test_three_bridges_send_each_delivery_once(db: Connection, database: pg.Data
     assert only(db, "select count(*) from rowcast.attempt") == 600
 
 
-def test_sigterm_finishes_what_is_under_way_and_begins_nothing(
+def test_sigterm_finishes_requests_in_flight_and_begins_none(
     db: Connection, database: pg.Database
 ) -> None:
     go_on = threading.Event()
@@ -251,7 +253,7 @@ def test_sigterm_finishes_what_is_under_way_and_begins_nothing(
         add_channel(db, "room:*", webhook_urls=[hook.url()])
         for _ in range(10):
             publish(db, "room:1")
-        hook.wait(4)  # the room of a new endpoint
+        hook.wait(4)  # the concurrency of a new endpoint
         bridge.signal(signal.SIGTERM)
         eventually(lambda: "event=draining" in bridge.log)
         go_on.set()
@@ -262,7 +264,7 @@ def test_sigterm_finishes_what_is_under_way_and_begins_nothing(
 
 
 @pytest.mark.parametrize("patience", [0, 0.3])
-def test_what_does_not_end_in_time_is_given_back(
+def test_requests_that_do_not_end_in_time_are_released(
     db: Connection, database: pg.Database, patience: float
 ) -> None:
     with (
@@ -279,7 +281,7 @@ def test_what_does_not_end_in_time_is_given_back(
 
 @contextlib.asynccontextmanager
 async def own_outbox(database: pg.Database) -> AsyncIterator[outbox.Outbox]:
-    """One that runs in this process, so that a test can hold it up."""
+    """Run an outbox in this process, so that a test can delay it."""
     settings = Settings.from_env(
         {
             "ROWCAST_DATABASE_URL": database.bridge_url,
@@ -299,7 +301,7 @@ async def own_outbox(database: pg.Database) -> AsyncIterator[outbox.Outbox]:
         await own.close()
 
 
-async def test_what_was_claimed_and_not_begun_is_given_back(
+async def test_claimed_deliveries_not_begun_are_released(
     db: Connection, database: pg.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "PORTION", 0)
@@ -313,10 +315,10 @@ async def test_what_was_claimed_and_not_begun_is_given_back(
     assert hook.heard == []
 
 
-async def test_what_was_not_begun_is_given_back_before_what_is_under_way_has_ended(
+async def test_deliveries_not_begun_are_released_first(
     db: Connection, database: pg.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other bridges need not wait for it, nor for its lease if this one is killed meanwhile."""
+    """Other bridges need not wait for requests in flight, nor for the lease if it is killed."""
     go_on = threading.Event()
 
     def answer(_: Heard) -> int:
@@ -335,7 +337,7 @@ async def test_what_was_not_begun_is_given_back_before_what_is_under_way_has_end
             ending = asyncio.create_task(box.finish())
             await asyncio.to_thread(eventually, lambda: only(db, LEASED) == 1, timeout=5)
             assert not ending.done()
-            # Nothing is begun any more, however much the loop could.
+            # no request begins any more, although the loop could run
             monkeypatch.setattr(outbox, "PORTION", 16)
             go_on.set()
             await ending
@@ -351,10 +353,8 @@ def hang() -> int:
     return 200
 
 
-def test_one_endpoint_that_hangs_does_not_move_the_others(
-    db: Connection, database: pg.Database
-) -> None:
-    """The p95 of 49 endpoints, with the fiftieth well and with it hanging."""
+def test_a_hanging_endpoint_does_not_slow_the_others(db: Connection, database: pg.Database) -> None:
+    """The p95 of 49 endpoints, while the fiftieth answers and while it hangs."""
 
     def latencies(hook: Receiver, run: str) -> list[float]:
         began = {}
@@ -378,10 +378,8 @@ def test_one_endpoint_that_hangs_does_not_move_the_others(
     assert p95[1] < p95[0] * 2 + 0.1, p95
 
 
-def test_a_bridge_that_loses_the_database_keeps_what_it_learnt(
-    db: Connection, database: pg.Database
-) -> None:
-    """The backends are ended while a request is under way; its outcome is noted all the same."""
+def test_a_lost_database_connection_loses_no_outcome(db: Connection, database: pg.Database) -> None:
+    """The backends end while a request is in flight; its outcome is still recorded."""
     go_on = threading.Event()
 
     def answer(_: Heard) -> int:
@@ -401,7 +399,7 @@ def test_a_bridge_that_loses_the_database_keeps_what_it_learnt(
     assert len(hook.heard) == 1
 
 
-def test_a_bridge_that_was_stopped_for_long_does_not_overrule_the_other(
+def test_a_bridge_stopped_past_its_lease_settles_nothing(
     db: Connection, database: pg.Database
 ) -> None:
     settings = {**ALLOWED, "webhook_timeout": 0.3}
@@ -423,10 +421,10 @@ def test_a_bridge_that_was_stopped_for_long_does_not_overrule_the_other(
     assert [a[2] for a in attempts(db, row.id)] == ["lost", None]
 
 
-def test_a_claim_that_comes_after_its_lease_is_not_begun(
+def test_a_claim_received_after_its_lease_is_not_begun(
     db: Connection, database: pg.Database
 ) -> None:
-    """The bridge is stopped while the database makes the claim, and another one sends."""
+    """The bridge is stopped while the database makes the claim, and another bridge sends."""
     settings = {**ALLOWED, "webhook_timeout": 0.1}
     with receiver() as hook, daemon(database, **settings) as first:
         add_channel(db, "room:*", webhook_urls=[hook.url()])
@@ -443,7 +441,7 @@ def test_a_claim_that_comes_after_its_lease_is_not_begun(
         with daemon(database, **settings):
             settled(db)
         first.signal(signal.SIGCONT)
-        # What was claimed first would be begun first.
+        # deliveries claimed first would be begun first
         publish(db, "room:2")
         settled(db, count=2)
     assert sorted(json.loads(heard.body)["channelName"] for heard in hook.heard) == [
@@ -452,7 +450,7 @@ def test_a_claim_that_comes_after_its_lease_is_not_begun(
     ]
 
 
-def test_a_bridge_told_to_send_none_sends_none(db: Connection, database: pg.Database) -> None:
+def test_a_bridge_with_webhooks_disabled_sends_none(db: Connection, database: pg.Database) -> None:
     with receiver() as hook, daemon(database, **ALLOWED, webhook_concurrency=0) as bridge:
         add_channel(db, "room:*", webhook_urls=[hook.url()])
         publish(db, "room:1")
@@ -463,7 +461,7 @@ def test_a_bridge_told_to_send_none_sends_none(db: Connection, database: pg.Data
         assert bridge.terminate() == 0
 
 
-def test_no_secret_is_in_the_log(db: Connection, database: pg.Database) -> None:
+def test_the_log_contains_no_secret(db: Connection, database: pg.Database) -> None:
     with receiver(lambda _: 500) as hook, daemon(database, **ALLOWED) as bridge:
         add_channel(db, "room:*", webhook_urls=[hook.url()])
         publish(db, "room:1", payload='{"word": "confidential"}')
@@ -473,7 +471,7 @@ def test_no_secret_is_in_the_log(db: Connection, database: pg.Database) -> None:
     assert "confidential" not in log
 
 
-def test_a_network_that_is_none_is_refused_in_words(database: pg.Database) -> None:
+def test_an_invalid_network_is_refused_with_a_reason(database: pg.Database) -> None:
     bridge = Daemon(database, webhook_allow_cidrs="127.0.0.1/8")
     try:
         bridge.launch()

@@ -1,4 +1,4 @@
-"""Subscribing to a pattern: all that its channel row governs, and only where the row says so."""
+"""Subscribing to a pattern: all channels that its row governs, if the row allows it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.acceptance
 
 @pytest.fixture
 def bridge(database: pg.Database) -> Iterator[Daemon]:
-    """The open recipe: its policies do not look at the name."""
+    """A bridge with the open recipe, whose policies do not use the channel name."""
     open_channels(database, "order:*", "order:secret", "plain:*", "deep:**")
     with database.connect() as connection:
         connection.execute(
@@ -49,7 +49,7 @@ def told(messages: list[Frame]) -> list[tuple[str, Any]]:
 
 
 async def routed(wire: Wire, count: int) -> list[tuple[str, str, Any]]:
-    """(channel of the frame, channel of the message, payload) of so many messages."""
+    """Return (channel of the frame, channel of the message, payload) of `count` messages."""
     found: list[tuple[str, str, Any]] = []
     while len(found) < count:
         frame = await wire.until(lambda f: f["op"] == "messages")
@@ -57,7 +57,7 @@ async def routed(wire: Wire, count: int) -> list[tuple[str, str, Any]]:
     return found
 
 
-async def test_it_hears_what_the_row_governs_each_with_its_channel(
+async def test_messages_arrive_with_their_own_channel(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -76,7 +76,7 @@ async def test_it_hears_what_the_row_governs_each_with_its_channel(
         assert not [f for f in await wire.quiet() if f["op"] == "messages"]
 
 
-async def test_without_the_flag_a_pattern_is_refused_like_an_unknown_channel(
+async def test_a_pattern_without_the_flag_is_refused_as_unknown(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -95,7 +95,7 @@ async def test_without_the_flag_a_pattern_is_refused_like_an_unknown_channel(
         )
 
 
-async def test_policies_are_asked_besides_the_flag(
+async def test_policies_apply_in_addition_to_the_flag(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     sql.execute(
@@ -108,7 +108,7 @@ async def test_policies_are_asked_besides_the_flag(
         await staff.subscribe("order:*")
 
 
-async def test_a_pattern_and_a_name_are_two_subscriptions_that_each_hear_it_once(
+async def test_pattern_and_name_are_two_subscriptions(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -124,8 +124,8 @@ async def test_a_pattern_and_a_name_are_two_subscriptions_that_each_hear_it_once
         assert await routed(wire, 1) == [("order:*", "order:1", "y")]
 
 
-async def test_what_is_published_right_after_on_the_same_socket_is_heard(bridge: Daemon) -> None:
-    """Although the row of a pattern is known only when the policies have answered."""
+async def test_a_publish_right_behind_the_subscribe_is_heard(bridge: Daemon) -> None:
+    """Although the pattern's row is known only when the policies have answered."""
     async with connect(bridge.url) as wire:
         for number in range(20):
             await wire.send(op="subscribe", channel="order:*")
@@ -134,7 +134,7 @@ async def test_what_is_published_right_after_on_the_same_socket_is_heard(bridge:
             await wire.ask(op="unsubscribe", channel="order:*")
 
 
-async def test_who_does_not_want_its_own_messages_gets_only_the_others(
+async def test_a_client_without_echo_hears_only_others(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -169,7 +169,9 @@ async def test_it_resumes_from_the_cursor_and_has_history(
         assert told(frame["messages"]) == [("order:2", 3), ("order:3", 4)]
 
 
-async def test_the_flag_taken_back_ends_it(bridge: Daemon, sql: psycopg.Connection[Any]) -> None:
+async def test_removing_the_flag_ends_the_subscription(
+    bridge: Daemon, sql: psycopg.Connection[Any]
+) -> None:
     async with connect(bridge.url) as wire:
         await wire.subscribe("order:*")
         await wire.subscribe("order:1")
@@ -181,7 +183,7 @@ async def test_the_flag_taken_back_ends_it(bridge: Daemon, sql: psycopg.Connecti
         assert await routed(wire, 1) == [("order:1", "order:1", "after")]
 
 
-async def test_a_row_that_is_made_anew_is_heard_from_its_first_message_on(
+async def test_a_recreated_row_is_heard_from_its_first_message(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -200,7 +202,7 @@ async def test_a_row_that_is_made_anew_is_heard_from_its_first_message_on(
         assert (await wire.until(lambda f: f["op"] == "closed"))["code"] == "deleted"
 
 
-async def test_of_a_deleted_message_its_subscribers_are_told(
+async def test_a_deleted_message_is_told_to_pattern_subscribers(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -216,7 +218,7 @@ async def test_of_a_deleted_message_its_subscribers_are_told(
         }
 
 
-async def test_the_python_client_gives_them_to_the_channel_of_the_pattern(
+async def test_the_python_client_delivers_to_the_pattern_channel(
     bridge: Daemon, sql: psycopg.Connection[Any]
 ) -> None:
     heard: asyncio.Queue[Message] = asyncio.Queue()

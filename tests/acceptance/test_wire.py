@@ -1,4 +1,4 @@
-"""The native wire, op by op, spoken by a bare client to the real bridge."""
+"""The native wire, operation by operation, with a raw client and the real bridge."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
 
 
 async def settle(bridge: Daemon, module_db: psycopg.Connection[Any]) -> None:
-    """Return when the bridge has read all that is committed: what it has not comes live."""
+    """Return when the bridge has read every committed message, so that none comes live."""
     async with connect(bridge.url, token("settler")) as wire:
         channel = f"room:{uuid.uuid4().hex}"
         await wire.subscribe(channel)
@@ -67,7 +67,7 @@ async def settle(bridge: Daemon, module_db: psycopg.Connection[Any]) -> None:
 
 
 def payloads(frames: list[Frame], flag: str | None = None) -> list[Any]:
-    """What came in `messages` frames with this flag, or in live ones."""
+    """Return the payloads of `messages` frames with this flag, or of live ones."""
     return [
         message["payload"]
         for frame in frames
@@ -77,7 +77,7 @@ def payloads(frames: list[Frame], flag: str | None = None) -> list[Any]:
     ]
 
 
-async def test_a_welcome_says_who_and_how_much(bridge: Daemon) -> None:
+async def test_a_welcome_names_the_user_and_the_limits(bridge: Daemon) -> None:
     async with connect(bridge.url) as wire:
         assert wire.welcome["session"]
         assert wire.welcome["heartbeat"] == 25
@@ -102,7 +102,7 @@ async def test_a_token_may_come_in_the_url_or_as_an_op(bridge: Daemon) -> None:
 
 
 @pytest.mark.parametrize("bad", ["x", "a.b.c", token(exp=1), token(role="postgres")])
-async def test_a_token_that_is_refused_in_the_url_closes_for_good(bridge: Daemon, bad: str) -> None:
+async def test_a_refused_token_in_the_url_closes_for_good(bridge: Daemon, bad: str) -> None:
     async with connect(bridge.url, bad) as wire:
         refused = await wire.until(lambda f: f["op"] == "error")
         assert refused["ref"] is None
@@ -142,9 +142,7 @@ async def test_a_number_keeps_its_digits(bridge: Daemon, room: str) -> None:
         assert "123456789012345678901234567890" in text
 
 
-async def test_a_sender_that_does_not_want_its_own_hears_all_others(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_sender_without_echo_hears_all_others(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire, connect(bridge.url, token("bob")) as bob:
         await wire.subscribe(room, self=False)
         await bob.subscribe(room)
@@ -158,7 +156,7 @@ async def test_a_sender_that_does_not_want_its_own_hears_all_others(
         assert len(await bob.messages(40)) == 40
 
 
-async def test_unsubscribed_is_silent_and_twice_is_an_error(bridge: Daemon, room: str) -> None:
+async def test_unsubscribe_is_silent_and_twice_is_an_error(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire:
         await wire.subscribe(room)
         answer = await wire.ask(op="unsubscribe", channel=room)
@@ -169,7 +167,7 @@ async def test_unsubscribed_is_silent_and_twice_is_an_error(bridge: Daemon, room
         assert (await wire.ask(op="unsubscribe", channel=room))["code"] == "not_subscribed"
 
 
-async def test_an_unsubscribe_while_a_subscribe_is_pending_leaves_none_unanswered(
+async def test_an_unsubscribe_of_a_pending_subscribe_answers_both(
     bridge: Daemon, room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -214,8 +212,7 @@ async def test_denied_unknown_and_disabled_answer_alike(bridge: Daemon) -> None:
 async def test_history_and_live_meet_without_a_gap(
     bridge: Daemon, module_database: pg.Database, room: str
 ) -> None:
-    """Messages are committed all the time; what came before the `ok` and what came after it
-    are together all of them, each once."""
+    """While messages are committed, those before and after the `ok` are complete, each once."""
     stop = asyncio.Event()
     count = 0
 
@@ -253,7 +250,7 @@ def live(frame: Frame) -> bool:
     return frame["op"] == "messages" and "history" not in frame and "replay" not in frame
 
 
-async def test_history_is_the_newest_oldest_first_and_durable_only(
+async def test_history_is_the_newest_durable_messages_oldest_first(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     publish_json(module_db, room, *range(8))
@@ -275,26 +272,25 @@ async def test_history_is_governed_by_its_own_policy(
         assert not payloads(wire.passed, "history")
         publish_json(module_db, "silent:1", "live")
         assert payloads([await wire.until(live)]) == ["live"]
-    # A replay continues live delivery, so it is governed by the right to subscribe.
+    # a replay continues live delivery, so the right to subscribe governs it
     async with connect(bridge.url) as wire:
         await wire.subscribe("silent:1", after=cursor)
         assert payloads(wire.passed, "replay") == ["live"]
 
 
-async def test_a_repeated_publish_with_an_id_is_answered_with_the_first(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_repeated_publish_gets_the_first_answer(bridge: Daemon, room: str) -> None:
+    """A sender may repeat a publish that has an id."""
     key = str(uuid.uuid4())
     async with connect(bridge.url) as wire, connect(bridge.url, token("bob")) as bob:
         await wire.subscribe(room)
         first = await wire.publish(room, 1, id=key)
         assert await wire.publish(room, 2, id=key) == first
-        assert await bob.publish(room, 3, id=key) != first  # keys are each sender's own
+        assert await bob.publish(room, 3, id=key) != first  # ids are unique per sender
         assert sorted(m["payload"] for m in await wire.messages(2)) == [1, 3]
         assert not payloads(await wire.quiet())
 
 
-async def test_resuming_replays_what_was_missed_and_nothing_else(
+async def test_resuming_replays_exactly_the_missed_messages(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     publish_json(module_db, room, "before")
@@ -312,12 +308,12 @@ async def test_resuming_replays_what_was_missed_and_nothing_else(
         assert not payloads(wire.passed, "history")
         publish_json(module_db, room, "live")
         assert payloads([await wire.until(live)]) == ["live"]
-    async with connect(bridge.url) as wire:  # an old cursor stays good
+    async with connect(bridge.url) as wire:  # an old cursor stays valid
         await wire.subscribe(room, after=cursor)
         assert len(payloads(wire.passed, "replay")) == 4
 
 
-async def test_a_transaction_that_was_open_at_the_cursor_is_replayed(
+async def test_a_transaction_open_at_the_cursor_is_replayed(
     bridge: Daemon, module_database: pg.Database, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     with module_database.connect(autocommit=False) as slow:
@@ -333,9 +329,7 @@ async def test_a_transaction_that_was_open_at_the_cursor_is_replayed(
         assert payloads(wire.passed, "replay") == ["older number, later commit"]
 
 
-async def test_a_cursor_comes_when_messages_were_written_and_covers_them(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_cursor_follows_messages_and_covers_them(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire:
         await wire.subscribe(room)
         await wire.publish(room, 1)
@@ -357,7 +351,7 @@ def forged(cursor: str) -> list[str]:
     return out
 
 
-async def test_a_forged_cursor_counts_as_none_and_is_told(
+async def test_a_forged_cursor_is_ignored_and_reported(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -370,13 +364,15 @@ async def test_a_forged_cursor_counts_as_none_and_is_told(
             assert answer["recovered"] is False
             assert answer["reason"] == "invalid_cursor"
     for bearer in (token("bob"), token("alice", role="anon")):
-        async with connect(bridge.url, bearer) as wire:  # somebody else's is as bad as forged
+        async with connect(
+            bridge.url, bearer
+        ) as wire:  # another user's cursor is treated like a forged one
             answer = await wire.subscribe(room, after=cursor)
             assert answer["recovered"] is False
             assert not payloads(wire.passed, "replay")
 
 
-async def test_too_much_to_replay_is_said(
+async def test_too_much_to_replay_is_reported(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -392,12 +388,12 @@ async def test_too_much_to_replay_is_said(
         assert answer["recovered"] is False
         assert answer["reason"] == "too_far"
         assert not payloads(wire.passed, "replay")
-        # Another channel is not concerned.
+        # another channel is not affected
         answer = await wire.subscribe(f"{room}-other", after=cursor)
         assert answer["recovered"] is True
 
 
-async def test_a_cursor_older_than_what_is_kept_is_expired_only_where_something_is_gone(
+async def test_an_old_cursor_expires_only_where_messages_are_gone(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -429,7 +425,7 @@ async def test_lost_broadcasts_are_told_apart_from_lost_messages(
         assert payloads(wire.passed, "replay") == ["kept"]
 
 
-async def test_no_cursor_comes_while_a_channel_is_being_resumed(
+async def test_no_cursor_is_sent_while_a_channel_resumes(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     channels = [f"{room}-{n}" for n in range(8)]
@@ -452,7 +448,7 @@ async def test_no_cursor_comes_while_a_channel_is_being_resumed(
         assert not payloads(wire.passed, "replay")
 
 
-async def test_a_policy_that_raises_denies_only_itself_and_is_logged(
+async def test_a_raising_policy_denies_only_its_own_and_is_logged(
     bridge: Daemon, room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -469,9 +465,7 @@ async def test_a_policy_that_raises_denies_only_itself_and_is_logged(
     assert "the secret of raises" in bridge.log
 
 
-async def test_a_policy_that_sleeps_is_unavailable_and_nobody_else_is(
-    bridge: Daemon, room: str
-) -> None:
+async def test_only_a_sleeping_policy_is_unavailable(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire, connect(bridge.url, token("bob")) as bob:
         for op in ("subscribe", "publish"):
             slow = await wire.send(op=op, channel="sleeps:1", event="e", payload=1)
@@ -483,9 +477,7 @@ async def test_a_policy_that_sleeps_is_unavailable_and_nobody_else_is(
             assert answer["retryAfter"] > 0
 
 
-async def test_a_bad_publish_in_a_batch_fails_alone_and_the_order_stays(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_bad_publish_fails_alone_and_the_order_stays(bridge: Daemon, room: str) -> None:
     """All are sent at once, so that they share transactions."""
     async with connect(bridge.url) as wire, connect(bridge.url, token("bob")) as bob:
         await bob.subscribe(room)
@@ -529,9 +521,7 @@ async def test_pipelined_publishes_of_a_session_stay_in_order(bridge: Daemon, ro
             assert [m["payload"] for m in got if m["senderId"] == sender] == list(range(90))
 
 
-async def test_a_publisher_need_not_be_subscribed_nor_a_subscriber_a_publisher(
-    bridge: Daemon, room: str
-) -> None:
+async def test_publishing_and_subscribing_need_separate_rights(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire:
         await wire.publish(room, 1)
         await wire.subscribe("readonly:1")
@@ -540,7 +530,7 @@ async def test_a_publisher_need_not_be_subscribed_nor_a_subscriber_a_publisher(
         ] == "forbidden"
 
 
-async def test_a_deleted_message_is_taken_back(
+async def test_a_deleted_message_is_announced(
     bridge: Daemon, module_db: psycopg.Connection[Any], room: str
 ) -> None:
     async with connect(bridge.url) as wire:
@@ -555,20 +545,18 @@ async def test_a_deleted_message_is_taken_back(
         assert not payloads(wire.passed, "replay")
 
 
-async def test_a_session_has_so_many_channels_and_no_more(bridge: Daemon, room: str) -> None:
+async def test_a_session_has_a_channel_limit(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire:
         for number in range(10):
             await wire.subscribe(f"{room}-{number}")
         refused = await wire.ask(op="subscribe", channel=f"{room}-10")
         assert refused["code"] == "too_many_channels"
-        await wire.subscribe(f"{room}-3")  # again is not one more
+        await wire.subscribe(f"{room}-3")  # subscribing again does not count twice
         await wire.ask(op="unsubscribe", channel=f"{room}-3")
         await wire.subscribe(f"{room}-10")
 
 
-async def test_a_payload_over_the_limit_is_refused_and_the_connection_stays(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_payload_over_the_limit_is_only_refused(bridge: Daemon, room: str) -> None:
     async with connect(bridge.url) as wire:
         for payload in ("x" * 262_200, "x" * 1_200_000):
             refused = await wire.ask(op="publish", channel=room, event="e", payload=payload)
@@ -583,7 +571,7 @@ async def test_a_payload_over_the_limit_is_refused_and_the_connection_stays(
         await wire.publish(room, "x" * 262_000)
 
 
-async def test_a_rate_limit_refuses_the_frame_and_keeps_the_connection(
+async def test_a_frame_over_the_rate_is_only_refused(
     module_database: pg.Database, bridge: Daemon
 ) -> None:
     with daemon(module_database, frame_rate=10, frame_burst=20) as limited:
@@ -619,14 +607,14 @@ async def test_an_origin_that_is_not_allowed_gets_no_socket(
                 pass
 
 
-async def test_what_is_not_there_yet_says_so(bridge: Daemon) -> None:
+async def test_an_unsupported_operation_says_so(bridge: Daemon) -> None:
     async with connect(bridge.url) as wire:
         answer = await wire.ask(op="frobnicate")
         assert answer["code"] == "unknown_op"
         assert "subscribe" in answer["message"]
 
 
-async def test_every_error_is_of_the_catalogue_and_teaches(bridge: Daemon) -> None:
+async def test_every_error_is_in_the_catalogue_with_a_hint(bridge: Daemon) -> None:
     async with connect(bridge.url) as wire:
         for frame in (
             {"op": "subscribe"},
@@ -644,7 +632,7 @@ async def test_every_error_is_of_the_catalogue_and_teaches(bridge: Daemon) -> No
             assert ("retryAfter" in answer) == CATALOGUE[answer["code"]].retry
 
 
-async def test_no_token_nor_payload_is_in_the_log(bridge: Daemon, room: str) -> None:
+async def test_the_log_contains_no_token_and_no_payload(bridge: Daemon, room: str) -> None:
     bearer = token("a-very-recognisable-subject")
     async with connect(bridge.url, bearer) as wire:
         await wire.subscribe(room)
@@ -657,9 +645,7 @@ async def test_no_token_nor_payload_is_in_the_log(bridge: Daemon, room: str) -> 
     assert "recognisable" not in bridge.log
 
 
-async def test_a_payload_that_is_nested_too_deeply_is_refused_by_its_ref(
-    bridge: Daemon, room: str
-) -> None:
+async def test_a_too_deeply_nested_payload_is_refused_by_its_ref(bridge: Daemon, room: str) -> None:
     deep = "[" * 5000 + "]" * 5000
     async with connect(bridge.url) as wire:
         for text in (
