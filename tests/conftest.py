@@ -1,4 +1,4 @@
-"""The fixtures of all tests: one server per run, one database per test, cloned in a moment."""
+"""Fixtures of all tests: one PostgreSQL server per run, one cloned database per test."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ HOME = pytest.StashKey[Path]()
 SERVER = pytest.StashKey[embedded.EmbeddedServer]()
 FAILED = pytest.StashKey[bool]()
 
-# Parallel workers inherit both; two runs at one server do not meet.
+# Part of the template's name: parallel workers inherit it, and runs on one server do not collide.
 RUN = os.environ.setdefault("ROWCAST_TEST_RUN", secrets.token_hex(3))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the server before the workers are, for all of them to share it.
+    """Start the server before the parallel workers, so that they share it.
 
-    Without workers it starts when the first test asks: many tests need none.
-
-    A shell starts what runs in its background with Ctrl-C ignored, and programs inherit that.
+    Without workers the first test that needs it starts it, because many tests need none. A shell
+    starts background jobs with SIGINT ignored, and child processes inherit that, so it is
+    restored.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def ensure_server(config: pytest.Config) -> None:
-    """Start a server of our own unless there is one to use."""
+    """Start a server unless ``ROWCAST_TEST_DSN`` names one."""
     if os.environ.get("ROWCAST_TEST_DSN"):
         return
     home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="rowcast-tests-"))
@@ -51,11 +51,11 @@ def ensure_server(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop what `ensure_server` started; of a failed run the server's log stays."""
+    """Stop the server of `ensure_server`; keep its log if the run failed."""
     server = config.stash.get(SERVER, None)
     if server is None:
         return
-    embedded.stop(server, mode="immediate")  # nothing in it is worth a checkpoint
+    embedded.stop(server, mode="immediate")  # its data is not kept, so a checkpoint is not needed
     shutil.rmtree(server.data / "pgdata" if config.stash.get(FAILED, False) else config.stash[HOME])
 
 
@@ -83,7 +83,7 @@ def _load(*, host: str, port: int, user: str, dbname: str, password: str | None,
     pg.load_rowcast(server.url(dbname), server)
 
 
-# Migrates once per process into a template; pytest-postgresql adds the worker to its name.
+# Migrated once per process; pytest-postgresql adds the worker to the template's name.
 rowcast_template = factories.postgresql_noproc(
     depends_on="server", dbname=f"rowcast_{RUN}", load=[_load]
 )
@@ -91,21 +91,21 @@ rowcast_template = factories.postgresql_noproc(
 
 @pytest.fixture
 def database(server: pg.Server, rowcast_template: NoopExecutor) -> Iterator[pg.Database]:
-    """A database with rowcast in it, for one test."""
+    """A database with rowcast installed, for one test."""
     with pg.create_database(server, rowcast_template.template_dbname) as database:
         yield database
 
 
 @pytest.fixture(scope="module")
 def module_database(server: pg.Server, rowcast_template: NoopExecutor) -> Iterator[pg.Database]:
-    """A database with rowcast in it, for the tests of one module."""
+    """A database with rowcast installed, for all tests of a module."""
     with pg.create_database(server, rowcast_template.template_dbname) as database:
         yield database
 
 
 @pytest.fixture
 def empty_database(server: pg.Server) -> Iterator[pg.Database]:
-    """A database without rowcast, for one test. The roles of the cluster may exist."""
+    """A database without rowcast, for one test. The cluster may have rowcast's roles."""
     with pg.create_database(server) as database:
         yield database
 
@@ -143,7 +143,7 @@ def as_role() -> Callable[..., Any]:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A directory for one test that the server's uid can reach."""
+    """A directory for one test that the server's user can read."""
     with pg.scratch_directory() as path:
         yield path
 

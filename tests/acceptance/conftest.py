@@ -16,7 +16,7 @@ from support.scripted_server import ScriptedServer, start_scripted_server
 
 @pytest.fixture
 async def scripted_server() -> AsyncIterator[ScriptedServer]:
-    """A server whose every frame the test writes."""
+    """A server of the native wire whose frames the test writes."""
     async with start_scripted_server() as scripted_server:
         yield scripted_server
 

@@ -1,4 +1,4 @@
-"""The real bridge as a process of its own, to kill, stop and start again on the same port."""
+"""The real bridge as a process, to start, kill and restart on the same port."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ create policy readonly_is on public.realtime_messages as restrictive for insert
     to anon, authenticated with check (channel_name not like 'readonly:%');
 """
 
-# Without the command: the same, one layer below.
+# without the command line: the same, one layer below
 SERVE = """
 import asyncio, json, os, sys
 from rowcast.bridge.app import serve
@@ -67,7 +67,7 @@ except RowcastError as error:
 
 
 def token(sub: str | None = "alice", role: str = "authenticated", **claims: Any) -> str:
-    """A token as the tests' bridges accept it, valid for an hour unless `exp` is given."""
+    """Return a token that the bridges of tests accept, valid for an hour unless `exp` is given."""
     body = {"role": role, "exp": int(time.time()) + 3600, **claims}
     if sub is not None:
         body["sub"] = sub
@@ -75,7 +75,7 @@ def token(sub: str | None = "alice", role: str = "authenticated", **claims: Any)
 
 
 def open_channels(database: pg.Database, *patterns: str) -> None:
-    """Apply the open recipe and create channels of these patterns."""
+    """Apply the open recipe and create channels with these patterns."""
     with database.connect(database.owner_url) as connection:
         connection.execute((POLICIES / "open.sql").read_text())
         for pattern in patterns:
@@ -85,10 +85,10 @@ def open_channels(database: pg.Database, *patterns: str) -> None:
 
 
 class Daemon:
-    """`rowcast serve` on a database.
+    """`rowcast serve` on a database, as a process.
 
     Args:
-        database: a migrated one.
+        database: must be migrated.
         settings: further ``ROWCAST_*`` variables, without the prefix, in lower case.
     """
 
@@ -108,7 +108,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """What it wrote to standard error, over all its lives."""
+        """Its standard error since the first start."""
         return self._log.read_text()
 
     @property
@@ -117,7 +117,7 @@ class Daemon:
         return self.process.pid
 
     def launch(self) -> None:
-        """Start the process; it need not become ready."""
+        """Start the process without waiting until it is ready."""
         plain = {k: v for k, v in os.environ.items() if not k.startswith("ROWCAST_")}
         ours = {f"ROWCAST_{name}": str(value) for name, value in self.environment.items()}
         command = ["-m", "rowcast", "serve"] if _has_command() else ["-c", SERVE]
@@ -131,7 +131,7 @@ class Daemon:
             )
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> str:
-        """Return the URL once the bridge serves; from then on its port stays the same."""
+        """Return the URL once the bridge serves; later starts use the same port."""
         process = self.process
         assert process is not None
         assert process.stdout is not None
@@ -156,7 +156,7 @@ class Daemon:
         return self
 
     def kill(self) -> None:
-        """End it with -9: nothing of it is said goodbye to."""
+        """Kill it with SIGKILL, without any shutdown."""
         if self.process is not None:
             self.process.kill()
             self._reap()
@@ -166,12 +166,12 @@ class Daemon:
         self.process.send_signal(number)
 
     def wait(self, timeout: float = 30.0) -> int:
-        """Return the exit code once it has ended."""
+        """Wait until it has ended; return the exit code."""
         assert self.process is not None
         return self.process.wait(timeout)
 
     def terminate(self, timeout: float = 30.0) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM, wait, and return the exit code."""
         self.signal(signal.SIGTERM)
         code = self.wait(timeout)
         self._reap()
@@ -188,7 +188,7 @@ class Daemon:
             self.process.stdout.close()
 
     def get(self, path: str) -> tuple[int, str]:
-        """GET from its port: status and body."""
+        """Send a GET request; return status and body."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -197,14 +197,14 @@ class Daemon:
                 return error.code, error.read().decode()
 
     def metric(self, name: str) -> float:
-        """The value of one instrument without labels, or with them as they are printed."""
+        """Return the value of one metric; `name` includes the labels as printed."""
         for line in self.get("/metrics")[1].splitlines():
             if line.startswith(f"{name} "):
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
 
     def memory(self) -> int:
-        """Resident bytes of the process."""
+        """Return the resident memory in bytes."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
@@ -217,7 +217,7 @@ class Daemon:
 
 @contextlib.contextmanager
 def daemon(database: pg.Database, **settings: Any) -> Iterator[Daemon]:
-    """A bridge for the length of a block."""
+    """Run a bridge for the duration of a block."""
     bridge = Daemon(database, **settings)
     try:
         yield bridge.start()

@@ -1,4 +1,4 @@
-"""A raw client of Socket.IO: every packet as it is, polled or on a WebSocket."""
+"""A raw client of Socket.IO: sends and shows every packet, by polling or on a WebSocket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUERY = "/socket.io/?EIO=4&transport="
 
 
 class SocketIO:
-    """One WebSocket. What is read while waiting for something else is kept in `passed`."""
+    """One WebSocket. Packets read while waiting for another are kept in `passed`."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.ws = ws
@@ -30,10 +30,10 @@ class SocketIO:
         self._acks = itertools.count(1)
 
     async def read(self, within: float = TIMEOUT) -> str:
-        """The next packet; pings are answered.
+        """Return the next packet; answer it if it is a ping.
 
         Raises:
-            ClosedError: there will be none.
+            ClosedError: the connection has closed.
         """
         message = await self.ws.receive(within)
         if message.type is not aiohttp.WSMsgType.TEXT:
@@ -43,7 +43,7 @@ class SocketIO:
         return str(message.data)
 
     async def until(self, want: Any, within: float = TIMEOUT) -> str:
-        """The next packet that is wanted, of those that passed or those to come."""
+        """Return the next packet that `want` accepts, first from `passed`."""
         for at, packet in enumerate(self.passed):
             if want(packet):
                 return self.passed.pop(at)
@@ -55,24 +55,23 @@ class SocketIO:
             self.passed.append(packet)
 
     async def login(self, **auth: Any) -> str:
-        """Connect to the namespace; returns the id of the session."""
+        """Connect to the namespace; return the session id."""
         await self.ws.send_str("40" + json.dumps(auth or {"token": token()}))
         packet = await self.until(lambda p: p.startswith("40"))
         return str(json.loads(packet[2:])["sid"])
 
     async def emit(self, event: str, body: Any) -> None:
-        """Send an event."""
         await self.ws.send_str("42" + json.dumps([event, body]))
 
     async def ask(self, event: str, body: Any, within: float = TIMEOUT) -> Any:
-        """Send an event and return what it is acknowledged with."""
+        """Send an event and return its acknowledgement."""
         number = next(self._acks)
         await self.ws.send_str(f"42{number}" + json.dumps([event, body]))
         packet = await self.until(lambda p: p.startswith(f"43{number}["), within)
         return json.loads(packet[packet.index("[") :])[0]
 
     async def subscribe(self, channel: str) -> list[Any]:
-        """Subscribe and expect it to be allowed; returns who is there."""
+        """Subscribe and return the members; fail if it is refused."""
         answer = await self.ask("realtime:subscribe", {"channel": channel})
         assert answer["ok"], answer
         members: list[Any] = answer["presence"]["members"]
@@ -84,12 +83,12 @@ class SocketIO:
         return await self.ask("realtime:publish", body)
 
     async def heard(self, event: str = "e", within: float = TIMEOUT) -> Any:
-        """The next event of this name."""
+        """Return the body of the next event with this name."""
         packet = await self.until(lambda p: p.startswith(f'42["{event}",'), within)
         return json.loads(packet[2:])[1]
 
     async def closed(self) -> int:
-        """Read until the connection is closed and return the code."""
+        """Read until the connection is closed; return the close code."""
         try:
             await self.until(lambda _: False)
         except ClosedError as end:
@@ -99,7 +98,7 @@ class SocketIO:
 
 @contextlib.asynccontextmanager
 async def connect(url: str, query: str = "", **auth: Any) -> AsyncIterator[SocketIO]:
-    """A WebSocket, logged in unless `query` names an sid or `auth` says `login=False`."""
+    """Open a WebSocket; log in unless `query` has an sid or ``login=False`` is given."""
     login = auth.pop("login", not query)
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5)) as http,
@@ -116,7 +115,7 @@ async def connect(url: str, query: str = "", **auth: Any) -> AsyncIterator[Socke
 
 
 class Polling:
-    """One client that polls."""
+    """A client that uses HTTP long polling."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self.http = http
@@ -124,18 +123,18 @@ class Polling:
         self.sid = ""
 
     async def get(self, query: str | None = None) -> tuple[int, str]:
-        """One poll."""
+        """Poll once; return status and body."""
         query = f"&sid={self.sid}" if query is None else query
         async with self.http.get(self.base + query) as answer:
             return answer.status, await answer.text()
 
     async def post(self, body: str | bytes) -> tuple[int, str]:
-        """Post packets."""
+        """Post packets; return status and body."""
         async with self.http.post(f"{self.base}&sid={self.sid}", data=body) as answer:
             return answer.status, await answer.text()
 
     async def open(self, **auth: Any) -> None:
-        """Begin, and log in."""
+        """Open the session, and log in if credentials are given."""
         _, body = await self.get("")
         self.sid = json.loads(body[1:])["sid"]
         if auth:
@@ -145,7 +144,7 @@ class Polling:
 
 @contextlib.asynccontextmanager
 async def polling(url: str, **auth: Any) -> AsyncIterator[Polling]:
-    """A client that polls, logged in where credentials are given."""
+    """Open a polling client, logged in if credentials are given."""
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout) as http:
         client = Polling(http, url)

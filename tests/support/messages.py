@@ -1,4 +1,4 @@
-"""Channels and messages as tests write and read them, and refusals that must explain themselves."""
+"""Channels and messages: create, publish and read them, and expect refusals with a hint."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def publish_json(
 
 
 def messages(connection: Connection, channel: str) -> list[Any]:
-    """Return the rows of a channel name, oldest first, with columns as attributes."""
+    """Return the messages of a channel, oldest first, with columns as attributes."""
     with connection.cursor(row_factory=namedtuple_row) as cursor:
         return cursor.execute(
             "select * from public.realtime_messages where channel_name = %s order by seq", [channel]
@@ -55,7 +55,7 @@ def messages(connection: Connection, channel: str) -> list[Any]:
 
 
 def only(connection: Connection, query: Any, values: Any = ()) -> Any:
-    """Return the one value of the one row that a query answers."""
+    """Return the value of a query with one row of one column."""
     rows = connection.execute(query, values).fetchall()
     assert len(rows) == 1
     assert len(rows[0]) == 1
@@ -64,9 +64,9 @@ def only(connection: Connection, query: Any, values: Any = ()) -> Any:
 
 @contextlib.contextmanager
 def refused(connection: Connection, sqlstate: str, *words: str) -> Iterator[None]:
-    """Expect an error of this SQLSTATE whose message has the words; of our own, with a hint.
+    """Expect an error with this SQLSTATE whose message contains `words`; ours also have a hint.
 
-    The block is a savepoint or a transaction, so the connection can go on.
+    The block is a savepoint or a transaction, so the connection stays usable.
     """
     with pytest.raises(psycopg.Error) as refusal, connection.transaction():
         yield

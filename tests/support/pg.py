@@ -1,8 +1,8 @@
-"""Real PostgreSQL for the tests: which server, whose connection, and a database to break.
+"""PostgreSQL for tests: the server of a run, its databases and logins, and a server to break.
 
-The server of a run is the product's own embedded one, started once. Its URL goes to
-``ROWCAST_TEST_DSN``, which parallel workers inherit and which may as well name a server that
-runs already. ``ROWCAST_TEST_PG`` chooses the programs: a major version, ``wheel``, or a path.
+The server of a run is the product's embedded one, started once. Its URL is in
+``ROWCAST_TEST_DSN``, which parallel workers inherit and which may also name a running server.
+``ROWCAST_TEST_PG`` selects the programs: a major version, ``wheel``, or a path.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ __all__ = [
     "scratch_directory",
 ]
 
-# The login of a team that uses rowcast: owns its database, is no superuser, and is a member
-# of rowcast_owner as a role that has migrated would be.
+# The login of a team that uses rowcast: owns its database, is not a superuser, and is a member
+# of rowcast_owner, like every role that has migrated.
 TEAM = "rowcast_team"
-# Only a server that is not ours asks for a password; then the logins get this one.
+# Password of the logins on a server that is not ours; ours trusts local connections.
 LOGIN_PASSWORD = "rowcast-test"
 
 
 def choose_binaries(env: Mapping[str, str] = os.environ) -> Path:
-    """Return the directory of the programs that ``ROWCAST_TEST_PG`` names.
+    """Return the directory of the PostgreSQL programs that ``ROWCAST_TEST_PG`` selects.
 
     Raises:
-        pytest.UsageError: there is no such server on this machine.
+        pytest.UsageError: they are not installed on this machine.
     """
     wanted = env.get("ROWCAST_TEST_PG", "")
     if not wanted:
@@ -66,13 +66,13 @@ def choose_binaries(env: Mapping[str, str] = os.environ) -> Path:
         return wheel
     if Path(wanted, "postgres").exists():
         return Path(wanted)
-    raise pytest.UsageError(f"ROWCAST_TEST_PG={wanted}: no such PostgreSQL on this machine")
+    raise pytest.UsageError(f"ROWCAST_TEST_PG={wanted}: this PostgreSQL is not installed here")
 
 
 def launch(
     home: Path, *, durable: bool = False, port: int | None = None
 ) -> embedded.EmbeddedServer:
-    """Start a server in `home`, which trusts every login from this machine."""
+    """Start a server in `home` that trusts every login from this machine."""
     trust = home / "hba.conf"
     trust.write_text("host all all 127.0.0.1/32 trust\n")
     trust.chmod(0o644)
@@ -87,7 +87,7 @@ def launch(
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server of a run. The names are also those that pytest-postgresql asks for."""
+    """The address of a server; the field names are those that pytest-postgresql expects."""
 
     host: str
     port: int
@@ -121,7 +121,7 @@ class Server:
     def url(
         self, database: str | None = None, user: str | None = None, password: str | None = None
     ) -> str:
-        """Return a URL of `database` as `user`; the superuser's when no user is named."""
+        """Return a URL of `database` as `user`, or as superuser without one."""
         if user is None:
             user, password = self.user, self.password
         secret = "" if password is None else f":{quote(password, safe='')}"
@@ -132,19 +132,19 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """One database and the doors to it, as URLs."""
+    """One database, and the URLs to connect to it as different logins."""
 
     server: Server
     name: str
 
     @property
     def url(self) -> str:
-        """As superuser: row level security does not apply."""
+        """URL of the superuser, to whom row level security does not apply."""
         return self.server.url(self.name)
 
     @property
     def owner_url(self) -> str:
-        """As the team that owns the database and has migrated it; no superuser."""
+        """URL of the team that owns and has migrated the database; not a superuser."""
         return self._login(TEAM)
 
     @property
@@ -156,7 +156,7 @@ class Database:
         return self._login("rowcast_caller")
 
     def connect(self, url: str | None = None, *, autocommit: bool = True) -> Connection:
-        """Connect, as superuser unless another of the URLs is given."""
+        """Connect to `url`, or as superuser without one."""
         return psycopg.connect(url or self.url, autocommit=autocommit)
 
     def _login(self, user: str) -> str:
@@ -168,7 +168,7 @@ Connection = psycopg.Connection[Any]
 
 @contextlib.contextmanager
 def create_database(server: Server, template: str | None = None) -> Iterator[Database]:
-    """Create a database, a clone of `template` if one is named; drop it in the end, by force."""
+    """Create a database, cloned from `template` if given, and drop it at the end by force."""
     database = Database(server, f"rowcast_{secrets.token_hex(5)}")
     name = sql.Identifier(database.name)
     with psycopg.connect(server.url(), autocommit=True) as admin:
@@ -181,16 +181,16 @@ def create_database(server: Server, template: str | None = None) -> Iterator[Dat
     try:
         yield database
     finally:
-        # A connection of its own: the test may have restarted the server.
+        # a new connection, because the test may have restarted the server
         with psycopg.connect(server.url(), autocommit=True) as admin:
             admin.execute(sql.SQL("drop database if exists {} with (force)").format(name))
 
 
 @contextlib.contextmanager
 def cluster_lock(server_url: str) -> Iterator[None]:
-    """Let one test process at a time touch roles: they are shared by all databases.
+    """Let one test process at a time change roles, which all databases share.
 
-    Advisory locks are not, so everybody has to take this one in the same database.
+    Advisory locks belong to a database, so all processes take this one in the same database.
     """
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(hashtextextended('rowcast tests', 0))")
@@ -198,7 +198,7 @@ def cluster_lock(server_url: str) -> Iterator[None]:
 
 
 def load_rowcast(url: str, server: Server) -> None:
-    """Install rowcast at `url` and make its logins usable by tests."""
+    """Install rowcast at `url` and prepare its logins for tests."""
     from rowcast.install.migrate import migrate
 
     with cluster_lock(server.url()):
@@ -235,10 +235,10 @@ def as_role(
     claims: Mapping[str, Any] | None = None,
     channel: str | None = None,
 ) -> Iterator[Connection]:
-    """Be `role` with these JWT claims for the length of a block, the way PostgREST does it.
+    """Run a block as `role` with these JWT claims, the way PostgREST does it.
 
-    All settings are transaction-local. In a transaction of the test's own the block is a
-    savepoint, and since a released savepoint keeps local settings, they are put back.
+    All settings are transaction-local. Inside an outer transaction the block is a savepoint,
+    and a released savepoint keeps local settings, so the former values are restored.
     """
     settings = {
         "role": role,
@@ -249,7 +249,9 @@ def as_role(
     }
     with connection.transaction():
         before = {name: _setting(connection, name) for name in settings}
-        _apply(connection, dict(reversed(settings.items())))  # the role last: it may not set
+        _apply(
+            connection, dict(reversed(settings.items()))
+        )  # the role last, because it may not be allowed to set the others
         yield connection
         _apply(connection, before)
 
@@ -267,7 +269,7 @@ def _apply(connection: Connection, settings: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A directory that the server's uid can reach, unlike pytest's own, which are private."""
+    """A directory that the server's user can read, unlike pytest's, which are private."""
     path = Path(tempfile.mkdtemp(prefix="rowcast-test-"))
     path.chmod(0o755)
     try:
@@ -278,7 +280,7 @@ def scratch_directory() -> Iterator[Path]:
 
 @dataclass(slots=True)
 class OwnServer:
-    """A server that a test may stop, restart and crash. It is durable, and keeps its port."""
+    """A durable server that a test may stop, restart and crash; it keeps its port."""
 
     home: Path
     running: embedded.EmbeddedServer = field(init=False)
@@ -288,7 +290,7 @@ class OwnServer:
 
     @property
     def server(self) -> Server:
-        """The description that `create_database` and `load_rowcast` take."""
+        """Its address, for `create_database` and `load_rowcast`."""
         return Server.at(self.running.url(), trusts=True)
 
     @property
@@ -300,7 +302,7 @@ class OwnServer:
 
     @contextlib.contextmanager
     def database(self, *, migrated: bool = True) -> Iterator[Database]:
-        """A database of this server, with rowcast in it unless told otherwise."""
+        """Create a database on this server, with rowcast installed if `migrated`."""
         with create_database(self.server) as database:
             if migrated:
                 load_rowcast(database.url, database.server)
@@ -313,19 +315,19 @@ class OwnServer:
         self.running = launch(self.home, durable=True, port=self.running.port)
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop and start; after ``immediate`` the server goes through crash recovery."""
+        """Stop and start; after ``immediate`` the server runs crash recovery."""
         self.stop(mode)
         self.start()
 
     def crash(self) -> None:
-        """Kill one session with -9 and return when the server has recovered.
+        """Kill one backend with SIGKILL and return when the server has recovered.
 
         The server then drops every session and replays its log: unlogged tables are empty.
         """
         with psycopg.connect(self.url(), autocommit=True) as victim:
             witness = psycopg.connect(self.url(), autocommit=True)
             os.kill(victim.info.backend_pid, signal.SIGKILL)
-            # The victim's socket closes at once, the witness's when the server has noticed.
+            # the victim's socket closes at once, the witness's when the server has noticed
             eventually(lambda: _is_cut(witness), what="the server notices the killed session")
         eventually(self._accepts, timeout=60, what="the server recovers")
 

@@ -1,4 +1,4 @@
-"""A raw client of the Phoenix wire, version 2.0.0: every frame as it is, no help."""
+"""A raw client of the Phoenix wire, version 2.0.0: sends and shows every frame as it is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ TIMEOUT = 10.0
 
 
 class Pushed(NamedTuple):
-    """A frame."""
-
     join_ref: str | None
     ref: str | None
     topic: str
@@ -39,7 +37,7 @@ class Pushed(NamedTuple):
 
 
 class Phoenix:
-    """One WebSocket. What is read while waiting for something else is kept in `passed`."""
+    """One WebSocket. Frames read while waiting for another are kept in `passed`."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.ws = ws
@@ -52,10 +50,10 @@ class Phoenix:
         return ref
 
     async def read(self, within: float = TIMEOUT) -> Pushed:
-        """The next frame.
+        """Return the next frame.
 
         Raises:
-            ClosedError: there will be none.
+            ClosedError: the connection has closed.
         """
         message = await self.ws.receive(within)
         if message.type is aiohttp.WSMsgType.TEXT:
@@ -63,7 +61,7 @@ class Phoenix:
         raise ClosedError(self.ws.close_code)
 
     async def until(self, want: Any, within: float = TIMEOUT) -> Pushed:
-        """The next frame that is wanted, of those that passed or those to come."""
+        """Return the next frame that `want` accepts, first from `passed`."""
         for at, frame in enumerate(self.passed):
             if want(frame):
                 return self.passed.pop(at)
@@ -80,7 +78,7 @@ class Phoenix:
         return await self.until(lambda f: f.ref == ref and f.event == "phx_reply")
 
     async def join(self, channel: str, /, **broadcast: Any) -> None:
-        """Join and expect it to be allowed."""
+        """Join; fail if it is refused."""
         config = {"broadcast": {"ack": True, **broadcast}}
         reply = await self.ask(f"realtime:{channel}", "phx_join", {"config": config})
         assert reply.status == "ok", reply
@@ -91,17 +89,17 @@ class Phoenix:
         return await self.ask(f"realtime:{channel}", "broadcast", body)
 
     async def system(self, channel: str) -> str:
-        """The next message of the server about a channel."""
+        """Return the next `system` message about a channel."""
         topic = f"realtime:{channel}"
         frame = await self.until(lambda f: f.event == "system" and f.topic == topic)
         return str(frame.payload["message"])
 
     async def message(self, within: float = TIMEOUT) -> Any:
-        """The next message of a channel: event, payload, meta."""
+        """Return the next message of any channel: event, payload, meta."""
         return (await self.until(lambda f: f.event == "broadcast", within)).payload
 
     async def quiet(self) -> list[Pushed]:
-        """All frames that were written before a heartbeat of ours was answered."""
+        """Return all frames that came before the answer to a heartbeat."""
         ref = await self.send("phoenix", "heartbeat", {})
         await self.until(lambda f: f.ref == ref)
         passed, self.passed = self.passed, []
@@ -112,7 +110,7 @@ class Phoenix:
 async def connect(
     url: str, bearer: str | None = None, path: str = "/realtime/v1/websocket"
 ) -> AsyncIterator[Phoenix]:
-    """Connect with a token of alice's, or another."""
+    """Connect with alice's token, or with `bearer`."""
     key = token() if bearer is None else bearer
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5)) as http,

@@ -1,4 +1,4 @@
-"""A client of the REST API that shows everything that comes back."""
+"""A client of the REST API that returns status, headers and text as they come."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ ADMIN = token(None, "rowcast_admin")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: status, headers, text."""
-
     status: int
     headers: Mapping[str, str]
     text: str
@@ -38,7 +36,7 @@ def request(
     key: str | None = ADMIN,
     **headers: str,
 ) -> Reply:
-    """Ask; a body that is not bytes is sent as JSON, headers have ``_`` for ``-``."""
+    """Send a request; a body other than bytes becomes JSON, ``_`` in header names ``-``."""
     parts = urlsplit(url)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if key is not None:

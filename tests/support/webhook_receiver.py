@@ -1,4 +1,4 @@
-"""Receivers of webhooks on this machine: they keep what they hear and answer as they are told."""
+"""Webhook receivers on this machine: they record requests and answer as the test decides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Heard", "Receiver", "receiver"]
 
 @dataclass(frozen=True)
 class Heard:
-    """One request as it came."""
+    """One received request."""
 
     path: str
     headers: dict[str, str]  # names in lower case
@@ -34,7 +34,7 @@ Reply = int | tuple[int, dict[str, str], bytes]
 
 @dataclass
 class Receiver:
-    """What one heard, and how it answers: a status, or a status, headers and a body."""
+    """The requests received, and `answer`: a status, or a status, headers and a body."""
 
     port: int
     answer: Callable[[Heard], Reply]
@@ -44,14 +44,14 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def wait(self, count: int, timeout: float = 20.0) -> list[Heard]:
-        """The requests, once there are so many."""
+        """Return the requests once there are at least `count`."""
         eventually(lambda: len(self.heard) >= count, timeout=timeout, what=f"{count} requests")
         return self.heard
 
 
 @contextlib.contextmanager
 def receiver(answer: Callable[[Heard], Reply] = lambda _: 200) -> Iterator[Receiver]:
-    """A receiver for the length of a block."""
+    """Run a receiver for the duration of a block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -85,7 +85,7 @@ def receiver(answer: Callable[[Heard], Reply] = lambda _: 200) -> Iterator[Recei
         request_queue_size = 256
 
         def handle_error(self, *_: Any) -> None:
-            return  # a bridge that was killed is no error of ours
+            return  # a killed bridge is not an error of the receiver
 
     server = Server(("127.0.0.1", 0), Handler)
     found = Receiver(server.server_address[1], answer)

@@ -1,4 +1,4 @@
-"""A raw client of the native wire: every frame as it is, no help."""
+"""A raw client of the native wire: sends and shows every frame as it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT = 10.0
 
 
 class ClosedError(Exception):
-    """The connection is gone; `code` is the close code, 1006 when there was none."""
+    """The connection is closed; `code` is the close code, 1006 if there was none."""
 
     def __init__(self, code: int | None) -> None:
         super().__init__(f"closed with {code}")
@@ -31,7 +31,7 @@ class ClosedError(Exception):
 
 
 def decode(data: str) -> Frame:
-    """A frame; numbers that are too large for this client stay text."""
+    """Decode a frame; numbers too large for msgspec stay text."""
     try:
         frame: Frame = msgspec.json.decode(data)
     except msgspec.ValidationError:
@@ -40,7 +40,7 @@ def decode(data: str) -> Frame:
 
 
 class Wire:
-    """One WebSocket. What is read while waiting for something else is kept in `passed`."""
+    """One WebSocket. Frames read while waiting for another are kept in `passed`."""
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.ws = ws
@@ -49,16 +49,16 @@ class Wire:
         self._refs = itertools.count(1)
 
     async def send(self, /, **frame: Any) -> str:
-        """Send a frame; gives it a ref unless it has one."""
+        """Send a frame, with a new ref unless it has one; return the ref."""
         frame.setdefault("ref", f"r{next(self._refs)}")
         await self.ws.send_str(msgspec.json.encode(frame).decode())
         return str(frame["ref"])
 
     async def read(self, within: float = TIMEOUT) -> Frame:
-        """The next frame.
+        """Return the next frame.
 
         Raises:
-            ClosedError: there will be none.
+            ClosedError: the connection has closed.
         """
         message = await self.ws.receive(within)
         if message.type is aiohttp.WSMsgType.TEXT:
@@ -66,7 +66,7 @@ class Wire:
         raise ClosedError(self.ws.close_code)
 
     async def until(self, want: Callable[[Frame], bool], within: float = TIMEOUT) -> Frame:
-        """The next frame that is wanted, of those that passed or those to come."""
+        """Return the next frame that `want` accepts, first from `passed`."""
         for at, frame in enumerate(self.passed):
             if want(frame):
                 return self.passed.pop(at)
@@ -86,19 +86,19 @@ class Wire:
         return await self.until(lambda f: f.get("ref") == ref, within)
 
     async def subscribe(self, channel: str, /, **options: Any) -> Frame:
-        """Subscribe and expect it to be allowed."""
+        """Subscribe; fail if it is refused."""
         answer = await self.ask(op="subscribe", channel=channel, **options)
         assert answer["op"] == "ok", answer
         return answer
 
     async def publish(self, channel: str, payload: Any, event: str = "e", /, **rest: Any) -> str:
-        """Publish, expect it to be allowed, and return the id."""
+        """Publish and return the id; fail if it is refused."""
         answer = await self.ask(op="publish", channel=channel, event=event, payload=payload, **rest)
         assert answer["op"] == "ok", answer
         return str(answer["id"])
 
     async def messages(self, count: int, within: float = TIMEOUT) -> list[Frame]:
-        """The next messages, exactly so many, whatever frames they come in."""
+        """Return the next `count` messages, however they are split into frames."""
         got: list[Frame] = []
         while len(got) < count:
             frame = await self.until(lambda f: f["op"] == "messages", within)
@@ -107,14 +107,14 @@ class Wire:
         return got
 
     async def messages_some(self, count: int, within: float = TIMEOUT) -> int:
-        """Take messages until there were so many, or more; returns how many there were."""
+        """Take messages until there were at least `count`; return how many."""
         got = 0
         while got < count:
             got += len((await self.until(lambda f: f["op"] == "messages", within))["messages"])
         return got
 
     async def quiet(self) -> list[Frame]:
-        """All frames that were written before a ping of ours was answered."""
+        """Return all frames that came before the answer to a ping."""
         ref = await self.send(op="ping")
         answer = await self.until(lambda f: f.get("ref") == ref)
         assert answer["op"] == "ok"
@@ -122,7 +122,7 @@ class Wire:
         return passed
 
     async def closed(self, within: float = TIMEOUT) -> int:
-        """Read until the connection is closed and return the code."""
+        """Read until the connection is closed; return the close code."""
         try:
             await self.until(lambda _: False, within)
         except ClosedError as end:
@@ -130,7 +130,7 @@ class Wire:
         raise AssertionError("unreachable")
 
     def cut(self) -> None:
-        """Cut the connection without a word."""
+        """Cut the connection without a close frame."""
         raw = self.ws.get_extra_info("socket")
         if raw is not None:
             with contextlib.suppress(OSError):
@@ -141,7 +141,7 @@ class Wire:
 async def connect(
     url: str, bearer: str | None = None, *, welcome: bool = True, **options: Any
 ) -> AsyncIterator[Wire]:
-    """Connect with a token of alice's, or another, or none when it is empty."""
+    """Connect with alice's token, with `bearer`, or with none if that is empty."""
     query = f"?token={token() if bearer is None else bearer}" if bearer != "" else ""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5)) as http,
