@@ -16,7 +16,8 @@ from rowcast.bridge.census import Census
 from rowcast.bridge.facts import Facts
 from rowcast.bridge.hub import Hub
 from rowcast.bridge.model import FAR_FUTURE, Caller
-from rowcast.bridge.session import Session, State, Subscription
+from rowcast.bridge.session import Session
+from rowcast.bridge.subscription import Subscription
 from rowcast.config import Settings
 
 REQUEST = uuid4()
@@ -47,14 +48,15 @@ class Database:
         return self.listens
 
 
-def join(hub: Hub, claims: str, *channels: str, state: State = State.LIVE) -> Session:
+def join(hub: Hub, claims: str, *channels: str, live: bool = True) -> Session:
     session = Session(Pipe(), Settings())
     hub.add(session)
     hub.identify(session, Caller("authenticated", "alice", claims, FAR_FUTURE))
     for channel in channels:
         subscription = Subscription(channel)
         hub.join(session, subscription)
-        subscription.state = state
+        if live:
+            subscription.go_live()
     return session
 
 
@@ -78,7 +80,7 @@ async def test_equal_sessions_are_one_and_only_what_is_live_counts() -> None:
     for _ in range(3):
         join(hub, "{}", "a", "b")
     join(hub, '{"n":1}', "a")
-    join(hub, "{}", "pending", state=State.PENDING)
+    join(hub, "{}", "pending", live=False)
     hub.add(Session(Pipe(), Settings()))  # who has not shown a token
     hub.leave(join(hub, "{}", "left"), "left")
     [(told, out)] = await answers(hub, Database())

@@ -14,7 +14,8 @@ from rowcast.bridge.cursor import CursorKey, Position
 from rowcast.bridge.facts import DatabaseFacts, Facts
 from rowcast.bridge.hub import Hub
 from rowcast.bridge.model import Caller, Message
-from rowcast.bridge.session import Session, State, Subscription
+from rowcast.bridge.session import Session
+from rowcast.bridge.subscription import Subscription
 from rowcast.bridge.wire.native import NATIVE, Native
 from rowcast.bridge.wire.protocol import Event, Status
 from rowcast.config import Settings
@@ -89,7 +90,7 @@ class Scene:
         session.caller = Caller("authenticated", "alice", "{}", 0.0)
         self.hub.add(session)
         for channel in channels:
-            self.join(session, channel).state = State.LIVE
+            self.join(session, channel).go_live()
         return session, pipe
 
     def join(self, session: Session, channel: str, **options: Any) -> Subscription:
@@ -178,7 +179,7 @@ def test_while_pending_messages_are_held_and_then_come_in_order(scene: Scene) ->
     scene.drained(message("2"))
     assert not pipe.payloads()
     assert not scene.hub.release(session, subscription)
-    subscription.state = State.LIVE
+    subscription.go_live()
     assert scene.hub.release(session, subscription)
     assert pipe.payloads() == [1, 2]
     scene.drained(message("3"))
@@ -189,9 +190,9 @@ def test_a_replay_covers_what_was_held_before_it(scene: Scene) -> None:
     session, pipe = scene.client()
     subscription = scene.join(session, "room")
     scene.drained(message("1"))
-    subscription.forget(scene.hub.generation)
+    subscription.drop_held(scene.hub.generation)
     scene.drained(message("2"))
-    subscription.state = State.LIVE
+    subscription.go_live()
     scene.hub.release(session, subscription)
     assert pipe.payloads() == [2]
 
@@ -235,20 +236,20 @@ def test_a_drain_that_is_cut_off_leaves_nobody_with_a_cursor_too_new(scene: Scen
 
 def test_no_cursor_covers_what_is_held_back(scene: Scene) -> None:
     session, _ = scene.client("room")
-    quiet = scene.join(session, "hall", own=False)
-    quiet.state = State.LIVE
-    quiet.publishing = 1
+    quiet = scene.join(session, "hall", echo=False)
+    quiet.go_live()
+    quiet.publish_begins()
     scene.drained(message("1", "hall"))
     assert not scene.hub.cursor(session)
-    quiet.publishing = 0
+    quiet.publish_ends()
     scene.hub.release(session, quiet)
     assert scene.hub.cursor(session)
 
 
 def test_own_messages_are_left_out_for_who_does_not_want_them(scene: Scene) -> None:
     session, pipe = scene.client()
-    subscription = scene.join(session, "room", own=False)
-    subscription.state = State.LIVE
+    subscription = scene.join(session, "room", echo=False)
+    subscription.go_live()
     session.own_ids.append("id-2")
     scene.drained(message("1"), message("2"), message("3"))
     assert pipe.payloads() == [1, 3]
@@ -258,12 +259,12 @@ def test_own_messages_are_left_out_for_who_does_not_want_them(scene: Scene) -> N
 
 def test_what_was_held_is_not_released_to_who_has_left(scene: Scene) -> None:
     session, pipe = scene.client()
-    subscription = scene.join(session, "room", own=False)
-    subscription.state = State.LIVE
-    subscription.publishing = 1
+    subscription = scene.join(session, "room", echo=False)
+    subscription.go_live()
+    subscription.publish_begins()
     scene.drained(message("1"))
     scene.hub.leave(session, "room")
-    subscription.publishing = 0
+    subscription.publish_ends()
     assert not scene.hub.release(session, subscription)
     assert not pipe.frames()
 

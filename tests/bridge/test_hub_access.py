@@ -5,7 +5,8 @@ from __future__ import annotations
 from bridge.test_hub import Scene, message
 from rowcast.bridge.access import Verdict
 from rowcast.bridge.model import Caller, Message
-from rowcast.bridge.session import Session, State, Subscription
+from rowcast.bridge.session import Session
+from rowcast.bridge.subscription import Subscription
 
 
 def stamped(payload: str, channel: str, row: str) -> Message:
@@ -21,13 +22,13 @@ def test_in_doubt_messages_are_held_and_no_cursor_covers_them() -> None:
     session, pipe = scene.client("room")
     other, its = scene.client("room")
     subscription = subscription_of(session)
-    subscription.doubted = True
+    assert subscription.mark_stale()
     scene.drained(message("1"))
     assert not pipe.payloads()
     assert its.payloads() == [1]
     assert other.dirty
     assert not scene.hub.release(session, subscription)
-    subscription.doubted = False
+    assert subscription.allow(0.0, subscription.stale_marks)
     assert scene.hub.release(session, subscription)
     assert pipe.payloads() == [1]
 
@@ -37,13 +38,13 @@ def test_an_answer_frees_what_was_read_before_its_question() -> None:
     scene = Scene()
     session, pipe = scene.client("room")
     subscription = subscription_of(session)
-    subscription.doubted = True
+    assert subscription.mark_stale()
     scene.drained(message("1"))
     asked = scene.hub.horizon
     scene.drained(message("2"))  # read together with the next doubt
     assert scene.hub.release(session, subscription, asked)
     assert pipe.payloads() == [1]
-    subscription.doubted = False
+    assert subscription.allow(0.0, subscription.stale_marks)
     assert scene.hub.release(session, subscription)
     assert pipe.payloads() == [2]
 
@@ -65,7 +66,7 @@ def test_who_is_ended_in_the_middle_of_a_delivery_gets_nothing_after_it() -> Non
             if session in gone:
                 assert len(pipe.data) == lengths[session]
         for session in gone:
-            scene.join(session, "room").state = State.LIVE
+            scene.join(session, "room").go_live()
         for _, pipe in clients:
             pipe.frames()
 
@@ -92,7 +93,7 @@ def test_while_its_row_is_not_known_what_may_be_of_it_is_held() -> None:
     subscription = scene.join(session, "order:*")
     scene.drained(stamped("1", "order:1", "row"), stamped("2", "order:2", "another"))
     scene.drained(stamped("3", "hall:1", "hall"))
-    subscription.state = State.LIVE
+    subscription.go_live()
     scene.hub.resolve("order:*", "row")
     assert scene.hub.release(session, subscription)
     assert pipe.payloads() == [1]
@@ -104,13 +105,13 @@ def test_a_row_that_is_made_anew_goes_on_where_the_old_one_ended() -> None:
     scene.hub.resolve("order:*", "old")
     subscription = subscription_of(session, "order:*")
     scene.hub.reopen("order:*")
-    subscription.doubted = True
+    assert subscription.mark_stale()
     scene.drained(
         stamped("1", "order:1", "old"),
         stamped("2", "order:1", "new"),
         stamped("3", "order:1", "another"),
     )
-    subscription.doubted = False
+    assert subscription.allow(0.0, subscription.stale_marks)
     scene.hub.resolve("order:*", "new")
     scene.hub.release(session, subscription)
     scene.drained(stamped("4", "order:1", "new"))

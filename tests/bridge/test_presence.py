@@ -17,7 +17,8 @@ from rowcast.bridge.facts import Facts
 from rowcast.bridge.hub import Hub
 from rowcast.bridge.presence.roster import Room, Row
 from rowcast.bridge.presence.updates import Presence
-from rowcast.bridge.session import Session, State, Subscription
+from rowcast.bridge.session import Session
+from rowcast.bridge.subscription import Subscription
 from rowcast.config import Settings
 
 ONE, TWO = UUID(int=1), UUID(int=2)
@@ -141,8 +142,9 @@ class Scene:
         pipe = Pipe()
         session = Session(pipe, Settings(**settings))
         self.hub.add(session)
-        subscription = Subscription("a", State.LIVE)
+        subscription = Subscription("a")
         self.hub.join(session, subscription)
+        subscription.go_live()
         return session, pipe
 
     def feed(self, key: str, state: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +24,12 @@ __all__ = [
     "sql_texts",
     "swallowed",
     "top",
+    "written_elsewhere",
 ]
 
 PACKAGE = ROOT / "python" / "rowcast"
+# methods that change a list
+CHANGING = {"append", "clear", "extend", "insert", "pop", "remove"}
 CLIENT = ROOT / "python" / "rowcast_client"
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -146,3 +149,28 @@ def swallowed(tree: ast.AST) -> Iterator[int]:
             isinstance(a, ast.Name) and a.id in everything for a in call.args
         ):
             yield call.lineno
+
+
+def written_elsewhere(tree: ast.AST, fields: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Where attributes of these names are written, of another object than ``self``.
+
+    Written is what is assigned or deleted, and what one of a list's methods changes.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not is_foreign(node, fields):
+            continue
+        if isinstance(node.ctx, ast.Store | ast.Del):
+            yield node.lineno, node.attr
+    for called, call in calls(tree):
+        if called in ("setattr", "__setattr__"):
+            named = {a.value for a in call.args if isinstance(a, ast.Constant)}
+            yield from ((call.lineno, str(name)) for name in named & set(fields))
+        elif called in CHANGING and isinstance(call.func, ast.Attribute):
+            changed = call.func.value
+            if isinstance(changed, ast.Attribute) and is_foreign(changed, fields):
+                yield call.lineno, changed.attr
+
+
+def is_foreign(node: ast.Attribute, fields: Collection[str]) -> bool:
+    own = isinstance(node.value, ast.Name) and node.value.id == "self"
+    return node.attr in fields and not own

@@ -18,6 +18,7 @@ import pytest
 
 import rowcast
 import rowcast_client
+from rowcast.bridge.subscription import Subscription
 from style.package import (
     CLIENT,
     PACKAGE,
@@ -29,6 +30,7 @@ from style.package import (
     sql_texts,
     swallowed,
     top,
+    written_elsewhere,
 )
 from style.sources import ROOT, nodes
 
@@ -50,7 +52,8 @@ PLUGINS = {"policy.pytest_plugin": {"pytest"}}
 
 # Modules without sockets, queries or clocks of their own: bytes in, commands out.
 PURE = re.compile(
-    r"errors|bridge\.(hub|model|names|rate_limit|session|presence\.roster|wire\..+"
+    r"errors|bridge\.(cursor|facts|hub|model|names|rate_limit|session|subscription"
+    r"|presence\.roster|wire\..+"
     r"|phoenix\.(codec|frames)|socketio\.(codec|packets))"
 )
 IO = {"aiohttp", "asyncio", "asyncpg", "psycopg", "select", "socket", "ssl", "subprocess"}
@@ -127,6 +130,48 @@ def test_only_the_composition_root_constructs_parts() -> None:
         if called in parts and name != ROOT_MODULE
     ]
     assert not found, "\n".join(found)
+
+
+def test_only_its_own_module_writes_a_subscription() -> None:
+    """Its state machine can be read in one file only if nothing else moves it.
+
+    A module that has a subscription imports the type of it, or of what holds it: mypy is strict.
+    """
+    holders = re.compile(r"(rowcast\.)?bridge\.(hub|session|subscription)")
+    handling = [
+        name
+        for name in daemon()
+        if any(holders.fullmatch(imported) for imported, _ in imports(name))
+        and name != "bridge.subscription"
+    ]
+    assert len(handling) > 8
+    found = [
+        f"{name}:{line}: {field}"
+        for name in handling
+        for line, field in written_elsewhere(modules()[name], Subscription.__slots__)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "subscription.state = State.LIVE",
+        "s.publishing += 1",
+        "before.held, before.held_bytes = [], 0",
+        "del self._subscriptions[0].request",
+        "for entry.stale in (True, False): pass",
+        "setattr(subscription, 'state', State.LIVE)",
+        "subscription.held.append(entry)",
+    ],
+)
+def test_writing_a_subscription_is_recognised(text: str) -> None:
+    assert list(written_elsewhere(ast.parse(text), Subscription.__slots__))
+
+
+@pytest.mark.parametrize("text", ["self.state = 1", "state = s.state", "s.state.name", "s.end()"])
+def test_reading_a_subscription_is_not_taken_for_writing(text: str) -> None:
+    assert not list(written_elsewhere(ast.parse(text), Subscription.__slots__))
 
 
 def test_imported_distributions_are_declared() -> None:

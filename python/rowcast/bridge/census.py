@@ -18,7 +18,7 @@ from rowcast.observe import observe
 from .database import UNAVAILABLE, Database
 from .hub import Hub
 from .node import Node
-from .session import State
+from .subscription import State
 
 __all__ = ["Census"]
 

@@ -15,7 +15,8 @@ from .cursor import Position
 from .facts import Facts
 from .model import Caller, Message
 from .names import is_pattern, matches
-from .session import Session, State, Subscription
+from .session import Session
+from .subscription import State, Subscription
 from .wire.protocol import Cursor, Deleted, Event, Wire
 
 __all__ = ["Hub"]
@@ -121,8 +122,9 @@ class Hub:
         What is being delivered right now may have passed it already, so it can only count on
         what comes after the next move.
         """
-        subscription.joined = self.generation + self.delivering
-        subscription.start = None if self.delivering else self.position
+        subscription.start_at(
+            self.generation + self.delivering, None if self.delivering else self.position
+        )
         if subscription.start is None:
             self._starting.append(subscription)
 
@@ -131,7 +133,7 @@ class Hub:
         subscription = session.subscriptions.pop(channel, None)
         if subscription is None:
             return False
-        subscription.state = State.ENDED
+        subscription.end()
         # What this delivery has for it already was due before it ended.
         if parts := self._joined.pop(session, None):
             session.write(b"".join(parts))
@@ -199,10 +201,11 @@ class Hub:
                 if subscription.holding:
                     if subscription.state is State.ENDED:
                         continue  # since this delivery began
-                    session.hold(subscription, self.generation, group, shared)
+                    if subscription.hold(self.generation, group, shared) > session.buffer_bytes:
+                        session.close("slow")
                     continue
                 data = (
-                    shared if subscription.own else self._fit(session, subscription, group, shared)
+                    shared if subscription.echo else self._fit(session, subscription, group, shared)
                 )
                 if not data:
                     continue
@@ -239,7 +242,7 @@ class Hub:
         self.generation += 1
         self.delivering = False
         for subscription in self._starting:
-            subscription.start = position
+            subscription.set_start(position)
         self._starting.clear()
 
     def _fit(
@@ -250,7 +253,7 @@ class Hub:
         heard = [
             message
             for message in group
-            if (subscription.own or message.id not in session.own_ids)
+            if (subscription.echo or message.id not in session.own_ids)
             and (pattern is None or self._hears(pattern, message))
         ]
         if len(heard) == len(group):
@@ -269,18 +272,15 @@ class Hub:
 
         With a generation, although it is in doubt again: what was read before that one.
         """
-        if not subscription.held or subscription.unready:
+        if not subscription.held or subscription.not_ready:
             return False
-        if subscription.doubted and (before is None or subscription.channel in self._open):
+        if subscription.stale and (before is None or subscription.channel in self._open):
             return False
         if session.subscriptions.get(subscription.channel) is not subscription:
             return False  # unsubscribed or revoked meanwhile
-        held = subscription.held
-        if before is not None:
-            held = [entry for entry in held if entry[0] < before]
-        subscription.forget(self.horizon + 1 if before is None else before)
         data = b"".join(
-            self._fit(session, subscription, group, shared) for _, group, shared in held
+            self._fit(session, subscription, group, shared)
+            for _, group, shared in subscription.take_held(before)
         )
         if data:
             session.dirty = True

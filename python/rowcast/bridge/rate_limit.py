@@ -1,4 +1,4 @@
-"""How much a client may ask: a token bucket, and one for each of many clients."""
+"""Limits the rate of requests: a token bucket, and one for each of many clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["TokenBucket", "TokenBuckets"]
 
 
 class TokenBucket:
-    """So many requests a second on average, and so many at once.
+    """Allows a rate on average, and a burst after a pause.
 
     Args:
         rate: requests per second.
@@ -29,7 +29,7 @@ class TokenBucket:
         """Count one request.
 
         Raises:
-            Refusal: too many came.
+            Refusal: "rate_limited", with the seconds to wait.
         """
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._refilled) * self._rate)
@@ -40,7 +40,7 @@ class TokenBucket:
 
 
 class TokenBuckets:
-    """One for each client that was here lately; the one who was away longest is forgotten first.
+    """A bucket for each recent client; the client that was away longest is forgotten first.
 
     Args:
         rate: requests per second of one client.
@@ -58,10 +58,10 @@ class TokenBuckets:
         """Count one request of a client.
 
         Raises:
-            Refusal: too many of it came.
+            Refusal: "rate_limited".
         """
-        allowance = self._known.pop(client, None) or TokenBucket(self._rate, self._burst)
-        self._known[client] = allowance  # the last in order
+        bucket = self._known.pop(client, None) or TokenBucket(self._rate, self._burst)
+        self._known[client] = bucket  # the last in order
         if len(self._known) > self._clients:
             del self._known[next(iter(self._known))]
-        allowance.take()
+        bucket.take()

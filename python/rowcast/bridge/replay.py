@@ -19,7 +19,7 @@ from .feed import Feed, message_of
 from .hub import Hub
 from .model import Message
 from .refusals import Reader, refusal_for
-from .session import Subscription
+from .subscription import Subscription
 
 __all__ = ["Replays"]
 
@@ -75,7 +75,7 @@ class Replays:
             if until is None:
                 return [Refusal("unavailable")] * len(items)
             for item in items:
-                item.subscription.forget(self._hub.generation)
+                item.subscription.drop_held(self._hub.generation)
             try:
                 rows = await self._database.replay(
                     [(item.subscription.channel, item.after) for item in items], until

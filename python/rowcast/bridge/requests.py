@@ -216,7 +216,7 @@ class Requests:
     async def _publish(self, session: Session, caller: Caller, op: Publish) -> None:
         hearing = self._hub.hearing(session, op.channel)
         for subscription in hearing:
-            subscription.publishing += 1
+            subscription.publish_begins()
         try:
             try:
                 payload = bytes(op.payload).decode()
@@ -231,7 +231,7 @@ class Requests:
             session.tell(Published(op.ref, str(message_id)))
         finally:
             for subscription in hearing:
-                subscription.publishing -= 1
+                subscription.publish_ends()
                 self._hub.release(session, subscription)
 
     def _welcome(self, session: Session) -> Welcome:

@@ -29,7 +29,8 @@ from .access import Access, Verdict
 from .feed import Feed
 from .hub import Hub
 from .names import is_pattern
-from .session import Session, State, Subscription
+from .session import Session
+from .subscription import State, Subscription
 from .wire.protocol import Closed
 
 __all__ = ["Question", "Rechecks"]
@@ -50,7 +51,7 @@ PAUSE_MAX = 2.0
 class Question:
     """What is known when a question is put: its answer holds for all that was read before."""
 
-    doubts: int
+    marks: int
     horizon: int
 
 
@@ -111,12 +112,10 @@ class Rechecks:
 
     def doubt(self, session: Session, subscription: Subscription) -> None:
         """Hold the subscription's messages back until the policies have answered."""
-        subscription.doubts += 1
-        if subscription.state is not State.PENDING:  # whoever makes it live sees the number
-            self._hold(session, subscription)
+        if subscription.mark_stale():
+            self._queue(session, subscription)
 
-    def _hold(self, session: Session, subscription: Subscription) -> None:
-        subscription.doubted = True
+    def _queue(self, session: Session, subscription: Subscription) -> None:
         self._since.setdefault(subscription, (session, time.monotonic()))
         self._alone.pop(subscription, None)
         self._urgent[subscription] = session
@@ -138,7 +137,7 @@ class Rechecks:
 
     def question(self, subscription: Subscription) -> Question:
         """Note what the answer to a question that is put now will hold for."""
-        return Question(subscription.doubts, self._hub.horizon)
+        return Question(subscription.stale_marks, self._hub.horizon)
 
     def allowed(
         self, session: Session, subscription: Subscription, asked: Question, verdict: Verdict
@@ -150,13 +149,10 @@ class Rechecks:
         Returns:
             Whether something held back was written.
         """
-        subscription.checked = time.monotonic()
-        if subscription.doubts != asked.doubts:
-            self._since.pop(subscription, None)
-            self._hold(session, subscription)
-            return self._hub.release(session, subscription, asked.horizon)
-        subscription.doubted = False
         self._since.pop(subscription, None)
+        if not subscription.allow(time.monotonic(), asked.marks):
+            self._queue(session, subscription)
+            return self._hub.release(session, subscription, asked.horizon)
         if is_pattern(subscription.channel):
             self._hub.resolve(subscription.channel, verdict.channel_id)
         return self._hub.release(session, subscription)
@@ -257,7 +253,7 @@ class Rechecks:
     def _put_back(self, asked: Iterable[Asked]) -> None:
         for entries in asked:
             for session, subscription, _ in entries:
-                queue = self._urgent if subscription.doubted else self._routine
+                queue = self._urgent if subscription.stale else self._routine
                 queue[subscription] = session
 
     async def _singles(self) -> None:
@@ -281,10 +277,10 @@ class Rechecks:
             if verdict is not None:
                 self._answer(session, subscription, asked, verdict)
             elif self._current(session, subscription):
-                if not subscription.doubted:
+                if not subscription.stale:
                     self.doubt(session, subscription)
                     self._urgent.pop(subscription, None)
-                if subscription.doubted and subscription not in self._urgent:
+                if subscription.stale and subscription not in self._urgent:
                     self._alone[subscription] = session
 
     async def _sweeps(self) -> None:

@@ -1,4 +1,4 @@
-"""One client: who it is, what it is subscribed to, and what waits to be written to it.
+"""One client: its caller, its subscriptions and its limits.
 
 No I/O and no database: bytes go to a transport-like `Pipe`, and decisions come from outside.
 """
@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Protocol
 
 from rowcast.config import Settings
 from rowcast.errors import CLOSE, FINAL, Refusal
 from rowcast.observe import metrics, observe
 
-from .cursor import Position
-from .model import Caller, Message
+from .model import Caller
 from .rate_limit import TokenBucket
+from .subscription import State, Subscription
 from .wire.native import NATIVE
-from .wire.protocol import Event, Publish, Refused, Subscribe, Track, Untrack, Wire
+from .wire.protocol import Event, Refused, Wire
 
-__all__ = ["Pipe", "Session", "State", "Subscription"]
+__all__ = ["Pipe", "Session"]
 
 OWN_IDS = 1000
 MAX_BAD_FRAMES = 100
@@ -40,57 +38,6 @@ class Pipe(Protocol):
         """Begin to close with this code."""
 
 
-class State(Enum):
-    """Of a subscription."""
-
-    PENDING = "pending"  # the policies are being asked, or a replay is being read
-    LIVE = "live"
-    ENDED = "ended"  # whoever still has it in his hands must write nothing more for it
-
-
-@dataclass(slots=True, eq=False)
-class Subscription:
-    """One channel of one session. While pending, what comes live is held back."""
-
-    channel: str
-    state: State = State.PENDING
-    own: bool = True  # whether the session hears its own messages
-    watching: bool = True  # whether it is told who is present
-    shown: str | None = None  # the member that it became by subscribing; it knows that itself
-    # (generation of the hub, messages, their shared bytes)
-    held: list[tuple[int, list[Message], bytes]] = field(default_factory=list)
-    held_bytes: int = 0
-    joined: int = 0  # the generation from which on it gets everything
-    start: Position | None = None  # where that generation begins; unknown during a delivery
-    resuming: bool = False  # pending with a cursor, which a newer one must not replace yet
-    request: Subscribe | None = None  # what it is pending for, until that is answered
-    # What the client sent behind it without waiting for the answer; done after it, in its order.
-    behind: list[Publish | Track | Untrack] = field(default_factory=list)
-    # Our own publishes under way: with own=False, what comes now may be one of them.
-    publishing: int = 0
-    counted: bool = False  # as audience: the policies have allowed it
-    doubts: int = 0  # how often it was doubted that it is still allowed
-    doubted: bool = False  # and not answered yet
-    checked: float = 0.0  # when the policies last allowed it
-
-    def forget(self, generation: int) -> None:
-        """Drop what was held before this generation: a replay covers it."""
-        self.held = [entry for entry in self.held if entry[0] >= generation]
-        self.held_bytes = sum(len(data) for _, _, data in self.held)
-
-    @property
-    def holding(self) -> bool:
-        """Whether live messages must wait."""
-        return (
-            self.state is not State.LIVE or self.doubted or (self.publishing > 0 and not self.own)
-        )
-
-    @property
-    def unready(self) -> bool:
-        """Whether they must wait for something else than the policies' answer to a doubt."""
-        return self.state is not State.LIVE or (self.publishing > 0 and not self.own)
-
-
 class Session:
     """State and limits of one client.
 
@@ -105,6 +52,7 @@ class Session:
         "_bucket",
         "_pipe",
         "_settings",
+        "buffer_bytes",
         "caller",
         "closed",
         "dirty",
@@ -130,6 +78,7 @@ class Session:
         self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
         self._pipe = pipe
         self._settings = settings
+        self.buffer_bytes = settings.buffer_bytes
         self._bucket = TokenBucket(settings.frame_rate, settings.frame_burst)
         self._bad = 0
 
@@ -190,7 +139,7 @@ class Session:
         is a better buffer than our memory."""
         if self.closed or not data:
             return
-        if self._pipe.waiting() > self._settings.buffer_bytes:
+        if self._pipe.waiting() > self.buffer_bytes:
             self.close("slow")
             return
         self._pipe.write(data)
@@ -208,16 +157,7 @@ class Session:
     @property
     def congested(self) -> bool:
         """Whether more than half of the buffer waits for the client."""
-        return not self.closed and self._pipe.waiting() * 2 > self._settings.buffer_bytes
-
-    def hold(
-        self, subscription: Subscription, generation: int, messages: list[Message], data: bytes
-    ) -> None:
-        """Keep live messages until the subscription is live; all clients share the bytes."""
-        subscription.held.append((generation, messages, data))
-        subscription.held_bytes += len(data)
-        if subscription.held_bytes > self._settings.buffer_bytes:
-            self.close("slow")
+        return not self.closed and self._pipe.waiting() * 2 > self.buffer_bytes
 
     def close(self, why: str) -> None:
         """Close with a code of `CLOSE`, once."""

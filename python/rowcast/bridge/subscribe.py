@@ -28,7 +28,8 @@ from .presence.attendance import Attendance
 from .replay import Replays
 from .resume_handles import ResumeHandles
 from .revocation import Question, Rechecks
-from .session import Session, State, Subscription
+from .session import Session
+from .subscription import State, Subscription
 from .wire.protocol import Done, Resume, Subscribe, Subscribed, Unsubscribe
 
 __all__ = ["Refuse", "Subscribing", "Work"]
@@ -124,10 +125,7 @@ class Subscribing:
                 session.refuse(op.ref, busy, name)
                 continue
             subscription = before or Subscription(name)
-            subscription.state, subscription.own = State.PENDING, op.own
-            subscription.request = op
-            subscription.watching = op.presence
-            subscription.resuming = op.after is not None or isinstance(op, Resume)
+            subscription.begin(op)
             if before is None:
                 # Joined before the policies are asked, so that nothing committed in the
                 # meantime is missed; held back until they have answered.
@@ -153,7 +151,7 @@ class Subscribing:
 
     def _turn_away(self, session: Session, subscription: Subscription, refusal: Refusal) -> None:
         """Refuse a pending subscription and what was sent behind it, unless that has been done."""
-        request, subscription.request = subscription.request, None
+        request = subscription.take_request()
         if request is not None:
             session.refuse(request.ref, refusal, subscription.channel)
         self._attendance.turn_away(session, subscription, refusal)
@@ -171,13 +169,13 @@ class Subscribing:
             if fresh or op.history or op.after is not None:
                 # What was held of a delivery that was under way lies before the start, and
                 # history has it, too. Who was live already must not miss it.
-                subscription.forget(subscription.joined)
+                subscription.drop_held(subscription.joined)
             asked, verdict = await self._judge(session, subscription)
             opening, _ = await asyncio.gather(
                 self._opening(session, subscription, op, start),
                 self._attendance.enter(session, subscription),
             )
-            if subscription.doubts != asked.doubts:
+            if subscription.stale_marks != asked.marks:
                 # What was read for the opening may be more than is still allowed.
                 asked, verdict = await self._judge(session, subscription)
         except BaseException:
@@ -201,8 +199,7 @@ class Subscribing:
             op.ref, channel, cursor, opening.recovered, opening.ephemeral, opening.reason, members
         )
         session.write(opening.frames + session.wire.encode(answer))
-        subscription.state, subscription.request = State.LIVE, None
-        subscription.resuming = False
+        subscription.go_live()
         if self._rechecks.allowed(session, subscription, asked, verdict):
             self._hub.cursor(session)
         if op.state is not None:

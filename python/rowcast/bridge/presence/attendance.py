@@ -6,13 +6,14 @@ The one place that subscribing and the hub tell of joins and leaves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from rowcast.bridge.names import is_pattern
-from rowcast.bridge.session import Session, State, Subscription
+from rowcast.bridge.session import Session
+from rowcast.bridge.subscription import State, Subscription
 from rowcast.bridge.wire.protocol import Done, Event, Member, Publish, Refused, Track, Untrack
 from rowcast.config import Settings
 from rowcast.errors import Refusal
@@ -56,10 +57,9 @@ class Attendance:
         if session.subscriptions.get(subscription.channel) is not subscription:
             return  # it has left while the policies were asked
         reading = self._presence.open(subscription.channel)
-        if subscription.counted:
+        if not subscription.count():
             await reading
             return
-        subscription.counted = True
         counted = self._audience.enter(subscription.channel)
         try:
             async with asyncio.timeout(self._settings.query_timeout):
@@ -70,8 +70,7 @@ class Attendance:
     def left(self, session: Session, subscription: Subscription) -> None:
         """A subscription has ended, for whatever reason."""
         channel = subscription.channel
-        if subscription.counted:
-            subscription.counted = False
+        if subscription.uncount():
             self._audience.leave(channel)
         self._tracking.leave(session, channel, lost=session.closed and not session.goodbye)
         self._presence.close(channel)
@@ -95,7 +94,7 @@ class Attendance:
             if isinstance(op, Track):
                 self.admit(op.channel, bytes(op.state))
             session.pending += 1  # so there are at most as many as there may be requests
-            subscription.behind.append(op)
+            subscription.queue(op)
         elif isinstance(op, Publish):
             self.publish(session, op)
         elif isinstance(op, Track):
@@ -105,7 +104,7 @@ class Attendance:
 
     def catch_up(self, session: Session, subscription: Subscription) -> None:
         """Do what was sent behind a subscription that is live now."""
-        for op in self._behind(session, subscription):
+        for op in self._queued(session, subscription):
             try:
                 self.ask(session, op)
             except Refusal as refusal:
@@ -113,14 +112,16 @@ class Attendance:
 
     def turn_away(self, session: Session, subscription: Subscription, refusal: Refusal) -> None:
         """Refuse what was sent behind a subscription that is refused."""
-        for op in self._behind(session, subscription):
+        for op in self._queued(session, subscription):
             session.refuse(op.ref, refusal, op.channel)
 
     @staticmethod
-    def _behind(session: Session, subscription: Subscription) -> list[Publish | Track | Untrack]:
-        behind, subscription.behind = subscription.behind, []
-        session.pending -= len(behind)
-        return behind
+    def _queued(
+        session: Session, subscription: Subscription
+    ) -> Sequence[Publish | Track | Untrack]:
+        queued = subscription.take_queued()
+        session.pending -= len(queued)
+        return queued
 
     def admit(self, channel: str, state: bytes) -> None:
         """Raises Refusal when nobody can be in this state there, whoever it is."""
@@ -154,7 +155,7 @@ class Attendance:
         as he is. Where there is no room for more, the channel has one more silent listener."""
         channel = subscription.channel
         key, _ = key_of(session)
-        subscription.shown = key
+        subscription.become_member(key)
         known = self._presence.state_of(channel, key)
         try:
             self.track(session, channel, state if known is None else known.encode(), None)

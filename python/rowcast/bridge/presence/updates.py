@@ -20,7 +20,8 @@ from rowcast.bridge.batch import Batcher
 from rowcast.bridge.database import UNAVAILABLE, Database
 from rowcast.bridge.hub import BURST, Hub
 from rowcast.bridge.node import INTERVAL
-from rowcast.bridge.session import Session, State
+from rowcast.bridge.session import Session
+from rowcast.bridge.subscription import State
 from rowcast.bridge.wire.protocol import Change, Present
 from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
@@ -200,24 +201,26 @@ class Presence:
         hearing = [
             (session, subscription)
             for session, subscription in self._hub.members(channel)
-            if subscription.state is State.LIVE and subscription.watching
+            if subscription.state is State.LIVE and subscription.wants_presence
         ]
         metrics.presence_events.inc(len(events))
         for told, (session, subscription) in enumerate(hearing, 1):
             if session.subscriptions.get(channel) is not subscription:
                 continue
-            if session.congested or subscription.doubted or (session, channel) in self._behind:
+            if session.congested or subscription.stale or (session, channel) in self._behind:
                 # It would be closed for what it can do without, or may not see it any more: later
                 # it gets the whole list.
                 self._behind.add((session, channel))
-            elif subscription.shown in joined:
+            elif subscription.auto_member in joined:
                 # All at once it may be all of them: each change is encoded once here, too.
                 if session.wire.format not in apart:
                     apart[session.wire.format] = {
                         it.key: session.wire.encode(Present(channel, [it])) for it in event.events
                     }
                 parts = apart[session.wire.format].items()
-                session.write(b"".join(data for key, data in parts if key != subscription.shown))
+                session.write(
+                    b"".join(data for key, data in parts if key != subscription.auto_member)
+                )
             else:
                 if session.wire.format not in encoded:
                     encoded[session.wire.format] = session.wire.encode(event)
@@ -232,7 +235,7 @@ class Presence:
             subscription = session.subscriptions.get(channel)
             if session.closed or subscription is None or subscription.state is not State.LIVE:
                 self._behind.discard((session, channel))
-            elif not session.congested and not subscription.doubted:
+            elif not session.congested and not subscription.stale:
                 self._behind.discard((session, channel))
                 joins = [change("join", key, state) for key, state in self.members(channel)]
                 gone = list(self._rooms[channel].gone)
