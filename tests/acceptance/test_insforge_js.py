@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from acceptance.test_supabase_js import lines
+from style.sources import ROOT
 from support import pg
 from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 from support.javascript import Node, blocks
@@ -17,7 +18,7 @@ from support.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 
-README = (Path(__file__).parents[2] / "python" / "README.md").read_text()
+DOCUMENT = (ROOT / "python" / "docs" / "clients.md").read_text()
 SDKS = ["@insforge/sdk", "insforge-sdk-1-3"]
 
 
@@ -85,7 +86,7 @@ def test_an_application_reconnects_after_the_bridge_ends(
 
 
 def test_the_example_of_the_chapter_runs_as_written(node: Node, bridge: Daemon) -> None:
-    chapter = README.partition("### InsForge clients")[2]
+    chapter = DOCUMENT.partition("## InsForge clients")[2]
     [sdk, raw, *_] = blocks(chapter, "js")
     for text in (sdk, raw):
         assert text.count("\n") <= 7

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rowcast.bridge.resume_handles import digest
+from style.sources import ROOT
 from support import pg
 from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 from support.javascript import Node, blocks
@@ -19,7 +20,7 @@ from support.waiting import eventually
 
 pytestmark = pytest.mark.acceptance
 
-README = (Path(__file__).parents[2] / "python" / "README.md").read_text()
+DOCUMENT = (ROOT / "python" / "docs" / "clients.md").read_text()
 NEWEST = "@supabase/realtime-js"
 # npm installs 2.109.0 on Node 20
 CLIENTS = [(NEWEST, "2.0.0"), (NEWEST, "1.0.0"), ("realtime-js-2-109", "2.0.0")]
@@ -115,7 +116,7 @@ def test_an_application_survives_a_killed_bridge_without_loss(
 
 
 def test_the_example_of_the_chapter_runs_as_written(node: Node, bridge: Daemon) -> None:
-    chapter = README.partition("### Supabase clients")[2]
+    chapter = DOCUMENT.partition("## Supabase clients")[2]
     [lines, *_] = blocks(chapter, "js")
     assert lines.count("\n") <= 6
     module = node.write(

@@ -14,7 +14,7 @@ from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, RealtimeSubscrib
 from realtime.exceptions import RealtimeHTTPError
 from realtime.types import RealtimeAcknowledgementStatus
 
-from acceptance.test_supabase_js import README
+from acceptance.test_supabase_js import DOCUMENT
 from support import pg
 from support.bridge_process import DOOR_POLICIES, Daemon, open_bridge, token
 from support.javascript import blocks
@@ -197,11 +197,11 @@ async def test_http_send_publishes_and_raises_with_the_reason(people: People, ro
 async def test_the_example_of_the_chapter_runs_as_written(
     bridge: Daemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chapter = README.partition("### Supabase clients")[2]
+    chapter = DOCUMENT.partition("## Supabase clients")[2]
     [lines, *_] = blocks(chapter, "python")
     text = lines.replace("http://127.0.0.1:8080", bridge.url).replace("chat:room1", "room:five")
     names: dict[str, Any] = {"anon_key": token(None, "anon"), "user_token": token("alice")}
-    code = compile(text, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    code = compile(text, "clients.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     await eval(code, names)
     said = ""
     async with asyncio.timeout(DEADLINE):

@@ -56,34 +56,34 @@ def shown(value: Any) -> str:
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
-    assert table("python/README.md", "Settings") == [
+    assert table("python/docs/settings.md", "Settings") == [
         [f"`{variable(field.name)}`", shown(field.default), field.metadata["about"]]
         for field in dataclasses.fields(Settings)
     ]
 
 
 def test_the_table_of_error_codes_is_that_of_the_code() -> None:
-    assert table("python/README.md", "Error codes") == [
+    assert table("python/docs/protocol.md", "Error codes") == [
         [f"`{code}`", str(entry.status), "yes" if entry.retry else "no", entry.text]
         for code, entry in CATALOGUE.items()
     ]
 
 
 def test_the_table_of_close_codes_is_that_of_the_code() -> None:
-    assert table("python/README.md", "Close codes") == [
+    assert table("python/docs/protocol.md", "Close codes") == [
         [str(code), f"`{name}`: {reason}"] for name, (code, reason) in CLOSE.items()
     ]
 
 
 def test_the_table_of_events_is_that_of_the_code() -> None:
-    assert table("python/README.md", "Events") == [
+    assert table("python/docs/operations.md", "Events") == [
         [f"`{event}`", logging.getLevelName(level).lower(), text]
         for event, (level, text) in EVENTS.items()
     ]
 
 
 def test_the_table_of_routes_is_that_of_the_code() -> None:
-    assert table("python/README.md", "REST") == [
+    assert table("python/docs/rest.md", "REST") == [
         [f"`{r.method} {r.path}`", "administrators" if r.admin else "everybody", r.about]
         for r in ROUTES
     ]
@@ -154,7 +154,7 @@ def commands() -> Iterator[str]:
 def test_every_command_is_documented_with_an_example() -> None:
     found = list(commands())
     assert len(found) > 8
-    prose = read("README.md") + read("python/README.md")
+    prose = read("README.md") + read("python/docs/operations.md")
     for command in found:
         assert re.search(rf"\browcast {command}\b", prose), command
         text = help_of(command)

@@ -1,7 +1,7 @@
 """The Phoenix wire of realtime-js and realtime-py: frames to operations, events to frames.
 
 Topic realtime:X is channel X. A reply repeats the ref of its request; a push does not have one.
-Source: the behaviour of the clients, see "Supabase clients" in python/README.md.
+Source: the behaviour of the clients, see "Supabase clients" in python/docs/clients.md.
 """
 
 from __future__ import annotations

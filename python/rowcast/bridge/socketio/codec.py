@@ -2,7 +2,7 @@
 
 A client that subscribes is a member of the channel; messages are events with the name that the
 publisher chose. Payloads are not parsed: `meta`, which the server adds, is spliced into their text.
-Source: the behaviour of the clients, see "InsForge clients" in python/README.md.
+Source: the behaviour of the clients, see "InsForge clients" in python/docs/clients.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The native wire: JSON text frames, see "The wire" in python/README.md.
+"""The native wire: JSON text frames, see python/docs/protocol.md.
 
 Frames from clients are decoded strictly into one type per op. The payload of a publish stays
 the bytes that were received: parsing and printing it again would change numbers and refuse depths

@@ -1,4 +1,4 @@
-"""The examples of python/README.md that the tests of other clients do not run, as written."""
+"""The examples of python/docs that the tests of other clients do not run, as written."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from support.javascript import blocks
 
 pytestmark = pytest.mark.acceptance
 
-TEXT = (ROOT / "python" / "README.md").read_text()
+DOCS = ROOT / "python" / "docs"
 # top-level await, as in `python -m asyncio`: the document leaves out the function
 TOP_LEVEL = """
 import ast, asyncio, sys
-code = compile(sys.stdin.read(), "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+code = compile(sys.stdin.read(), "clients.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 asyncio.run(eval(code, {"token": sys.argv[1]}))
 """
 
@@ -35,7 +35,8 @@ def bridge(database: pg.Database) -> Iterator[Daemon]:
 
 
 def test_the_python_client_hears_what_it_sends(bridge: Daemon) -> None:
-    (example,) = blocks(TEXT.partition("### Our own clients")[2].partition("\n### ")[0], "python")
+    ours = (DOCS / "clients.md").read_text().partition("## Our own clients")[2]
+    (example,) = blocks(ours.partition("\n## ")[0], "python")
     done = subprocess.run(
         [sys.executable, "-c", TOP_LEVEL, token("alice")],
         input=example.replace("http://127.0.0.1:8080", bridge.url),
@@ -49,7 +50,7 @@ def test_the_python_client_hears_what_it_sends(bridge: Daemon) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the document uses curl")
 def test_rest_makes_a_channel_and_reads_history(bridge: Daemon, database: pg.Database) -> None:
-    (example,) = blocks(TEXT.partition("## REST")[2].partition("\n## ")[0], "sh")
+    (example,) = blocks((DOCS / "rest.md").read_text(), "sh")
     with database.connect(database.owner_url) as connection:
         connection.execute("select rowcast.publish_as_system('chat:room1', 'e', '{\"n\": 1}')")
     done = subprocess.run(
