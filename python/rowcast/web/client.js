@@ -2,14 +2,15 @@
  * The rowcast client: one module without dependencies, for browsers and Node.
  *
  * Read it from the bottom up: `createClient` makes a `Realtime`, which owns everything that outlives a
- * socket (channels, the session's cursor, unanswered publishes). A `Link` is one socket from its opening
- * to its end and knows nothing of channels. What a channel must remember so that a resume neither loses
- * nor repeats a message is in `Seen`.
+ * connection (channels, the session's cursor, unanswered publishes). A `Connection` is one WebSocket from
+ * the handshake to its end and does not know channels. `Seen` holds the message ids of a channel that a
+ * resume may repeat.
  *
- * The rule of resuming, in one place: the server's cursor says "everything of this session up to here".
- * The newest one wins, and ids that came since are kept, so that what a replay repeats is dropped. While
- * channels are being resumed a new cursor must not replace the old one: it would cover channels whose
- * replay has not come yet, and a second loss of the socket would then skip it.
+ * How a resume neither loses nor repeats a message: a cursor of the server stands for everything of this
+ * session up to a position. The newest cursor wins, and the ids of messages since then are kept, so that
+ * those which a replay repeats are dropped. While channels are being resumed a new cursor must not replace
+ * the old one: it would cover channels whose replay has not arrived yet, and after a second disconnect they
+ * would miss it.
  */
 
 const HANDSHAKE_MS = 10_000;
@@ -18,28 +19,28 @@ const CLOSE_MS = 1_000;
 const STABLE_MS = 5_000;
 const SHORTEST_HEARTBEAT_MS = 50;
 const SHORTEST_TICK_MS = 20;
-const REF_BYTES = 40; // what a request's ref adds to its frame
+const REF_BYTES = 40; // bytes that a request's ref adds to its frame
 const LONGEST_PAUSE_S = 3_600;
-// Servers bound the unanswered requests of a session, each name of a subscription counted.
+// Servers limit the unanswered requests of a session; each channel of a subscribe counts.
 const WINDOW = 64;
 const NAMES_PER_FRAME = 50;
 const FIRST_JOIN_RETRIES = 5;
 const TRACK_PAUSE_MS = 1_000;
 const DEFAULTS = { timeout: 30_000, connectTimeout: 20_000, minDelay: 500, maxDelay: 30_000, maxPending: 5_000 };
 
-/** Kinds of `channel.on()` that no message can reach, whatever its sender calls his event. */
+/** Kinds of `channel.on()` that no message reaches by its event name, whatever name its sender chose. */
 const RESERVED = new Set(['message', 'presence', '*', 'error', 'closed', 'deleted', 'resync', 'subscribed']);
-/** Refusals that speak of the moment, not of the caller: the same request may succeed later. */
+/** Codes of temporary refusals: the same request may succeed later. */
 const RETRYABLE = new Set(['unavailable', 'rate_limited', 'internal', 'token_expired']);
 /** Codes of a closed channel after which the client subscribes again by itself. */
-const PASSING = new Set(['lagging', 'expired', 'unavailable']);
+const TEMPORARY = new Set(['lagging', 'expired', 'unavailable']);
 const TOKEN_CODES = new Set(['invalid_token', 'token_expired']);
 
 const now = () => performance.now();
 const pause = (seconds, otherwise) => (seconds > 0 ? Math.min(seconds, LONGEST_PAUSE_S) * 1000 : otherwise);
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
-/** What went wrong: `code` is for programs, `message` for people, `channel` is set when it concerns one. */
+/** An error: `code` is for programs, `message` for people; `channel` is set if it concerns one. */
 export class RealtimeError extends Error {
   constructor(code, message, details = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -48,7 +49,7 @@ export class RealtimeError extends Error {
     for (const key of ['channel', 'retryAfter', 'id']) if (details[key] !== undefined) this[key] = details[key];
   }
 
-  /** An Error's message is not enumerable; without this a logged error would be `{}`. */
+  /** The message of an Error is not enumerable; without this method a logged error would be `{}`. */
   toJSON() {
     return { code: this.code, message: this.message, channel: this.channel, retryAfter: this.retryAfter, id: this.id };
   }
@@ -60,11 +61,11 @@ const asError = (cause) => (cause instanceof RealtimeError ? cause
 
 const refusal = (frame, channel, id) => new RealtimeError(
   typeof frame.code === 'string' ? frame.code : 'internal',
-  typeof frame.message === 'string' ? frame.message : 'The server refused the request without saying why.',
+  typeof frame.message === 'string' ? frame.message : 'The server refused the request without a reason.',
   { channel: typeof frame.channel === 'string' ? frame.channel : channel, retryAfter: frame.retryAfter, id },
 );
 
-/** `randomUUID` exists on secure origins only; a page on a plain http address still needs its keys. */
+/** `randomUUID` exists on secure origins only; pages on plain http addresses need keys as well. */
 function uuid() {
   if (globalThis.crypto.randomUUID) return globalThis.crypto.randomUUID();
   const bytes = globalThis.crypto.getRandomValues(new Uint8Array(16));
@@ -74,7 +75,7 @@ function uuid() {
   return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
 }
 
-/** UTF-8 is at most three bytes per UTF-16 unit, so short texts need no encoding to be called short. */
+/** UTF-8 takes at most three bytes per UTF-16 unit, so a short text need not be encoded to be measured. */
 function longerThan(text, bytes) {
   return text.length > bytes || (text.length * 3 > bytes && new TextEncoder().encode(text).length > bytes);
 }
@@ -83,7 +84,7 @@ async function findWebSocket(given) {
   if (given) return given;
   if (globalThis.WebSocket) return globalThis.WebSocket;
   if (globalThis.process?.versions?.node) {
-    // A literal here would make bundlers pull `ws` into pages.
+    // A literal name would make bundlers include `ws` in pages.
     const name = 'ws';
     try {
       return (await import(/* @vite-ignore */ /* webpackIgnore: true */ name)).WebSocket;
@@ -105,7 +106,7 @@ function socketUrl(baseUrl, anonKey) {
   return url.href;
 }
 
-/** Callbacks by kind. One that throws is reported and stops none of the others. */
+/** Callbacks by kind. A callback that throws is reported and does not stop the others. */
 class Listeners {
   #kinds = new Map();
   #failed;
@@ -134,7 +135,7 @@ class Listeners {
     }
   }
 
-  /** Returns whether anyone was there to hear it. */
+  /** Returns whether there was a callback. */
   emit(kind, ...args) {
     const entries = this.#kinds.get(kind);
     if (!entries) return false;
@@ -158,12 +159,12 @@ function listener(kind, callback) {
   return { kind, callback };
 }
 
-/** The ids of one channel that a replay may repeat, in the order they came. */
+/** The ids of one channel that a replay may repeat, in the order of arrival. */
 class Seen {
   #ids = new Map();
   #durable = 0;
 
-  /** Returns false for an id that was there already. */
+  /** Keeps an id; returns false if it is known already. */
   add(id, at, durable) {
     if (this.#ids.has(id)) return false;
     this.#ids.set(id, { at, durable });
@@ -171,7 +172,7 @@ class Seen {
     return true;
   }
 
-  /** Drops ids that came before `at`, except the newest `keep` durable ones, which a history may repeat. */
+  /** Drops ids that arrived before `at`, except the newest `keep` durable ones, which a history may repeat. */
   forget(at, keep) {
     for (const [id, entry] of this.#ids) {
       if (entry.at >= at) return;
@@ -187,8 +188,8 @@ class Seen {
   }
 }
 
-/** One socket, from its opening to its end: handshake, questions and answers, liveness. */
-class Link {
+/** One WebSocket from the handshake to its end: requests, answers and liveness. */
+class Connection {
   ready = false;
   limits = {};
   heartbeat = 25_000;
@@ -196,7 +197,7 @@ class Link {
   #socket;
   #on;
   #ref = 0;
-  #tickets = new Map();
+  #requests = new Map(); // sent, by ref
   #queue = [];
   #unanswered = 0;
   #openedAt = now();
@@ -206,7 +207,7 @@ class Link {
   #trouble = '';
   #token;
 
-  /** `on` is `{ready, frame, report, closed}`; `closed` is called exactly once. */
+  /** `on` is `{ ready, frame, report, closed }`; `closed` is called exactly once. */
   constructor(socket, token, on) {
     this.#socket = socket;
     this.#token = token;
@@ -217,40 +218,41 @@ class Link {
   }
 
   /**
-   * Sends a request, an object or its JSON text, when the window has room for what it asks.
-   * `answer(frame)` gets each of its answers; it gets null when the socket ended before.
-   * Returns a ticket for `forget`.
+   * Sends a request, an object or its JSON text, as soon as the window has room for its answers.
+   * `answer(frame)` gets each of the `expected` answers, and null when the connection ends before.
+   * Returns the request for `expectOneLess`.
    */
-  ask(request, answer, asks = 1) {
-    const text = typeof request === 'string' ? request : JSON.stringify(request);
-    const ticket = { ref: String(++this.#ref), text, answer, asks };
-    this.#queue.push(ticket);
-    this.#flow();
-    return ticket;
+  request(frame, answer, expected = 1) {
+    const text = typeof frame === 'string' ? frame : JSON.stringify(frame);
+    const request = { ref: String(++this.#ref), text, answer, expected };
+    this.#queue.push(request);
+    this.#flush();
+    return request;
   }
 
-  /** Waits for one answer less: the server sends none to a subscription that was ended meanwhile. */
-  forget(ticket) {
-    ticket.asks -= 1;
+  /** Counts an answer that has arrived, or will not: the server may not answer a subscribe that was ended. */
+  expectOneLess(request) {
+    request.expected -= 1;
     this.#unanswered -= 1;
-    if (ticket.asks === 0) this.#tickets.delete(ticket.ref);
-    this.#flow();
+    if (request.expected === 0) this.#requests.delete(request.ref);
+    this.#flush();
   }
 
-  #flow() {
-    while (this.#queue.length > 0 && (this.#unanswered === 0 || this.#unanswered + this.#queue[0].asks <= WINDOW)) {
-      const ticket = this.#queue.shift();
-      this.#unanswered += ticket.asks;
-      this.#write(ticket);
+  #flush() {
+    while (this.#queue.length > 0
+      && (this.#unanswered === 0 || this.#unanswered + this.#queue[0].expected <= WINDOW)) {
+      const request = this.#queue.shift();
+      this.#unanswered += request.expected;
+      this.#write(request);
     }
   }
 
-  #write(ticket) {
-    this.#tickets.set(ticket.ref, ticket);
-    this.#socket.send(`${ticket.text.slice(0, -1)},"ref":"${ticket.ref}"}`);
+  #write(request) {
+    this.#requests.set(request.ref, request);
+    this.#socket.send(`${request.text.slice(0, -1)},"ref":"${request.ref}"}`);
   }
 
-  /** Called on every tick: a socket that says nothing for too long is asked, and left when it stays silent. */
+  /** Called on every tick: pings a server that has been silent for too long, and leaves it if it stays silent. */
   check() {
     const at = now();
     if (!this.ready) {
@@ -259,21 +261,21 @@ class Link {
       if (at - this.#pingedAt > Math.min(PING_ANSWER_MS, this.heartbeat)) this.drop('The server stopped answering.');
     } else if (at - this.#heardAt > 2 * this.heartbeat) {
       this.#pingedAt = at;
-      // Past the window: it is full when the server is stuck.
+      // The ping ignores the window, which is full when the server is stuck.
       this.#unanswered += 1;
-      this.#write({ ref: String(++this.#ref), text: '{"op":"ping"}', answer: () => {}, asks: 1 });
+      this.#write({ ref: String(++this.#ref), text: '{"op":"ping"}', answer: () => {}, expected: 1 });
     }
   }
 
-  /** Leaves the socket at once, without waiting for the other side's consent. */
+  /** Leaves the connection at once, without waiting for the server's close frame. */
   drop(reason, code = 1006) {
     const socket = this.#socket;
     this.#end(code, reason);
     socket.close();
-    // A dead peer never answers a close; `ws` would keep the process for it.
-    const leave = () => socket.terminate?.();
-    if (code !== 1000) leave();
-    else setTimeout(leave, CLOSE_MS).unref?.();
+    // A dead server never answers a close; `ws` would keep the process alive until then.
+    const terminate = () => socket.terminate?.();
+    if (code !== 1000) terminate();
+    else setTimeout(terminate, CLOSE_MS).unref?.();
   }
 
   #end(code, reason) {
@@ -281,13 +283,13 @@ class Link {
     const { closed } = this.#on;
     this.#on = null;
     this.ready = false;
-    const tickets = [...this.#tickets.values(), ...this.#queue];
-    this.#tickets.clear();
+    const requests = [...this.#requests.values(), ...this.#queue];
+    this.#requests.clear();
     this.#queue = [];
     const socket = this.#socket;
     socket.onmessage = socket.onclose = null;
-    socket.onerror = () => {}; // `ws` throws when nobody listens to an error that follows a close
-    for (const { answer } of tickets) answer(null);
+    socket.onerror = () => {}; // `ws` throws if an error that follows a close has no listener
+    for (const { answer } of requests) answer(null);
     closed({ code, reason: reason || this.#trouble, refusal: this.#refusal });
   }
 
@@ -298,10 +300,10 @@ class Link {
     this.#refusal = null;
     try {
       const frame = JSON.parse(data);
-      if (!isObject(frame) || typeof frame.op !== 'string') throw new TypeError('It is no object with an op.');
+      if (!isObject(frame) || typeof frame.op !== 'string') throw new TypeError('it is not an object with an op.');
       this.#dispatch(frame);
     } catch (cause) {
-      const text = `The server sent a frame this client cannot use: ${cause.message}`;
+      const text = `The server sent a frame that this client cannot use: ${cause.message}`;
       report(new RealtimeError('invalid_frame', text, { cause }));
     }
   }
@@ -311,14 +313,14 @@ class Link {
       this.#welcome(frame);
     } else if (frame.op !== 'ok' && frame.op !== 'error') {
       if (this.ready) this.#on.frame(frame);
-    } else if (this.#tickets.has(frame.ref)) {
-      const ticket = this.#tickets.get(frame.ref);
-      // An error that names no channel refuses a whole subscribe frame.
-      const answered = frame.op === 'error' && typeof frame.channel !== 'string' ? ticket.asks : 1;
-      for (let count = 0; count < answered; count += 1) this.forget(ticket);
-      ticket.answer(frame);
+    } else if (this.#requests.has(frame.ref)) {
+      const request = this.#requests.get(frame.ref);
+      // An error without a channel refuses a whole subscribe frame.
+      const answered = frame.op === 'error' && typeof frame.channel !== 'string' ? request.expected : 1;
+      for (let count = 0; count < answered; count += 1) this.expectOneLess(request);
+      request.answer(frame);
     } else if (frame.op === 'error' && (frame.ref === null || frame.ref === undefined)) {
-      // When nothing comes after it, it says why the socket was closed.
+      // As the last frame it is the reason of the close.
       this.#refusal = refusal(frame);
       if (this.ready) this.#on.report(this.#refusal);
     }
@@ -329,14 +331,15 @@ class Link {
     if (frame.heartbeat > 0) this.heartbeat = Math.max(frame.heartbeat * 1000, SHORTEST_HEARTBEAT_MS);
     const overlap = frame.replayOverlap ?? this.limits.replayOverlap;
     if (overlap >= 0) this.overlap = overlap * 1000;
-    // Nothing else is sent before the answer: it would be judged as somebody else. Without a token it
-    // is a ping: the server greets first, and only what it answers shows that it took the key.
-    this.ask(this.#token ? { op: 'auth', token: this.#token } : { op: 'ping' }, (answer) => {
+    // Nothing else is sent before the answer: the server would still treat the client as anonymous. Without
+    // a token the request is a ping: the server sends its welcome before it checks the key, so only an answer
+    // shows that the key was accepted.
+    this.request(this.#token ? { op: 'auth', token: this.#token } : { op: 'ping' }, (answer) => {
       if (answer?.op === 'ok') this.#begin(frame, answer);
       else if (answer) {
         this.#refusal = refusal(answer);
-        const passing = RETRYABLE.has(this.#refusal.code) && !TOKEN_CODES.has(this.#refusal.code);
-        this.drop(this.#refusal.message, passing ? 1013 : 3500);
+        const temporary = RETRYABLE.has(this.#refusal.code) && !TOKEN_CODES.has(this.#refusal.code);
+        this.drop(this.#refusal.message, temporary ? 1013 : 3500);
       }
     });
   }
@@ -348,7 +351,7 @@ class Link {
   }
 }
 
-/** One `.subscribe()`. Several of one channel share a single subscription on the wire. */
+/** The result of `.subscribe()`. Those of one channel share one subscription on the wire. */
 class Subscription {
   #state;
   #settle;
@@ -357,7 +360,7 @@ class Subscription {
     this.#state = state;
     this.channel = channel;
     this.ready = new Promise((resolve, reject) => { this.#settle = { resolve, reject }; });
-    // Nobody has to await it: a refusal is an `error` event as well.
+    // It need not be awaited: a refusal is an `error` event as well.
     this.ready.catch(() => {});
     this.unsubscribe = () => end(this);
   }
@@ -376,15 +379,15 @@ class Subscription {
   }
 }
 
-/** What the client knows of one channel name; every `Channel` object of that name shares it. */
+/** The state of one channel name; every `Channel` object of that name shares it. */
 class ChannelState {
   options = { echo: true, history: 0 };
   subscriptions = new Set();
-  phase = 'idle'; // idle: not wanted; waiting: wanted, not asked for now; joining: asked; joined
-  live = false; //   was joined at least once since it is wanted
-  after = undefined; // the cursor its next join resumes from; ids are kept as long as it is set
-  turn = 0; //       which join an answer belongs to
-  asked = null; //   the frame that asked for it
+  phase = 'idle'; // idle: not wanted; waiting: wanted, request follows later; joining: request sent; joined
+  live = false; //   confirmed at least once since it is wanted
+  after = undefined; // cursor of its next subscribe; `seen` is kept while it is set
+  attempt = 0; //    number of the latest subscribe; older answers are ignored
+  asked = null; //   the frame that subscribes to it: its request, and the channels without an answer
   retries = 0;
   timer = undefined;
   progressAt = 0;
@@ -410,12 +413,12 @@ class ChannelState {
     this.listeners.emit('*', payload, message, meta);
   }
 
-  /** Applies presence events; a whole list (`full`) becomes the events that lead to it from what was known. */
+  /** Applies presence events; of a whole list (`full`) those events that lead to it from the known members. */
   present(events, full) {
     const entries = events.filter((event) => isObject(event) && typeof event.key === 'string');
-    const { turn } = this;
+    const { attempt } = this;
     for (const change of full ? this.#changes(entries) : entries) {
-      if (this.turn !== turn) return; // a callback has just unsubscribed
+      if (this.attempt !== attempt) return; // a callback has unsubscribed
       this.#member(change);
     }
   }
@@ -440,7 +443,7 @@ class ChannelState {
   }
 }
 
-/** A channel by its name. `.on()` returns a channel that owns its handlers: they end with its subscription. */
+/** A channel by its name. `.on()` returns a channel that owns its callbacks: they end with its subscription. */
 class Channel {
   #state;
   #owned;
@@ -480,7 +483,7 @@ class Channel {
     }, this);
   }
 
-  /** Ends every subscription of this channel, and the presence in it. */
+  /** Ends every subscription to this channel, and the presence in it. */
   unsubscribe() {
     this.untrack();
     for (const subscription of [...this.#state.subscriptions]) subscription.unsubscribe();
@@ -503,19 +506,19 @@ class Channel {
   }
 }
 
-/** What outlives sockets: channels, the session's cursor, unanswered publishes, the will to reconnect. */
+/** The client itself: it connects and reconnects, and owns channels, the session's cursor and publishes. */
 class Realtime {
   #options;
   #url;
   #token;
   #listeners = new Listeners((cause, kind) => this.#callbackFailed(cause, kind));
   #state = 'closed'; // closed | connecting | open | waiting
-  #link = null;
+  #connection = null;
   #attempt = 0;
   #failures = 0;
   #everOpen = false;
   #openAt = 0;
-  #trouble = null;
+  #lastError = null;
   #refreshing = null;
   #waits = new Set();
   #retryTimer;
@@ -532,7 +535,7 @@ class Realtime {
   #cursor;
   #offered = null;
   #resuming = new Set();
-  #taken = new Set();
+  #resumedOnce = new Set(); // channels that have used `after`
   #online = () => { if (this.#state === 'waiting') this.#open(); };
 
   constructor(options) {
@@ -542,13 +545,13 @@ class Realtime {
     this.#cursor = options.after;
   }
 
-  // ---- what applications call -------------------------------------------------------------------
+  // ---- for applications -------------------------------------------------------------------------
 
   get state() {
     return this.#state;
   }
 
-  /** Everything up to here was received and given to callbacks; `createClient({ after })` resumes from it. */
+  /** The position up to which callbacks got everything; `createClient({ after })` resumes from it. */
   get cursor() {
     return this.#cursor;
   }
@@ -566,7 +569,7 @@ class Realtime {
   connect({ accessToken } = {}) {
     const changed = accessToken !== undefined && accessToken !== this.#token;
     if (changed) this.#token = accessToken;
-    if (this.#state === 'open') return changed ? this.#become() : Promise.resolve();
+    if (this.#state === 'open') return changed ? this.#changeToken() : Promise.resolve();
     return this.#connect(changed);
   }
 
@@ -583,28 +586,28 @@ class Realtime {
     const at = this.#connecting.indexOf(waiter);
     if (at < 0) return;
     this.#connecting.splice(at, 1);
-    const error = this.#trouble ?? new RealtimeError('unreachable', `There is no answer from ${this.#options.baseUrl}.`);
+    const error = this.#lastError ?? new RealtimeError('unreachable', `${this.#options.baseUrl} did not answer in time.`);
     waiter.reject(error);
-    // With a subscription or a message waiting the attempts go on; else nobody wants them any more.
+    // Attempts continue only while a subscription, a publish or another connect() waits for a connection.
     const wanted = this.#outbox.size > 0 || [...this.#channels.values()].some((state) => state.phase !== 'idle');
     if (!wanted && this.#connecting.length === 0) this.#stop(error, { quiet: true });
   }
 
-  /** Closes the socket. Subscriptions stay wanted: a later connect() takes them up where they stopped. */
+  /** Disconnects. Subscriptions stay wanted: a later connect() resumes them. */
   disconnect() {
     if (this.#state === 'closed') return;
     this.#stop(new RealtimeError('disconnected', 'The client was disconnected.'), { quiet: true });
   }
 
-  /** Changes whom this connection speaks for, without closing it. */
+  /** Presents another token on the open connection. */
   async setAuth(accessToken) {
     this.#token = accessToken;
-    if (this.#state === 'open') await this.#become();
+    if (this.#state === 'open') await this.#changeToken();
     else if (this.#state === 'connecting') this.#open();
   }
 
-  /** A session may go from nobody to somebody; for somebody else the server wants another one. */
-  async #become() {
+  /** An anonymous session may get a user; for another user the server wants a new connection. */
+  async #changeToken() {
     try {
       await this.#refresh();
     } catch (error) {
@@ -626,7 +629,7 @@ class Realtime {
     for (const key of Object.keys(state.options)) {
       if (options[key] === undefined || options[key] === state.options[key]) continue;
       if (state.phase !== 'idle') {
-        throw new TypeError(`Channel ${name} is subscribed with another ${key}: unsubscribe first.`);
+        throw new TypeError(`Channel ${name} is subscribed with another ${key}: unsubscribe before changing it.`);
       }
       state.options[key] = options[key];
     }
@@ -635,7 +638,7 @@ class Realtime {
 
   // ---- channels ---------------------------------------------------------------------------------
 
-  /** A channel in use is held; one that is not lives as long as the application holds it. */
+  /** A channel in use is kept; another one is kept only as long as the application refers to it. */
   settle(state) {
     if (state.inUse) {
       this.#channels.set(state.name, state);
@@ -654,11 +657,11 @@ class Realtime {
       subscription.confirm();
     } else if (state.phase === 'idle') {
       state.phase = 'waiting';
-      // A process that resumes an older session does so for every channel it takes up, once.
-      state.after = this.#taken.has(state.name) ? undefined : this.#options.after;
+      // The cursor of an earlier client applies to the first subscribe of each channel.
+      state.after = this.#resumedOnce.has(state.name) ? undefined : this.#options.after;
       this.#join([state]);
     } else {
-      this.#want();
+      this.#connectIfClosed();
     }
     return subscription;
   }
@@ -671,24 +674,24 @@ class Realtime {
   }
 
   #leave(state) {
-    if (this.#link?.ready && (state.phase === 'joined' || state.phase === 'joining')) {
-      const { link, asked } = { link: this.#link, asked: state.asked };
-      // Either way it is over; the subscription it ended may remain without an answer.
-      this.#insist({ op: 'unsubscribe', channel: state.name }, () => state.phase === 'idle', (answer) => {
-        if (answer !== null && asked?.names.delete(state.name)) link.forget(asked.ticket);
+    if (this.#connection?.ready && (state.phase === 'joined' || state.phase === 'joining')) {
+      const { connection, asked } = { connection: this.#connection, asked: state.asked };
+      // The server may not answer the subscribe that this unsubscribe ended.
+      this.#requestUntilAccepted({ op: 'unsubscribe', channel: state.name }, () => state.phase === 'idle', (answer) => {
+        if (answer !== null && asked?.names.delete(state.name)) connection.expectOneLess(asked.request);
       });
     }
     clearTimeout(state.timer);
     Object.assign(state, { phase: 'idle', live: false, after: undefined, retries: 0, timer: undefined });
-    state.turn += 1;
+    state.attempt += 1;
     state.seen.clear();
     state.members.clear();
     this.#resumed(state);
     this.settle(state);
   }
 
-  /** Ends all subscriptions of a channel because the server said so. */
-  #expel(state, error) {
+  /** Ends all subscriptions to a channel because the server has ended it. */
+  #endByServer(state, error) {
     const tracking = state.tracking;
     state.tracking = null;
     for (const settle of [...(tracking?.waiters ?? [])]) settle(failure(error));
@@ -696,20 +699,20 @@ class Realtime {
       state.subscriptions.delete(subscription);
       subscription.fail(error);
     }
-    state.phase = 'idle'; // the server knows already
+    state.phase = 'idle'; // so that no unsubscribe is sent
     this.#leave(state);
   }
 
-  /** Asks again what the server was too busy for, while it is still wanted; else it would stay as it was. */
-  #insist(request, wanted, answer) {
-    const link = this.#link;
-    link.ask(request, (frame) => {
+  /** Sends a request, and repeats it while the server is too busy for it and it is still wanted. */
+  #requestUntilAccepted(request, wanted, answer) {
+    const connection = this.#connection;
+    connection.request(request, (frame) => {
       if (frame?.code !== 'rate_limited') {
         answer(frame);
         return;
       }
       this.#within(pause(frame.retryAfter, TRACK_PAUSE_MS), () => {
-        if (link.ready && wanted()) this.#insist(request, wanted, answer);
+        if (connection.ready && wanted()) this.#requestUntilAccepted(request, wanted, answer);
         else answer(null);
       });
     });
@@ -717,13 +720,13 @@ class Realtime {
 
   #join(states) {
     if (this.#state !== 'open') {
-      this.#want();
+      this.#connectIfClosed();
       return;
     }
     const groups = new Map();
     for (const state of states) {
       state.phase = 'joining';
-      state.turn += 1;
+      state.attempt += 1;
       state.progressAt = now();
       clearTimeout(state.timer);
       if (state.after !== undefined) this.#resuming.add(state);
@@ -745,19 +748,19 @@ class Realtime {
   }
 
   #subscribeFrame(request, states) {
-    const names = new Map(states.map((state) => [state.name, { state, turn: state.turn }]));
+    const names = new Map(states.map((state) => [state.name, { state, attempt: state.attempt }]));
     const list = [...names.keys()];
     const asked = { names };
     for (const state of states) state.asked = asked;
     const frame = list.length === 1 ? { ...request, channel: list[0] } : { ...request, channels: list };
-    asked.ticket = this.#link.ask(frame, (answer) => {
-      if (answer === null) return; // asked again after the reconnect
+    asked.request = this.#connection.request(frame, (answer) => {
+      if (answer === null) return; // requested again after the reconnect
       const answered = typeof answer.channel === 'string' ? [answer.channel] : [...names.keys()];
       for (const name of answered) {
-        const { state, turn } = names.get(name) ?? {};
+        const { state, attempt } = names.get(name) ?? {};
         names.delete(name);
-        // Meanwhile left, or asked for again: this answer is not the one it waits for.
-        if (state?.turn !== turn || state === undefined) this.#offer(answer.cursor);
+        // It was left or requested again since: this answer is not the one it waits for.
+        if (state?.attempt !== attempt || state === undefined) this.#offer(answer.cursor);
         else if (answer.op === 'ok') this.#joined(state, answer);
         else this.#refused(state, refusal(answer, name));
       }
@@ -765,29 +768,29 @@ class Realtime {
   }
 
   #joined(state, answer) {
-    const { after, live, name, turn } = state;
+    const { after, live, name, attempt } = state;
     Object.assign(state, { phase: 'joined', live: true, after: undefined, retries: 0 });
-    if (this.#options.after !== undefined) this.#taken.add(name);
+    if (this.#options.after !== undefined) this.#resumedOnce.add(name);
     this.#resuming.delete(state);
     this.#offer(answer.cursor);
     for (const subscription of state.subscriptions) subscription.confirm();
     if (Array.isArray(answer.presence)) state.present(answer.presence, true);
-    if (state.turn !== turn) return; // a callback has just unsubscribed
+    if (state.attempt !== attempt) return; // a callback has unsubscribed
     const resumed = live || after !== undefined;
     state.listeners.emit('subscribed', { channel: name, resumed });
-    if (resumed && state.turn === turn) {
+    if (resumed && state.attempt === attempt) {
       const recovered = after !== undefined && answer.recovered !== false;
       const ephemeral = after !== undefined && answer.ephemeral !== false;
       const reason = answer.reason ?? (after === undefined ? 'no_cursor' : undefined);
       if (!recovered || !ephemeral) state.listeners.emit('resync', { channel: name, recovered, ephemeral, reason });
     }
-    this.#pump(state);
+    this.#sendState(state);
   }
 
   #refused(state, error) {
     const again = RETRYABLE.has(error.code) && (state.live || state.retries < FIRST_JOIN_RETRIES);
     if (again) {
-      // Its `after` stays with it, so the session's cursor may go on without this channel.
+      // The channel keeps its `after`, so the session's cursor may advance without it.
       state.phase = 'waiting';
       this.#resumed(state);
       if (error.code === 'token_expired') this.#refreshOnce();
@@ -798,7 +801,7 @@ class Realtime {
     }
     const { live, name } = state;
     const { listeners } = state;
-    this.#expel(state, error);
+    this.#endByServer(state, error);
     this.#report(error, state);
     if (live) listeners.emit('closed', { channel: name, code: error.code, final: true });
   }
@@ -815,19 +818,19 @@ class Realtime {
 
   #closedByServer({ channel, code }) {
     const state = this.#channels.get(channel);
-    // While a join is under way its answer decides; this speaks of the subscription before it.
+    // During a subscribe its answer decides; this frame belongs to the subscription before it.
     if (state?.phase !== 'joined') return;
-    if (PASSING.has(code)) {
+    if (TEMPORARY.has(code)) {
       state.phase = 'waiting';
       state.after = this.#cursor;
-      if (code === 'expired') this.#refreshOnce(); // it is joined again when that has succeeded
+      if (code === 'expired') this.#refreshOnce(); // it is subscribed again once the token is accepted
       else this.#rejoinLater(state);
       state.listeners.emit('closed', { channel, code, final: false });
       return;
     }
     const error = new RealtimeError(String(code), `The server closed channel ${channel}: ${code}.`, { channel });
     const { listeners } = state;
-    this.#expel(state, error);
+    this.#endByServer(state, error);
     listeners.emit('closed', { channel, code, final: true });
   }
 
@@ -843,7 +846,7 @@ class Realtime {
     const { cursor, at } = this.#offered;
     this.#offered = null;
     this.#cursor = cursor;
-    const before = at - this.#link.overlap;
+    const before = at - this.#connection.overlap;
     for (const state of this.#channels.values()) {
       if (state.after === undefined) state.seen.forget(before, state.options.history);
     }
@@ -869,27 +872,27 @@ class Realtime {
         return undefined;
       case 'closed': return this.#closedByServer(frame);
       case 'status': return this.#status(frame);
-      default: return undefined; // a newer server may say more than this client knows
+      default: return undefined; // a newer server may send operations that this client does not know
     }
   }
 
   #messages(frame) {
     const state = this.#channels.get(frame.channel);
     if (!state || state.phase === 'idle') return;
-    const { turn } = state;
+    const { attempt } = state;
     state.progressAt = now();
-    const strange = (text) => this.#report(new RealtimeError('invalid_frame', text, { channel: state.name }), state);
+    const reportFrame = (text) => this.#report(new RealtimeError('invalid_frame', text, { channel: state.name }), state);
     if (!Array.isArray(frame.messages)) {
-      strange('The server sent messages that are no list.');
+      reportFrame('The server sent messages that are not a list.');
       return;
     }
     const meta = { history: frame.history === true, replay: frame.replay === true };
-    // Live ones come behind the answer; these are of a subscription before it, which was ended.
+    // Live messages follow the answer; these belong to an earlier subscription, which has ended.
     if (state.phase === 'joining' && !meta.history && !meta.replay) return;
     for (const message of frame.messages) {
-      if (state.turn !== turn) return; // a callback has just unsubscribed, or disconnected
+      if (state.attempt !== attempt) return; // a callback has unsubscribed or disconnected
       if (!isObject(message)) {
-        strange('The server sent a message that is no object.');
+        reportFrame('The server sent a message that is not an object.');
       } else if (typeof message.id !== 'string' || state.seen.add(message.id, now(), message.type === 'message')) {
         state.deliver(message, meta);
       }
@@ -899,7 +902,7 @@ class Realtime {
   #status(frame) {
     this.#listeners.emit('status', { status: frame.status });
     if (frame.status === 'token_expiring') this.#refreshOnce();
-    // Thousands are sent away with this one; the server has dealt out when each shall come back.
+    // The server disconnects all its clients and spreads their reconnects over time.
     if (frame.status === 'draining') this.#pause = pause(frame.retryAfter, undefined);
   }
 
@@ -909,40 +912,40 @@ class Realtime {
     const { maxPending, timeout } = this.#options;
     const refused = (code, text) => failure(new RealtimeError(code, text, { channel: state.name, id }));
     if (typeof event !== 'string' || event === '') {
-      return refused('invalid_message', 'A message needs an event: send({ event, payload }).');
+      return refused('invalid_message', 'A message needs an event name: send({ event, payload }).');
     }
     let body;
     try {
       body = JSON.stringify(payload);
     } catch (cause) {
-      return refused('invalid_message', `The payload cannot be written as JSON: ${cause.message}`);
+      return refused('invalid_message', `JSON cannot represent the payload: ${cause.message}`);
     }
-    if (body === undefined) return refused('invalid_message', 'The payload cannot be written as JSON.');
+    if (body === undefined) return refused('invalid_message', 'JSON cannot represent the payload.');
     if (this.#outbox.size >= maxPending) {
-      return refused('queue_full', `${maxPending} messages wait for an answer already: send slower, or raise maxPending.`);
+      return refused('queue_full', `${maxPending} messages already wait for an answer: send more slowly, or raise maxPending.`);
     }
     const head = JSON.stringify({ op: 'publish', channel: state.name, type, event, id });
     const entry = { text: `${head.slice(0, -1)},"payload":${body}}`, id, channel: state.name, sent: false, refused };
     return new Promise((resolve) => {
       entry.resolve = resolve;
       entry.wait = this.#within(timeout, () => this.#published(entry, refused('timeout', entry.sent
-        ? 'The server did not answer in time, so the message may be stored: sending it again with this id is safe.'
-        : 'There was no connection in time: the message was not sent.')));
+        ? 'The server did not answer in time, so the message may be stored: it is safe to send it again with this id.'
+        : 'The message was not sent: there was no connection in time.')));
       this.#outbox.add(entry);
       if (this.#state === 'open') this.#publish(entry);
-      else this.#want();
+      else this.#connectIfClosed();
     });
   }
 
   #publish(entry) {
-    const limit = this.#link.limits.frame;
+    const limit = this.#connection.limits.frame;
     if (limit > 0 && longerThan(entry.text, limit - REF_BYTES)) {
-      const text = `The message is larger than the ${limit} bytes the server takes in one frame.`;
+      const text = `The message is larger than the ${limit} bytes that the server takes in a frame.`;
       this.#published(entry, entry.refused('payload_too_large', text));
       return;
     }
     entry.sent = true;
-    this.#link.ask(entry.text, (answer) => {
+    this.#connection.request(entry.text, (answer) => {
       if (answer === null) return; // sent again after the reconnect, under the same id
       if (answer.op === 'ok') this.#published(entry, { data: { id: answer.id ?? entry.id }, error: null });
       else this.#published(entry, failure(refusal(answer, entry.channel, entry.id)));
@@ -957,12 +960,12 @@ class Realtime {
 
   // ---- presence ---------------------------------------------------------------------------------
 
-  /** Updates coalesce: one is under way at a time, and of those that wait only the newest state is sent. */
+  /** Shows this client as present. One update is sent at a time; of those that wait only the newest is sent. */
   async track(state, presence) {
     let copy;
     try {
       copy = JSON.stringify(presence);
-      if (!isObject(presence)) throw new TypeError('it is no object.');
+      if (!isObject(presence)) throw new TypeError('it is not an object.');
     } catch (cause) {
       const text = `track(state) cannot send this state: ${cause.message}`;
       return failure(new RealtimeError('invalid_message', text, { channel: state.name }));
@@ -972,13 +975,13 @@ class Realtime {
       const { tracking } = state;
       tracking.text = copy;
       tracking.fresh = true;
-      this.#waiter(tracking.waiters, resolve, state);
+      this.#addWaiter(tracking.waiters, resolve, state);
       tracking.hold ??= this.subscribe(state, (subscription) => this.unsubscribe(state, subscription));
-      this.#pump(state);
+      this.#sendState(state);
     });
   }
 
-  #waiter(waiters, resolve, state) {
+  #addWaiter(waiters, resolve, state) {
     const settle = (result) => {
       waiters.delete(settle);
       this.#waits.delete(wait);
@@ -990,19 +993,19 @@ class Realtime {
     waiters.add(settle);
   }
 
-  #pump(state) {
+  #sendState(state) {
     const { tracking } = state;
     if (!tracking?.fresh || tracking.sending || state.phase !== 'joined' || this.#state !== 'open') return;
-    if (tracking.pausedUntil > now()) return; // a tick comes back to it
+    if (tracking.pausedUntil > now()) return; // a later tick sends it
     const settles = [...tracking.waiters];
     const { text } = tracking;
     tracking.sending = true;
     tracking.fresh = false;
     const head = JSON.stringify({ op: 'track', channel: state.name });
-    this.#link.ask(`${head.slice(0, -1)},"state":${text}}`, (answer) => {
+    this.#connection.request(`${head.slice(0, -1)},"state":${text}}`, (answer) => {
       tracking.sending = false;
-      if (answer === null) return; // tracked again after the reconnect
-      const again = answer.op === 'error' && text === tracking.shown; // after a reconnect
+      if (answer === null) return; // sent again after the reconnect
+      const again = answer.op === 'error' && text === tracking.shown; // sent again after a reconnect
       if (answer.op === 'error' && (again ? RETRYABLE.has(answer.code) : answer.code === 'rate_limited')) {
         tracking.fresh = true;
         tracking.pausedUntil = now() + pause(answer.retryAfter, TRACK_PAUSE_MS);
@@ -1012,10 +1015,10 @@ class Realtime {
       if (!error) tracking.shown = text;
       for (const settle of settles) settle(error ? failure(error) : { data: {}, error: null });
       if (state.tracking !== tracking) return;
-      if (!error || tracking.fresh) this.#pump(state);
+      if (!error || tracking.fresh) this.#sendState(state);
       else if (again || tracking.shown === null) this.#untracked(state);
-      else tracking.text = tracking.shown; // the others still see it
-      if (again && settles.length === 0) this.#report(error, state); // nobody awaits it
+      else tracking.text = tracking.shown; // the members still see it
+      if (again && settles.length === 0) this.#report(error, state); // no call waits for it
     });
   }
 
@@ -1028,15 +1031,15 @@ class Realtime {
   async untrack(state) {
     const { tracking } = state;
     if (!tracking) return { data: {}, error: null };
-    const text = 'The presence was taken back before it was confirmed.';
+    const text = 'Tracking ended before the server confirmed the state.';
     for (const settle of tracking.waiters) settle(failure(new RealtimeError('untracked', text, { channel: state.name })));
     return new Promise((resolve) => {
       if (this.#state === 'open' && state.phase === 'joined') {
         const waiters = new Set();
-        this.#waiter(waiters, resolve, state);
+        this.#addWaiter(waiters, resolve, state);
         const wanted = () => state.tracking === null && state.phase === 'joined';
-        this.#insist({ op: 'untrack', channel: state.name }, wanted, (answer) => {
-          // With the session, or the subscription, its presence has ended as well.
+        this.#requestUntilAccepted({ op: 'untrack', channel: state.name }, wanted, (answer) => {
+          // If the connection or the subscription has ended, so has the presence.
           const done = answer === null || answer.op === 'ok';
           for (const settle of waiters) settle(done ? { data: {}, error: null } : failure(refusal(answer, state.name)));
         });
@@ -1049,8 +1052,8 @@ class Realtime {
 
   // ---- connecting -------------------------------------------------------------------------------
 
-  /** Subscribing or sending is enough to connect. */
-  #want() {
+  /** Connects because a subscription or a publish needs it. */
+  #connectIfClosed() {
     if (this.#state === 'closed') this.#open();
   }
 
@@ -1059,11 +1062,11 @@ class Realtime {
     if (this.#state === 'closed') {
       this.#failures = 0;
       this.#everOpen = false;
-      this.#trouble = null;
+      this.#lastError = null;
       globalThis.addEventListener?.('online', this.#online);
     }
     this.#state = 'connecting';
-    this.#leaveLink();
+    this.#leaveConnection();
     this.#startTicking();
     this.#attempt += 1;
     this.#dial(this.#attempt).catch((cause) => this.#stop(asError(cause)));
@@ -1079,25 +1082,25 @@ class Realtime {
       if (attempt !== this.#attempt) return;
       if (!this.#everOpen) throw error;
       this.#report(error);
-      if (attempt === this.#attempt) this.#retry(error); // else a callback has decided
+      if (attempt === this.#attempt) this.#retry(error); // else a callback has connected or disconnected
       return;
     }
     if (attempt !== this.#attempt) return;
-    const link = new Link(new Socket(this.#url), token, {
+    const connection = new Connection(new Socket(this.#url), token, {
       ready: (session) => this.#ready(session),
       frame: (frame) => this.#frame(frame),
       report: (error) => this.#report(error, this.#channels.get(error.channel)),
-      closed: (end) => { if (this.#link === link) this.#lost(end); },
+      closed: (end) => { if (this.#connection === connection) this.#lost(end); },
     });
-    this.#link = link;
+    this.#connection = connection;
   }
 
-  /** Returns the token of this moment; raises when the application's function has none to give. */
+  /** Returns the token to present now; throws if the application's function fails or takes too long. */
   async #accessToken() {
     if (typeof this.#token !== 'function') return this.#token;
     try {
       return await new Promise((resolve, reject) => {
-        const wait = this.#within(HANDSHAKE_MS, () => reject(new Error('it took too long.')));
+        const wait = this.#within(HANDSHAKE_MS, () => reject(new Error('it took too long')));
         Promise.resolve(this.#token()).then(resolve, reject).finally(() => this.#waits.delete(wait));
       });
     } catch (cause) {
@@ -1110,7 +1113,7 @@ class Realtime {
     this.#everOpen = true;
     this.#openAt = now();
     this.#startTicking(); // now that the heartbeat is known
-    // Subscriptions first: what is published then is heard by them.
+    // Channels before publishes: their subscriptions then receive what is published.
     this.#join([...this.#channels.values()].filter((state) => state.phase === 'waiting'));
     for (const entry of [...this.#outbox]) this.#publish(entry);
     for (const { resolve } of this.#connecting.splice(0)) resolve();
@@ -1119,20 +1122,20 @@ class Realtime {
 
   #lost({ code, reason, refusal: refused }) {
     const wasOpen = this.#state === 'open';
-    this.#link = null;
+    this.#connection = null;
     this.#state = 'waiting';
     if (wasOpen && now() - this.#openAt > STABLE_MS) this.#failures = 0;
     this.#suspend(code);
     const attempt = this.#attempt;
     if (wasOpen) this.#listeners.emit('disconnect', { code, reason });
-    if (this.#state !== 'waiting' || attempt !== this.#attempt) return; // a callback has decided already
+    if (this.#state !== 'waiting' || attempt !== this.#attempt) return; // a callback has connected or disconnected
     const final = code >= 3500 && code < 4000;
     const error = (final && refused) || new RealtimeError(final ? 'closed' : 'unreachable', final
-      ? `The server closed the connection for good (${code}): ${reason || 'it gave no reason'}.`
-      : `There is no connection to ${this.#options.baseUrl} (${code}${reason ? `: ${reason}` : ''}).`);
-    // A function may have a better token the next time; a text stays what it is.
+      ? `The server closed the connection and refuses another (${code}): ${reason || 'it gave no reason'}.`
+      : `Cannot connect to ${this.#options.baseUrl} (${code}${reason ? `: ${reason}` : ''}).`);
+    // A function may return a better token the next time; a string stays the same.
     const another = TOKEN_CODES.has(error.code) && typeof this.#token === 'function' && this.#everOpen;
-    const told = wasOpen && error === refused; // it came as a frame of the open session
+    const told = wasOpen && error === refused; // it arrived as a frame, which was reported already
     if (final && !another) {
       this.#stop(error, { quiet: told });
     } else {
@@ -1146,19 +1149,19 @@ class Realtime {
     const delay = this.#pause ?? Math.min(maxDelay, minDelay * 2 ** this.#failures) * (0.25 + 0.75 * Math.random());
     this.#pause = undefined;
     this.#failures += 1;
-    this.#trouble = error;
+    this.#lastError = error;
     this.#state = 'waiting';
     this.#retryTimer = setTimeout(() => this.#open(), delay);
     this.#listeners.emit('reconnecting', { attempt: this.#failures, delay, reason: error.message });
   }
 
-  /** Leaves what depended on the socket in a state from which a next one can go on. */
+  /** Puts everything that depends on the connection into the state from which the next one resumes it. */
   #suspend(code) {
     for (const state of this.#channels.values()) {
       clearTimeout(state.timer);
       if (state.phase === 'joined') state.after = this.#cursor;
       if (state.phase !== 'idle') state.phase = 'waiting';
-      state.turn += 1; // nothing of this socket is for it any more
+      state.attempt += 1; // later frames of this connection are not for it
       if (state.tracking) state.tracking.fresh = true;
     }
     this.#resuming.clear();
@@ -1166,9 +1169,9 @@ class Realtime {
     const sent = [...this.#outbox].filter((entry) => entry.sent);
     for (const entry of sent) entry.sent = false;
     if (code === 1009 && sent.length > 0) {
-      // The server tells not which frame was too big for it; sent again, it would end every socket.
+      // The server does not say which frame was too big. Sent again, it would end every connection.
       const largest = sent.reduce((one, other) => (other.text.length > one.text.length ? other : one));
-      const text = 'The server closed the connection over the size of this message.';
+      const text = 'The server closed the connection because of the size of this message.';
       this.#published(largest, largest.refused('payload_too_large', text));
     }
   }
@@ -1181,7 +1184,7 @@ class Realtime {
     globalThis.removeEventListener?.('online', this.#online);
     this.#attempt += 1;
     this.#state = 'closed';
-    this.#leaveLink();
+    this.#leaveConnection();
     const waiting = this.#connecting.splice(0);
     for (const { reject } of waiting) reject(error);
     for (const entry of [...this.#outbox]) this.#published(entry, entry.refused(error.code, error.message));
@@ -1189,45 +1192,45 @@ class Realtime {
       for (const settle of [...(state.tracking?.waiters ?? [])]) settle(failure(error));
       for (const subscription of state.subscriptions) subscription.fail(error);
     }
-    for (const { expire } of this.#waits) expire(); // of functions that owe a token
+    for (const { expire } of this.#waits) expire(); // the remaining waits are for tokens
     this.#waits.clear();
     if (wasOpen) this.#listeners.emit('disconnect', { code: 1000, reason: error.message });
-    // Who awaits connect() is told there.
+    // A pending connect() has rejected with it.
     if (!quiet) this.#report(error, undefined, waiting.length > 0);
   }
 
-  #leaveLink() {
-    const link = this.#link;
-    this.#link = null;
-    link?.drop('', 1000);
+  #leaveConnection() {
+    const connection = this.#connection;
+    this.#connection = null;
+    connection?.drop('', 1000);
     this.#suspend();
   }
 
-  /** Sends the newest token on the open connection. */
+  /** Presents the newest token on the open connection. */
   async #refresh() {
-    const link = this.#link;
+    const connection = this.#connection;
     const token = await this.#accessToken();
-    if (!token || !link.ready) return; // nobody else to become, or the next connect sends it
+    if (!token || !connection.ready) return; // there is no new token, or the next connect presents one
     await new Promise((resolve, reject) => {
-      link.ask({ op: 'auth', token }, (answer) => {
+      connection.request({ op: 'auth', token }, (answer) => {
         if (answer === null || answer.op === 'ok') resolve();
         else reject(refusal(answer));
       });
     });
-    if (link.ready) this.#join([...this.#channels.values()].filter((state) => state.phase === 'waiting'));
+    if (connection.ready) this.#join([...this.#channels.values()].filter((state) => state.phase === 'waiting'));
   }
 
-  /** Refreshes because the server asks for it, once at a time on one connection. */
+  /** Refreshes the token because the server asks for it; one refresh at a time on a connection. */
   #refreshOnce() {
-    const link = this.#link;
-    if (this.#refreshing === link || typeof this.#token !== 'function') return;
-    this.#refreshing = link;
+    const connection = this.#connection;
+    if (this.#refreshing === connection || typeof this.#token !== 'function') return;
+    this.#refreshing = connection;
     this.#refresh()
-      .catch((error) => { if (link.ready) this.#report(asError(error)); })
-      .finally(() => { if (this.#refreshing === link) this.#refreshing = null; });
+      .catch((error) => { if (connection.ready) this.#report(asError(error)); })
+      .finally(() => { if (this.#refreshing === connection) this.#refreshing = null; });
   }
 
-  // ---- time and trouble -------------------------------------------------------------------------
+  // ---- timeouts and errors ----------------------------------------------------------------------
 
   #within(milliseconds, expire) {
     const wait = { deadline: now() + milliseconds, expire };
@@ -1237,8 +1240,8 @@ class Realtime {
 
   #startTicking() {
     const { timeout, connectTimeout } = this.#options;
-    const period = Math.min(1_000, timeout / 4, connectTimeout / 4, (this.#link?.heartbeat ?? 1_000) / 2);
-    // Quick attempts would start it anew each time, and it would never tick.
+    const period = Math.min(1_000, timeout / 4, connectTimeout / 4, (this.#connection?.heartbeat ?? 1_000) / 2);
+    // Quick attempts would restart it each time, and it would never tick.
     if (this.#ticking === period) return;
     clearInterval(this.#ticker);
     this.#ticking = period;
@@ -1251,18 +1254,18 @@ class Realtime {
       if (at > wait.deadline && this.#waits.delete(wait)) wait.expire();
     }
     for (const state of [...this.#channels.values()]) {
-      this.#pump(state);
+      this.#sendState(state);
       if (state.phase === 'joining' && at - state.progressAt > this.#options.timeout) {
-        this.#link?.drop(`The server did not answer the subscription of ${state.name} in time.`);
+        this.#connection?.drop(`The server did not answer the subscription to ${state.name} in time.`);
       }
     }
-    this.#link?.check();
+    this.#connection?.check();
   }
 
   #callbackFailed(cause, kind, channel) {
     const text = `A callback of ${JSON.stringify(kind)} failed: ${cause?.message ?? cause}`;
     const error = new RealtimeError('callback_failed', text, { channel, cause });
-    // One that fails while it hears of errors would hear of itself for ever.
+    // A callback for errors that fails would otherwise be called with its own failures forever.
     if (kind === 'error') console.error('rowcast:', error);
     else this.#report(error);
   }
@@ -1273,10 +1276,10 @@ class Realtime {
   }
 }
 
-/** Makes a client; `client.realtime` connects when it is told to, or when it is first needed. */
+/** Makes a client; `client.realtime` connects on connect(), or when a subscription or publish needs it. */
 export function createClient(options = {}) {
   if (typeof options.baseUrl !== 'string') {
-    throw new TypeError('createClient({ baseUrl }) needs the address of the server, like "https://example.com".');
+    throw new TypeError('createClient({ baseUrl }) takes the address of the server, such as "https://example.com".');
   }
   const given = Object.entries(options).filter(([, value]) => value !== undefined && value !== null);
   return { realtime: new Realtime({ ...DEFAULTS, ...Object.fromEntries(given) }) };
