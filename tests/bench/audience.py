@@ -1,8 +1,8 @@
-"""What it costs a publisher that its messages note their audience.
+"""The cost for a publisher of stamping the audience on messages.
 
-Processor time of the publishing backend, as the kernel counts it, per INSERT of one row: waiting
-for a busy disk or a busy processor is not in it. Alternating rounds, medians of ratios to a channel
-without audience.
+Measures the processor time of the publishing backend per INSERT of one row, as the kernel counts
+it, so waiting for a busy disk or processor is not included. Alternating rounds, medians of ratios
+to a channel without audience.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import harness
 import psycopg
-import stage
 
 INSERT = (
     "insert into realtime_messages (channel_name, event_name, payload)"
@@ -27,12 +27,12 @@ CHURNED = 50
 
 
 def processor(connection: psycopg.Connection[Any]) -> float:
-    """Seconds that the backend was on a processor."""
+    """Return the processor time of the backend in seconds."""
     return int(Path(f"/proc/{connection.info.backend_pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def cost(connection: psycopg.Connection[Any], inserts: int) -> float:
-    """Microseconds of processor time per INSERT, each its own transaction."""
+    """Return the processor time in microseconds per INSERT, each in its own transaction."""
     connection.execute("truncate realtime_messages")
     for _ in range(50):
         connection.execute(INSERT)
@@ -43,8 +43,8 @@ def cost(connection: psycopg.Connection[Any], inserts: int) -> float:
 
 
 @contextlib.contextmanager
-def audience(database: stage.pg.Database, node: Any, **counts: int) -> Iterator[None]:
-    """So many subscriptions of `room:1`, and of so many other channels one each."""
+def audience(database: harness.pg.Database, node: Any, **counts: int) -> Iterator[None]:
+    """Have this many subscriptions of `room:1`, and one each of this many other channels."""
     names = ["room:1"] + [f"room:{n}" for n in range(1000, 1000 + counts.get("others", 0))]
     values = [counts.get("here", 0)] + [1] * (len(names) - 1)
     with database.connect(database.bridge_url) as bridge:
@@ -56,8 +56,8 @@ def audience(database: stage.pg.Database, node: Any, **counts: int) -> Iterator[
 
 
 @contextlib.contextmanager
-def churn(database: stage.pg.Database, node: Any, *, here: bool) -> Iterator[None]:
-    """1,000 joins and leaves a second as a bridge writes them: 50 channels, 20 times a second."""
+def churn(database: harness.pg.Database, node: Any, *, here: bool) -> Iterator[None]:
+    """Write 1,000 joins and leaves a second as a bridge does: 50 channels, 20 times a second."""
     over = threading.Event()
 
     def work() -> None:
@@ -79,9 +79,9 @@ def churn(database: stage.pg.Database, node: Any, *, here: bool) -> Iterator[Non
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, rounds=6, inserts=1000)
+    options = harness.arguments(__doc__, rounds=6, inserts=1000)
     node = uuid4()
-    with stage.database() as database, database.connect() as connection:
+    with harness.database() as database, database.connect() as connection:
         connection.execute("select rowcast.node_beat(%s, '1 day')", [node])
         connection.execute("set synchronous_commit = off")
         variants = {
@@ -99,10 +99,10 @@ def main() -> None:
             for name, variant in variants.items():
                 with variant():
                     spent[name].append(cost(connection, options.inserts))
-        stage.table(
+        harness.table(
             ["audience", "us of processor", "to nobody"],
             [
-                [name, statistics.median(values), stage.ratio(values, spent["nobody"])]
+                [name, statistics.median(values), harness.ratio(values, spent["nobody"])]
                 for name, values in spent.items()
             ],
         )

@@ -1,5 +1,4 @@
-"""The questions a bridge asks all the time: an empty drain, a lookup of patterns, a batch of
-subscribe checks."""
+"""The queries that a bridge repeats: empty drains, pattern lookups, batches of subscribe checks."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import asyncpg
-import stage
+import harness
 
 from rowcast.bridge.database import CHECK, FEED
 
@@ -19,7 +18,7 @@ BATCHES = (1, 10, 100)
 
 
 async def timed(call: Callable[[], Awaitable[object]], times: int) -> list[float]:
-    """Milliseconds of each call, after a few to warm up."""
+    """Return the milliseconds of each call, after a few calls to warm up."""
     for _ in range(10):
         await call()
     spent: list[float] = []
@@ -30,14 +29,14 @@ async def timed(call: Callable[[], Awaitable[object]], times: int) -> list[float
     return spent
 
 
-async def drains(database: stage.pg.Database, times: int) -> None:
+async def drains(database: harness.pg.Database, times: int) -> None:
     rows: list[list[object]] = []
     admin = await asyncpg.connect(database.url)
     for leaves in LEAVES:
         have = await admin.fetchval("select count(*) from rowcast.leaf")
         first = await admin.fetchval("select min(from_at) from rowcast.leaf")
         for number in range(leaves - have):
-            # Into the past, and closed at once: that is where old leaves are.
+            # in the past and closed at once, like old leaves
             await admin.execute(
                 "select rowcast.make_leaf($1::timestamptz - $2 * interval '1 hour',"
                 " $1::timestamptz - ($2 - 1) * interval '1 hour')",
@@ -59,20 +58,20 @@ async def drains(database: stage.pg.Database, times: int) -> None:
         still = await timed(follow, times)
         spans: list[float] = []
         for _ in range(times):
-            # Somebody else's transaction has passed, so there is a span to look at.
+            # another transaction has committed, so there is a span to read
             await admin.fetchval("select pg_current_xact_id()")
             started = time.perf_counter()
             await follow()
             spans.append((time.perf_counter() - started) * 1e3)
         for name, spent in (("select 1", select), ("nothing moved", still), ("xid moved", spans)):
-            rows.append([leaves, name, statistics.median(spent), stage.percentile(spent, 0.99),
+            rows.append([leaves, name, statistics.median(spent), harness.percentile(spent, 0.99),
                          statistics.median(spent) / statistics.median(select)])  # fmt: skip
         await feed.close()
     await admin.close()
-    stage.table(["leaves", "empty drain", "p50 ms", "p99 ms", "to select 1"], rows)
+    harness.table(["leaves", "empty drain", "p50 ms", "p99 ms", "to select 1"], rows)
 
 
-async def lookups(database: stage.pg.Database) -> None:
+async def lookups(database: harness.pg.Database) -> None:
     rows: list[list[object]] = []
     admin = await asyncpg.connect(database.url)
     for patterns in PATTERNS:
@@ -83,11 +82,11 @@ async def lookups(database: stage.pg.Database) -> None:
             patterns,
         )
         await admin.execute("analyze realtime_channels")
-        last = patterns - patterns % 3  # the last in the table, in case it is read from its start
+        last = patterns - patterns % 3  # the last row, in case the table is read from its start
         for name in (f"lobby:{last - 1}", f"team:{last}:x", f"doc:{last - 2}:a:b", "nowhere:1:2"):
             spent: list[float] = []
             began = time.perf_counter()
-            # A lookup that reads all patterns is slow: then a few calls say enough.
+            # a lookup that reads all patterns is slow, so few calls are enough
             calls = 5
             while len(spent) < 5 and time.perf_counter() - began < 5:
                 started = time.perf_counter()
@@ -101,10 +100,10 @@ async def lookups(database: stage.pg.Database) -> None:
                     spent, calls = [], 1000
             rows.append([patterns, name, statistics.median(spent)])
     await admin.close()
-    stage.table(["patterns", "resolve of", "us each"], rows)
+    harness.table(["patterns", "resolve of", "us each"], rows)
 
 
-async def checks(database: stage.pg.Database, times: int) -> None:
+async def checks(database: harness.pg.Database, times: int) -> None:
     rows: list[list[object]] = []
     caller = await asyncpg.connect(database.caller_url)
     alone = 0.0
@@ -121,18 +120,18 @@ async def checks(database: stage.pg.Database, times: int) -> None:
         alone = alone or rate
         rows.append([size, int(rate), rate / alone])
     await caller.close()
-    stage.table(["pairs in a call", "checks/s", "to one by one"], rows)
+    harness.table(["pairs in a call", "checks/s", "to one by one"], rows)
 
 
-async def run(database: stage.pg.Database, times: int) -> None:
+async def run(database: harness.pg.Database, times: int) -> None:
     await checks(database, times)
     await lookups(database)
     await drains(database, times)
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, times=500)
-    with stage.database() as database:
+    options = harness.arguments(__doc__, times=500)
+    with harness.database() as database:
         asyncio.run(run(database, options.times))
 
 

@@ -1,4 +1,4 @@
-"""1,000 subscribers of one channel at rising message rates, next to send_str per client."""
+"""1,000 subscribers of one channel at rising message rates, next to `send_str` per client."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 import time
 from multiprocessing.connection import Connection
 
+import epoll_clients
+import harness
 import naive
 import psycopg
-import stage
-import swarm
 
 RATES = (20, 50, 200, 500, 1000, 2000)
 TICK = 0.005
@@ -22,9 +22,9 @@ PAYLOAD = '{"text": "<#>' + "x" * 184 + '"}'
 
 
 def listen(port: int, count: int, pipe: Connection) -> None:
-    """Subscribe `count` clients; count messages between two orders."""
-    clients = [swarm.Client(stage.token(f"user{i}"), "room:1") for i in range(count)]
-    crowd = swarm.Swarm(port, clients)
+    """Subscribe `count` clients; count messages between two commands of the parent."""
+    clients = [epoll_clients.Client(harness.token(f"user{i}"), "room:1") for i in range(count)]
+    crowd = epoll_clients.EpollClients(port, clients)
     crowd.connect(clients)
     pipe.send("ready")
     while True:
@@ -41,7 +41,7 @@ def listen(port: int, count: int, pipe: Connection) -> None:
 
 
 def publish(connection: psycopg.Connection, table: str, rate: int, seconds: float) -> int:
-    """Insert at a steady rate, all of one tick in one statement; return how many."""
+    """Insert at a steady rate, one statement per tick; return how many."""
     total = int(rate * seconds)
     sent = 0
     started = time.monotonic()
@@ -55,16 +55,16 @@ def publish(connection: psycopg.Connection, table: str, rate: int, seconds: floa
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, seconds=4.0, clients=1000)
-    stage.raise_file_limit(options.clients * 3)
+    options = harness.arguments(__doc__, seconds=4.0, clients=1000)
+    harness.raise_file_limit(options.clients * 3)
     context = multiprocessing.get_context("spawn")
     rows: list[list[object]] = []
-    with stage.database() as database, stage.pg.create_database(database.server) as other:
+    with harness.database() as database, harness.pg.create_database(database.server) as other:
         with other.connect() as connection:
             connection.execute(naive.SETUP)
         with (
-            stage.bridge(database) as ours,
-            stage.process([sys.executable, naive.__file__, other.url], {}) as theirs,
+            harness.bridge(database) as ours,
+            harness.process([sys.executable, naive.__file__, other.url], {}) as theirs,
             database.connect() as to_ours,
             other.connect() as to_theirs,
         ):
@@ -78,7 +78,7 @@ def main() -> None:
                 context.Process(
                     target=listen, args=(server.port, options.clients, far), daemon=True
                 ).start()
-                far.close()  # so that a child that died is noticed
+                far.close()  # so that the death of a child is noticed
                 pipes[name].recv()
             for rate in RATES:
                 costs: dict[str, float] = {}
@@ -96,12 +96,12 @@ def main() -> None:
                          max(0.0, last - published), expected - marks]
                     )  # fmt: skip
                     if marks < expected:
-                        # It would go on with its backlog while the other is measured.
+                        # it would work on its backlog while the other stack is measured
                         del stacks[name]
                         server.kill()
                 if len(costs) == 2:
                     rows.append([rate, "**ratio**", "", costs["rowcast"] / costs["naive"], "", ""])
-    stage.table(
+    harness.table(
         ["messages/s", "stack", "deliveries/s", "CPU us per delivery", "behind s", "undelivered"],
         rows,
     )

@@ -1,4 +1,4 @@
-"""History and statistics over many messages: what an answer costs, and what a plain count would."""
+"""The cost of history and statistics over many messages, next to a plain count."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import harness
 import psycopg
-import stage
 
 ADMIN = json.dumps({"role": "rowcast_admin"})
-# As a bridge would have stamped them over the last weeks, a thousand in a transaction.
+# as if stamped over the last weeks, a thousand per transaction
 FILL = """
 do $$
 declare
@@ -43,7 +43,7 @@ end $$
 
 
 def timed(ask: Callable[[], object], times: int) -> list[float]:
-    """Milliseconds of each call, after a few to warm up."""
+    """Return the milliseconds of each call, after a few calls to warm up."""
     for _ in range(3):
         ask()
     spent: list[float] = []
@@ -68,7 +68,7 @@ def fill(connection: psycopg.Connection[Any], messages: int) -> None:
 
 
 def counts(connection: psycopg.Connection[Any], times: int) -> None:
-    """Statistics, next to the count that they equal."""
+    """Compare statistics with the count that they equal."""
     channel = connection.execute(
         "select id from realtime_channels where pattern = 'room:*'"
     ).fetchone()
@@ -91,13 +91,13 @@ def counts(connection: psycopg.Connection[Any], times: int) -> None:
             theirs = timed(lambda plain=plain: connection.execute(plain).fetchall(), 3)
             rows.append(
                 [name, since.removeprefix("now() - "), statistics.median(ours),
-                 stage.percentile(ours, 0.99), statistics.median(theirs)]
+                 harness.percentile(ours, 0.99), statistics.median(theirs)]
             )  # fmt: skip
-    stage.table(["statistics of", "since", "p50 ms", "p99 ms", "plain count ms"], rows)
+    harness.table(["statistics of", "since", "p50 ms", "p99 ms", "plain count ms"], rows)
 
 
 def tails(connection: psycopg.Connection[Any], times: int) -> None:
-    """What has come since the last fold is counted by whoever asks."""
+    """Messages since the last fold are counted by the statistics query itself."""
     rows: list[list[object]] = []
     for tail in (0, 2000, 20_000):
         connection.execute(
@@ -113,7 +113,7 @@ def tails(connection: psycopg.Connection[Any], times: int) -> None:
         connection.execute("select rowcast.fold()")
         folded = (time.perf_counter() - started) * 1e3
         rows.append([tail, statistics.median(asked), folded])
-    stage.table(["messages since the last fold", "statistics p50 ms", "fold ms"], rows)
+    harness.table(["messages since the last fold", "statistics p50 ms", "fold ms"], rows)
 
 
 def pages(connection: psycopg.Connection[Any], times: int) -> None:
@@ -145,12 +145,12 @@ def pages(connection: psycopg.Connection[Any], times: int) -> None:
                 ).fetchone(),
                 times,
             )
-            rows.append([title, place, statistics.median(spent), stage.percentile(spent, 0.99)])
-    stage.table(["page of 50 by", "page", "p50 ms", "p99 ms"], rows)
+            rows.append([title, place, statistics.median(spent), harness.percentile(spent, 0.99)])
+    harness.table(["page of 50 by", "page", "p50 ms", "p99 ms"], rows)
 
 
 def plan(connection: psycopg.Connection[Any]) -> None:
-    """The plan by which statistics of everything are answered."""
+    """Print the plan of the statistics of all channels."""
     said: list[str] = []
     connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
     connection.execute("load 'auto_explain'")
@@ -170,8 +170,8 @@ def plan(connection: psycopg.Connection[Any]) -> None:
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, messages=5_000_000, times=50)
-    with stage.database() as database, database.connect() as connection:
+    options = harness.arguments(__doc__, messages=5_000_000, times=50)
+    with harness.database() as database, database.connect() as connection:
         started = time.perf_counter()
         fill(connection, options.messages)
         filled = time.perf_counter()

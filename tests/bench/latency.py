@@ -1,7 +1,7 @@
-"""From commit to socket, next to the naive stack: row trigger NOTIFY, listener, send_str.
+"""Latency from commit to socket, next to the naive stack: trigger, NOTIFY, listener, send_str.
 
-Publisher and subscribers are processes of their own on one clock; the two stacks take turns
-with every single message.
+Publisher and subscribers are separate processes on one clock; the two stacks alternate with every
+message.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 import time
 from multiprocessing.connection import Connection
 
+import epoll_clients
+import harness
 import naive
 import psycopg
-import stage
-import swarm
 
 RATES = {"idle, 4/s with jitter": (4.0, 1.0), "20/s": (20.0, 0.5), "200/s": (200.0, 0.2)}
 NUMBER = re.compile(rb'"n": ?(\d+)')
@@ -31,9 +31,9 @@ INSERTS = {
 
 
 def receive(port: int, pipe: Connection) -> None:
-    """Subscribe, and note when each number came; send the notes when told to."""
-    clients = [swarm.Client(stage.token("alice"), "room:1")]
-    crowd = swarm.Swarm(port, clients)
+    """Subscribe and record when each number arrives; send the records on command."""
+    clients = [epoll_clients.Client(harness.token("alice"), "room:1")]
+    crowd = epoll_clients.EpollClients(port, clients)
     crowd.connect(clients)
     connected = clients[0].socket
     assert connected is not None
@@ -46,8 +46,8 @@ def receive(port: int, pipe: Connection) -> None:
         except TimeoutError:
             continue
         now = time.monotonic_ns()
-        if swarm.PING in data:
-            connected.send(swarm.PONG)
+        if epoll_clients.PING in data:
+            connected.send(epoll_clients.PONG)
         for number in NUMBER.findall(data):
             heard[int(number)] = now
     pipe.send(heard)
@@ -56,7 +56,7 @@ def receive(port: int, pipe: Connection) -> None:
 def publish(
     urls: dict[str, str], seconds: dict[str, float]
 ) -> dict[tuple[str, str], list[tuple[int, int, int]]]:
-    """Insert in turns; returns (number, before, after the commit) by rate and stack."""
+    """Insert in turns; return (number, before, after the commit) by rate and stack."""
     connections = {name: psycopg.connect(url, autocommit=True) for name, url in urls.items()}
     sent: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
     number = 0
@@ -77,24 +77,24 @@ def publish(
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, seconds=60.0)
+    options = harness.arguments(__doc__, seconds=60.0)
     context = multiprocessing.get_context("spawn")
     seconds = dict(
         zip(RATES, (options.seconds, options.seconds / 3, options.seconds / 6), strict=True)
     )
-    # Two databases, so that the notifications of one stack do not wake the other's listener.
-    with stage.database() as database, stage.pg.create_database(database.server) as other:
+    # two databases, so that one stack's notifications do not wake the other's listener
+    with harness.database() as database, harness.pg.create_database(database.server) as other:
         with other.connect() as connection:
             connection.execute(naive.SETUP)
         with (
-            stage.bridge(database) as ours,
-            stage.process([sys.executable, naive.__file__, other.url], {}) as theirs,
+            harness.bridge(database) as ours,
+            harness.process([sys.executable, naive.__file__, other.url], {}) as theirs,
         ):
             pipes: dict[str, Connection] = {}
             for name, server in (("rowcast", ours), ("naive", theirs)):
                 pipes[name], far = context.Pipe()
                 context.Process(target=receive, args=(server.port, far), daemon=True).start()
-                far.close()  # so that a child that died is noticed
+                far.close()  # so that the death of a child is noticed
                 assert pipes[name].recv() == "ready"
             sent = publish({"rowcast": database.url, "naive": other.url}, seconds)
             time.sleep(1)
@@ -119,15 +119,15 @@ def report(
             insert = [(after - before) / 1e6 for _, before, after in notes]
             figures[name] = (
                 statistics.median(commit),
-                stage.percentile(commit, 0.99),
+                harness.percentile(commit, 0.99),
                 statistics.median(insert),
                 statistics.median(whole),
-                stage.percentile(whole, 0.99),
+                harness.percentile(whole, 0.99),
             )
             rows.append([label, name, len(notes), lost, *figures[name]])
         a, b = figures["rowcast"], figures["naive"]
         rows.append([label, "**ratio**", "", "", *(x / y for x, y in zip(a, b, strict=True))])
-    stage.table(
+    harness.table(
         ["rate", "stack", "n", "lost", "commit→socket p50 ms", "p99", "INSERT p50",
          "INSERT→socket p50", "p99"],
         rows,

@@ -1,7 +1,6 @@
-"""The stack that most people write first, to compare with: every row notifies with itself, a
-listener sends it to every socket.
+"""The naive stack to compare with: a trigger notifies each row, a listener sends it to all sockets.
 
-Run as a script with a database URL it serves, and prints its URL.
+Run as a script with a database URL; it serves and prints its own URL.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from aiohttp import web
 
 __all__ = ["SETUP"]
 
-# The same columns and indexes as a durable leaf; what the stamping trigger sets are defaults.
+# columns and indexes of a durable leaf; defaults in place of the stamping trigger
 PLAIN = """
 create sequence {name}_seq;
 create table {name} (
@@ -56,7 +55,7 @@ for each row execute function naive_notify();
 
 
 async def serve(dsn: str) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     sockets: set[web.WebSocketResponse] = set()
     queue: asyncio.Queue[str] = asyncio.Queue()
 

@@ -1,7 +1,8 @@
-"""How many committers can publish: ratios to an INSERT into the same table without triggers, to one
-into a table that is not partitioned either, and to INSERT with pg_notify.
+"""The number of commits per second that publishers reach.
 
-pgbench of the measured server, prepared protocol, alternating rounds, medians of ratios.
+Ratios to an INSERT into the same table without triggers, to one into a table that is not
+partitioned either, and to INSERT with pg_notify. Uses pgbench of the measured server with prepared
+statements, alternating rounds, medians of ratios.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import harness
 import naive
-import stage
 
 CLIENTS = (1, 8, 32)
 PAYLOAD = '{"text": "' + "x" * 180 + '"}'
@@ -29,8 +30,8 @@ MANY = (
     f" select 'room:' || :room, 'bench', '{PAYLOAD}' from generate_series(1, 100);\n"
 )
 ELEMENT = '{"channel": "room:1", "event": "bench", "payload": ' + PAYLOAD + "}"
-# What realtime_messages would be without a trigger: leaves, indexes and row level security like
-# it, and defaults for what the trigger sets.
+# realtime_messages without triggers: the same leaves, indexes and row level security, and
+# defaults in place of the stamping trigger.
 BARE = """
 create sequence bare_seq;
 create table bare (like realtime_messages including defaults) partition by list (type);
@@ -65,8 +66,8 @@ MANY_JSON = f"select rowcast.publish_many('[{', '.join([ELEMENT] * 100)}]');\n"
 
 
 @contextlib.contextmanager
-def asleep(database: stage.pg.Database) -> Iterator[None]:
-    """The worst case: a bridge that never wakes, so that every commit rings."""
+def asleep(database: harness.pg.Database) -> Iterator[None]:
+    """Simulate the worst case: a bridge that never wakes, so that every commit rings."""
     with database.connect(database.bridge_url) as connection:
         connection.execute("listen rowcast")
         row = connection.execute("select rowcast.doze()").fetchone()
@@ -75,9 +76,9 @@ def asleep(database: stage.pg.Database) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def awake(database: stage.pg.Database) -> Iterator[None]:
-    """A real bridge with its default settings; under load it polls."""
-    with stage.bridge(database):
+def awake(database: harness.pg.Database) -> Iterator[None]:
+    """Run a real bridge with default settings; under load it polls."""
+    with harness.bridge(database):
         yield
 
 
@@ -92,9 +93,9 @@ VARIANTS = {
 
 
 def pgbench(
-    binaries: Path, database: stage.pg.Database, script: str, clients: int, seconds: float
+    binaries: Path, database: harness.pg.Database, script: str, clients: int, seconds: float
 ) -> float:
-    """Transactions per second."""
+    """Return the transactions per second."""
     done = subprocess.run(
         [
             str(binaries / "pgbench"), "-n", "-M", "prepared", "-f", "/dev/stdin",
@@ -109,14 +110,14 @@ def pgbench(
     return float(found[1])
 
 
-def empty(database: stage.pg.Database) -> None:
-    """Let every round begin with small indexes and no checkpoint due."""
+def empty(database: harness.pg.Database) -> None:
+    """Start every round with small indexes and without a due checkpoint."""
     with database.connect() as connection:
         connection.execute("truncate bare, plain, naive, realtime_messages")
         connection.execute("checkpoint")
 
 
-def singles(binaries: Path, database: stage.pg.Database, rounds: int, seconds: float) -> None:
+def singles(binaries: Path, database: harness.pg.Database, rounds: int, seconds: float) -> None:
     rows: list[list[object]] = []
     for clients in CLIENTS:
         rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
@@ -128,14 +129,16 @@ def singles(binaries: Path, database: stage.pg.Database, rounds: int, seconds: f
                     rates[name].append(pgbench(binaries, database, script, clients, seconds))
         for name, measured in rates.items():
             rows.append(
-                [clients, name, stage.ratio(measured, rates["same table"]),
-                 stage.ratio(measured, rates["plain"]), stage.ratio(measured, rates["notify"]),
+                [clients, name, harness.ratio(measured, rates["same table"]),
+                 harness.ratio(measured, rates["plain"]), harness.ratio(measured, rates["notify"]),
                  int(statistics.median(measured))]
             )  # fmt: skip
-    stage.table(["clients", "variant", "to same table", "to plain", "to notify", "commits/s"], rows)
+    harness.table(
+        ["clients", "variant", "to same table", "to plain", "to notify", "commits/s"], rows
+    )
 
 
-def batches(binaries: Path, database: stage.pg.Database, rounds: int, seconds: float) -> None:
+def batches(binaries: Path, database: harness.pg.Database, rounds: int, seconds: float) -> None:
     scripts = {
         "same table, 100 rows": MANY.replace("{table}", "bare"),
         "plain, 100 rows": MANY.replace("{table}", "plain"),
@@ -152,16 +155,16 @@ def batches(binaries: Path, database: stage.pg.Database, rounds: int, seconds: f
                 rates[name].append(pgbench(binaries, database, script, clients, seconds))
         for name, measured in rates.items():
             rows.append(
-                [clients, name, stage.ratio(measured, rates["same table, 100 rows"]),
-                 stage.ratio(measured, rates["plain, 100 rows"]),
+                [clients, name, harness.ratio(measured, rates["same table, 100 rows"]),
+                 harness.ratio(measured, rates["plain, 100 rows"]),
                  int(statistics.median(measured) * 100)]
             )  # fmt: skip
-    stage.table(["clients", "variant", "to same table", "to plain", "rows/s"], rows)
+    harness.table(["clients", "variant", "to same table", "to plain", "rows/s"], rows)
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, seconds=3.0, rounds=3)
-    with stage.database() as database:
+    options = harness.arguments(__doc__, seconds=3.0, rounds=3)
+    with harness.database() as database:
         with database.connect() as connection:
             connection.execute(naive.SETUP)
             connection.execute(BARE)

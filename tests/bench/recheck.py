@@ -1,4 +1,4 @@
-"""How soon who lost access is told, and what asking all sessions again costs the deliveries."""
+"""The delay of a revocation, and the cost for deliveries of rechecking all sessions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 import urllib.request
 from typing import Any
 
+import epoll_clients
+import harness
 import psycopg
 import sessions
-import stage
-import swarm
 
 ATTACH = "select rowcast.recheck_on_change('public.room_members', user_column => 'user_id')"
 PROBE = """
@@ -23,11 +23,11 @@ NUMBER = re.compile(rb'"n": ?(\d+)')
 
 
 class Probe:
-    """One subscriber that notes when each number came, in a thread of its own."""
+    """One subscriber, in its own thread, that records when each number arrives."""
 
     def __init__(self, port: int) -> None:
-        client = swarm.Client(stage.token("probe"), "probe:1")
-        crowd = swarm.Swarm(port, [client])
+        client = epoll_clients.Client(harness.token("probe"), "probe:1")
+        crowd = epoll_clients.EpollClients(port, [client])
         crowd.connect([client])
         assert client.socket is not None
         self.heard: dict[int, float] = {}
@@ -43,8 +43,8 @@ class Probe:
                 data = self._socket.recv(65536)
             except TimeoutError:
                 continue
-            if swarm.PING in data:
-                self._socket.send(swarm.PONG)
+            if epoll_clients.PING in data:
+                self._socket.send(epoll_clients.PONG)
             now = time.monotonic()
             for number in NUMBER.findall(data):
                 self.heard[int(number)] = now
@@ -54,10 +54,10 @@ class Probe:
         self._thread.join()
 
 
-def told(bridge: stage.Process, database: Any, rounds: int) -> list[float]:
-    """Milliseconds from the start of a DELETE to its `closed` frame, and from its commit."""
-    client = swarm.Client(stage.token("victim"), "room:0")
-    swarm.Swarm(bridge.port, [client]).connect([client])
+def told(bridge: harness.Process, database: Any, rounds: int) -> list[float]:
+    """Return the milliseconds from a DELETE to its `closed` frame, and from its commit."""
+    client = epoll_clients.Client(harness.token("victim"), "room:0")
+    epoll_clients.EpollClients(bridge.port, [client]).connect([client])
     assert client.socket is not None
     client.socket.setblocking(True)
     whole: list[float] = []
@@ -68,7 +68,9 @@ def told(bridge: stage.Process, database: Any, rounds: int) -> list[float]:
             _await(client.socket, b'"op":"closed"')
             whole.append((time.monotonic() - began) * 1e3)
             connection.execute("insert into room_members values ('victim', 'room:0')")
-            client.socket.send(swarm.frame({"op": "subscribe", "ref": "9", "channel": "room:0"}))
+            client.socket.send(
+                epoll_clients.frame({"op": "subscribe", "ref": "9", "channel": "room:0"})
+            )
             _await(client.socket, b'"ref":"9"')
     client.socket.close()
     return whole
@@ -78,12 +80,12 @@ def _await(connected: Any, mark: bytes) -> None:
     data = b""
     while mark not in data:
         data += connected.recv(65536)
-        if swarm.PING in data:
-            connected.send(swarm.PONG)
-            data = data.replace(swarm.PING, b"")
+        if epoll_clients.PING in data:
+            connected.send(epoll_clients.PONG)
+            data = data.replace(epoll_clients.PING, b"")
 
 
-def rechecks(bridge: stage.Process) -> float:
+def rechecks(bridge: harness.Process) -> float:
     with urllib.request.urlopen(f"{bridge.url}/metrics", timeout=30) as answer:
         for line in answer.read().decode().splitlines():
             if line.startswith("rowcast_rechecks_total "):
@@ -92,9 +94,9 @@ def rechecks(bridge: stage.Process) -> float:
 
 
 def delivered(
-    bridge: stage.Process, url: str, probe: Probe, first: int, scope: str, asked: int
+    bridge: harness.Process, url: str, probe: Probe, first: int, scope: str, asked: int
 ) -> list[object]:
-    """Publish to the probe while all sessions are asked again; how long either took."""
+    """Publish to the probe while all sessions are rechecked; return how long both took."""
     sent: dict[int, float] = {}
     with psycopg.connect(url, autocommit=True) as connection:
         before, cpu = rechecks(bridge), bridge.cpu()
@@ -125,31 +127,31 @@ def delivered(
         spent,
         len(sent) - len(late),
         statistics.median(late),
-        stage.percentile(late, 0.99),
+        harness.percentile(late, 0.99),
         max(late),
     ]
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, sessions=10000, processes=2, rounds=100)
-    stage.raise_file_limit(options.sessions * 2 + 1000)
-    with stage.database(policies="") as database:
+    options = harness.arguments(__doc__, sessions=10000, processes=2, rounds=100)
+    harness.raise_file_limit(options.sessions * 2 + 1000)
+    with harness.database(policies="") as database:
         with database.connect() as connection:
             connection.execute(sessions.POLICY.format(rooms=sessions.ROOMS, count=options.sessions))
             connection.execute("analyze room_members")
             connection.execute(ATTACH)
             connection.execute(PROBE)
             connection.execute("insert into room_members values ('victim', 'room:0')")
-        with stage.bridge(database) as bridge:
+        with harness.bridge(database) as bridge:
             alone = told(bridge, database, options.rounds)
             crowd = sessions.Load(bridge.port, options.sessions, options.processes)
             for _ in range(10):
                 crowd.do("more", options.sessions // options.processes // 10)
             crowded = told(bridge, database, options.rounds)
-            stage.table(
+            harness.table(
                 ["DELETE → closed, ms", "p50", "p99", "max"],
                 [
-                    [name, statistics.median(took), stage.percentile(took, 0.99), max(took)]
+                    [name, statistics.median(took), harness.percentile(took, 0.99), max(took)]
                     for name, took in (("alone", alone), (f"{options.sessions} sessions", crowded))
                 ],
             )
@@ -166,7 +168,7 @@ def main() -> None:
             ):
                 rows.append(delivered(bridge, database.url, probe, at * 100_000, scope, asked))
             probe.stop()
-            stage.table(
+            harness.table(
                 ["asked again", "seconds", "bridge CPU s", "lost", "probe p50 ms", "p99", "max"],
                 rows,
             )

@@ -1,4 +1,4 @@
-"""Memory per idle session, and how soon all sessions are back after a bridge was restarted."""
+"""Memory per idle session, and the time until all sessions are back after a restart."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-import stage
-import swarm
+import epoll_clients
+import harness
 
 ROOMS = 1000
-# Whoever is a member of a room may subscribe to it: one index probe per question.
+# Members of a room may subscribe to it: one index probe per check.
 POLICY = """
 create table room_members (user_id text, channel_name text, primary key (user_id, channel_name));
 insert into room_members
@@ -27,11 +27,11 @@ using (exists (
 
 
 def load(port: int, first: int, count: int, pipe: Connection) -> None:
-    """Do what the pipe says, and keep answering pings in between."""
-    crowd = swarm.Swarm(
+    """Execute the commands of the pipe, and answer pings in between."""
+    crowd = epoll_clients.EpollClients(
         port,
         [
-            swarm.Client(stage.token(f"user{i}"), f"room:{i % ROOMS}")
+            epoll_clients.Client(harness.token(f"user{i}"), f"room:{i % ROOMS}")
             for i in range(first, first + count)
         ],
     )
@@ -57,7 +57,7 @@ def load(port: int, first: int, count: int, pipe: Connection) -> None:
 
 
 class Load:
-    """The load processes as one."""
+    """All load processes, controlled as one."""
 
     def __init__(self, port: int, sessions: int, processes: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -68,13 +68,13 @@ class Load:
             context.Process(
                 target=load, args=(port, number * share, share, far), daemon=True
             ).start()
-            far.close()  # so that a child that died is noticed
+            far.close()  # so that the death of a child is noticed
             self.pipes.append(near)
         for pipe in self.pipes:
             pipe.recv()
 
     def do(self, order: str, given: object = None) -> list[Any]:
-        """Give an order to all and wait for all answers."""
+        """Send a command to all processes and wait for all answers."""
         for pipe in self.pipes:
             pipe.send((order, given))
         answers = [pipe.recv() for pipe in self.pipes]
@@ -85,16 +85,16 @@ class Load:
 
 
 def main() -> None:
-    options = stage.arguments(__doc__, sessions=10000, processes=2, memory_to=5000)
-    allowed = stage.raise_file_limit(options.sessions * 2 + 1000)
+    options = harness.arguments(__doc__, sessions=10000, processes=2, memory_to=5000)
+    allowed = harness.raise_file_limit(options.sessions * 2 + 1000)
     sessions = min(options.sessions, allowed - 500)
     if sessions < options.sessions:
         print(f"only {sessions} sessions: this process may have {allowed} files")
-    with stage.database(policies="") as database:
+    with harness.database(policies="") as database:
         with database.connect() as connection:
             connection.execute(POLICY.format(rooms=ROOMS, count=sessions))
             connection.execute("analyze room_members")
-        with stage.bridge(database) as first:
+        with harness.bridge(database) as first:
             crowd = Load(first.port, sessions, options.processes)
             memory(first, crowd, sessions, options)
             port = first.port
@@ -102,13 +102,13 @@ def main() -> None:
             first.kill()
             crowd.do("drop")
         with database.connect() as connection:
-            # What they missed: one message in every tenth room.
+            # missed messages: one in every tenth room
             connection.execute(
                 "insert into realtime_messages (channel_name, event_name)"
                 " select 'room:' || i * 10, 'bench' from generate_series(0, 99) as i"
             )
         started = time.monotonic()
-        with stage.bridge(database, port=port) as second:
+        with harness.bridge(database, port=port) as second:
             ready = time.monotonic()
             before = second.cpu()
             answers = crowd.do("resume")
@@ -125,22 +125,22 @@ def main() -> None:
             crowd.do("drop")
 
 
-def memory(bridge: stage.Process, crowd: Load, sessions: int, options: Any) -> None:
-    """Connect in steps and see what a step costs."""
-    step = min(1000, sessions // 5)  # a slope takes more than one point
+def memory(bridge: harness.Process, crowd: Load, sessions: int, options: Any) -> None:
+    """Connect in steps and measure the cost of each."""
+    step = min(1000, sessions // 5)  # a slope needs more than one point
     step -= step % options.processes
     rows: list[list[object]] = []
     points: list[tuple[int, int]] = []
     for total in range(step, sessions + 1, step):
         cpu = bridge.cpu()
         seconds = max(crowd.do("more", step // options.processes))
-        time.sleep(1.2)  # the collector and the cursors of the last step
+        time.sleep(1.2)  # wait for the garbage collector and the cursors of the last step
         if total <= options.memory_to:
             points.append((total, bridge.rss()))
         rows.append(
             [total, bridge.rss() / 2**20, step / seconds, (bridge.cpu() - cpu) / step * 1e6]
         )
-    stage.table(["sessions", "RSS MiB", "connect+subscribe/s", "CPU us each"], rows)
+    harness.table(["sessions", "RSS MiB", "connect+subscribe/s", "CPU us each"], rows)
     slope, _ = statistics.linear_regression(
         [float(n) for n, _ in points], [float(size) for _, size in points]
     )

@@ -1,7 +1,7 @@
-"""Webhooks: how fast a queue drains, what a claim costs, and what an endpoint that hangs does.
+"""Webhooks: the speed of a drain, the cost of a claim, and the effect of a hanging endpoint.
 
-The drain stands beside a plain aiohttp loop that posts the same bodies at the same receiver,
-as many at a time as a bridge does; it reads nothing, signs nothing and notes nothing.
+The drain is compared with a plain aiohttp loop that posts the same bodies to the same receiver, as
+many at a time as a bridge does, without reading, signing or recording.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import stage
+import harness
 
 RECEIVER = """
 import asyncio, sys
@@ -63,7 +63,7 @@ ALLOW = {"webhook_allow_cidrs": "127.0.0.0/8"}
 
 
 def processor(connection: Any) -> float:
-    """Milliseconds that the backend was on a processor so far."""
+    """Return the processor time of the backend so far, in milliseconds."""
     return int(Path(f"/proc/{connection.info.backend_pid}/schedstat").read_text().split()[0]) / 1e6
 
 
@@ -72,7 +72,7 @@ def value(connection: Any, query: str, *parameters: Any) -> Any:
 
 
 def prepare(connection: Any, urls: list[str], each: int) -> None:
-    """A fresh queue: so many messages for each URL."""
+    """Make a new queue of `each` messages for each URL."""
     connection.execute("truncate realtime_messages, rowcast.delivery, rowcast.attempt")
     connection.execute("delete from realtime_channels")
     connection.execute("delete from rowcast.endpoint")
@@ -90,12 +90,12 @@ def prepare(connection: Any, urls: list[str], each: int) -> None:
     connection.execute("checkpoint")
 
 
-def drained(database: stage.pg.Database, connection: Any, bridges: int, count: int) -> float:
-    """Deliveries per second between a tenth and nine tenths of the queue."""
+def drained(database: harness.pg.Database, connection: Any, bridges: int, count: int) -> float:
+    """Return the deliveries per second between one and nine tenths of the queue."""
     marks: list[tuple[float, int]] = []
     with contextlib.ExitStack() as stack:
         for _ in range(bridges):
-            stack.enter_context(stage.bridge(database, **ALLOW))
+            stack.enter_context(harness.bridge(database, **ALLOW))
         while (left := value(connection, WAITING)) > 0:
             marks.append((time.monotonic(), left))
             time.sleep(0.2)
@@ -108,11 +108,11 @@ def drained(database: stage.pg.Database, connection: Any, bridges: int, count: i
 
 def plain(url: str, count: int, body: str, parallel: int) -> float:
     command = [sys.executable, "-c", LOOP, url, str(count), body, str(parallel)]
-    with stage.process(command, {}) as done:
+    with harness.process(command, {}) as done:
         return float(done.url.rsplit("/", 1)[1])
 
 
-def drain_rate(database: stage.pg.Database, count: int, rounds: int, receiver: str) -> None:
+def drain_rate(database: harness.pg.Database, count: int, rounds: int, receiver: str) -> None:
     rates: dict[str, list[float]] = {"plain loop": [], "1 bridge": [], "2 bridges": []}
     with database.connect() as connection:
         for endpoints in (1, 10):
@@ -132,17 +132,17 @@ def drain_rate(database: stage.pg.Database, count: int, rounds: int, receiver: s
                 rates["1 bridge"].append(drained(database, connection, 1, count))
                 prepare(connection, urls, count // endpoints)
                 rates["2 bridges"].append(drained(database, connection, 2, count))
-            stage.table(
+            harness.table(
                 ["endpoints", "sender", "requests/s", "to plain loop"],
                 [
                     [endpoints, name, int(statistics.median(found)),
-                     stage.ratio(found, rates["plain loop"])]
+                     harness.ratio(found, rates["plain loop"])]
                     for name, found in rates.items()
                 ],
             )  # fmt: skip
 
 
-def claim_cost(database: stage.pg.Database, receiver: str) -> None:
+def claim_cost(database: harness.pg.Database, receiver: str) -> None:
     rows: list[list[object]] = []
     with database.connect() as connection:
         for queued, old in ((100, False), (100_000, False), (100_000, True)):
@@ -182,22 +182,22 @@ def claim_cost(database: stage.pg.Database, receiver: str) -> None:
             later = times[10:]
             rows.append(
                 [queued, "yes" if old else "no", statistics.median(later),
-                 stage.percentile(later, 0.95), statistics.median(spent[10:])]
+                 harness.percentile(later, 0.95), statistics.median(spent[10:])]
             )  # fmt: skip
-    stage.table(
+    harness.table(
         ["queued for one of 50", "old snapshot", "claim of 100, ms p50", "p95", "CPU ms"], rows
     )
 
 
-async def hanging(database: stage.pg.Database, receiver: str) -> None:
-    """From the insert to the noted outcome at 49 endpoints, with and without a 50th that hangs."""
+async def hanging(database: harness.pg.Database, receiver: str) -> None:
+    """Measure insert to recorded outcome at 49 endpoints, with and without a hanging 50th."""
     rows: list[list[object]] = []
     with database.connect() as connection:
         for ill in (False, True, False, True):
             urls = [f"{receiver}/{number}" for number in range(49)]
             urls.append(f"{receiver}/{'hang' if ill else 'well'}")
             prepare(connection, urls, 0)
-            with stage.bridge(database, **ALLOW):
+            with harness.bridge(database, **ALLOW):
                 for _ in range(100):
                     connection.execute(
                         "insert into realtime_messages (channel_name, event_name, payload)"
@@ -218,17 +218,17 @@ async def hanging(database: stage.pg.Database, receiver: str) -> None:
                     await asyncio.sleep(0.2)
                     found = [row[0] for row in connection.execute(query).fetchall()]
             rows.append(
-                ["hangs" if ill else "well", len(found), stage.percentile(found, 0.5),
-                 stage.percentile(found, 0.95), stage.percentile(found, 0.99)]
+                ["hangs" if ill else "well", len(found), harness.percentile(found, 0.5),
+                 harness.percentile(found, 0.95), harness.percentile(found, 0.99)]
             )  # fmt: skip
-    stage.table(["the 50th", "deliveries", "ms p50", "p95", "p99"], rows)
+    harness.table(["the 50th", "deliveries", "ms p50", "p95", "p99"], rows)
 
 
 def main() -> None:
-    options = stage.arguments(__doc__ or "", count=10_000, rounds=3)
+    options = harness.arguments(__doc__ or "", count=10_000, rounds=3)
     with (
-        stage.database() as database,
-        stage.process([sys.executable, "-c", RECEIVER], {}) as receiver,
+        harness.database() as database,
+        harness.process([sys.executable, "-c", RECEIVER], {}) as receiver,
     ):
         claim_cost(database, receiver.url)
         asyncio.run(hanging(database, receiver.url))

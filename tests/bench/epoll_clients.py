@@ -1,5 +1,8 @@
-"""Many cheap WebSocket clients in one process: plain sockets and epoll, because a client library
-would cost more than the server that is to be measured."""
+"""Many cheap WebSocket clients in one process.
+
+They use plain sockets and epoll, because a client library would cost more than the measured
+server.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["MARK", "Client", "Swarm", "frame"]
+__all__ = ["MARK", "Client", "EpollClients", "frame"]
 
-# What each message of a benchmark has once, and no other frame ever. A single byte would not
-# do: it also turns up in the lengths of frames.
+# Every message of a benchmark contains this once, and other frames never do. A single byte is
+# not enough, because it also appears in the lengths of frames.
 MARK = b"<#>"
 PING, PONG = b"\x89\x00", b"\x8a\x80\x00\x00\x00\x00"
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-# Between accept and answer; more only queue at the server.
+# connections between accept and answer; more would only queue at the server
 CONNECTING = 512
 
 
 def frame(body: dict[str, object]) -> bytes:
-    """A text frame of a client; the mask is zero, so nothing has to be masked."""
+    """Return a client's text frame; the mask is zero, so the payload stays as it is."""
     data = json.dumps(body, separators=(",", ":")).encode()
     size = bytes((0x80 | len(data),)) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
     return b"\x81" + size + b"\0\0\0\0" + data
@@ -33,7 +36,7 @@ def frame(body: dict[str, object]) -> bytes:
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One connection: what it asks for, and what it has heard."""
+    """One connection: its request and its state."""
 
     token: str
     channel: str
@@ -44,12 +47,12 @@ class Client:
     answer: bytes = b""
 
 
-class Swarm:
-    """All clients of one process; `marks` counts messages.
+class EpollClients:
+    """The clients of one process; `marks` counts messages.
 
     Args:
-        port: of the server on 127.0.0.1.
-        clients: who shall be connected by `connect`.
+        port: port of the server, on 127.0.0.1.
+        clients: the clients that `connect` may connect.
     """
 
     def __init__(self, port: int, clients: list[Client]) -> None:
@@ -64,13 +67,13 @@ class Swarm:
         self._waiting = 0
 
     def connect(self, clients: list[Client], *, timeout: float = 120.0) -> float:
-        """Connect and subscribe, with `after` where a client has a cursor.
+        """Connect and subscribe, with `after` if a client has a cursor.
 
         Returns:
             Seconds until the last `ok`.
 
         Raises:
-            TimeoutError: not all were answered.
+            TimeoutError: not all clients were answered.
         """
         self.ready = self._waiting = 0
         started = time.monotonic()
@@ -86,7 +89,7 @@ class Swarm:
         return time.monotonic() - started
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Read and answer pings until the condition holds."""
+        """Read, and answer pings, until the condition holds."""
         while not until():
             self.turn(0.05)
 
@@ -110,7 +113,7 @@ class Swarm:
         self._waiting += 1
 
     def turn(self, timeout: float) -> None:
-        """Read what has come."""
+        """Read the available bytes."""
         for fd, _ in self._poll.poll(timeout):
             client = self._by_fd[fd]
             assert client.socket is not None
@@ -131,7 +134,7 @@ class Swarm:
             if PING in data:
                 client.socket.send(PONG)
             if client.state == "live":
-                data = client.buffer + data  # the mark may come in two parts
+                data = client.buffer + data  # the mark may arrive in two parts
                 client.buffer = data[1 - len(MARK) :]
                 found = data.count(MARK)
                 if found:

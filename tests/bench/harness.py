@@ -1,4 +1,4 @@
-"""What the benchmarks share: a durable server, a bridge in a process of its own, and figures.
+"""Shared parts of the benchmarks: a durable server, a bridge as a process, statistics, tables.
 
 The machine may be noisy, so every benchmark alternates what it compares and reports ratios.
 """
@@ -54,7 +54,7 @@ asyncio.run(serve(Settings.from_env(os.environ), ready=lambda url: print(url, fl
 
 
 def arguments(about: str, **numbers: float) -> argparse.Namespace:
-    """Parse ``--pg`` and one numeric option per keyword, and choose the server's programs."""
+    """Parse ``--pg`` and one numeric option per keyword; select the server's programs."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--pg", default="", help="major version of PostgreSQL: 15, 18, …")
     for name, default in numbers.items():
@@ -70,7 +70,7 @@ def arguments(about: str, **numbers: float) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def database(policies: str = "open") -> Iterator[pg.Database]:
-    """A durable server of our own with rowcast, one channel `room:*` and a recipe of policies."""
+    """Run a durable server with rowcast, one channel `room:*` and a recipe of policies."""
     with pg.scratch_directory() as home:
         own = pg.OwnServer(home)
         try:
@@ -85,7 +85,7 @@ def database(policies: str = "open") -> Iterator[pg.Database]:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A running child and what the kernel says about it."""
+    """A running child process, and its resource usage from the kernel."""
 
     child: subprocess.Popen[str]
     url: str
@@ -95,19 +95,19 @@ class Process:
         return int(self.url.rsplit(":", 1)[1])
 
     def cpu(self) -> float:
-        """Seconds of processor time so far."""
+        """Return the processor time so far, in seconds."""
         text = Path(f"/proc/{self.child.pid}/stat").read_text()
         user, system = text.rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / TICKS
 
     def rss(self) -> int:
-        """Resident bytes."""
+        """Return the resident memory in bytes."""
         text = Path(f"/proc/{self.child.pid}/status").read_text()
         line = next(line for line in text.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it, as a crash would."""
         self.child.kill()
         self.child.wait()
 
@@ -147,7 +147,7 @@ def process(command: Sequence[str], env: Mapping[str, str]) -> Iterator[Process]
 
 @contextlib.contextmanager
 def bridge(database: pg.Database, **settings: object) -> Iterator[Process]:
-    """A real bridge; settings are named as in `rowcast.config`."""
+    """Run a real bridge; settings are named as in `rowcast.config`."""
     env = {
         "ROWCAST_DATABASE_URL": database.bridge_url,
         "ROWCAST_CALLER_URL": database.caller_url,
@@ -161,13 +161,13 @@ def bridge(database: pg.Database, **settings: object) -> Iterator[Process]:
 
 
 def token(subject: str) -> str:
-    """A token of the role `authenticated`, good for an hour."""
+    """Return a token of the role `authenticated`, valid for an hour."""
     claims = {"role": "authenticated", "sub": subject, "exp": int(time.time()) + 3600}
     return jwt.encode(claims, SECRET, algorithm="HS256")
 
 
 def raise_file_limit(wanted: int) -> int:
-    """Allow this process and its children so many sockets; return how many it may have."""
+    """Allow this process and its children `wanted` sockets; return the actual limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit in ((wanted, max(wanted, hard)), (min(wanted, hard), hard)):
         with contextlib.suppress(ValueError, OSError):
@@ -177,13 +177,13 @@ def raise_file_limit(wanted: int) -> int:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of all do not exceed."""
+    """Return the value that a `share` of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the ratios of neighbouring rounds: noise that lasts hits both."""
+    """Return the median ratio of neighbouring rounds: lasting noise affects both."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
