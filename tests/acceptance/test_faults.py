@@ -17,7 +17,7 @@ import pytest
 
 from rowcast.errors import CLOSE
 from support import pg
-from support.bridge_process import Daemon, daemon, open_channels, token
+from support.bridge_process import Daemon, daemon, open_bridge, open_channels, token
 from support.waiting import eventually
 from support.wire_client import ClosedError, Wire, connect
 
@@ -192,50 +192,46 @@ async def test_sockets_survive_while_postgres_is_away(
     own_server: pg.OwnServer,
 ) -> None:
     """Requests are refused with a retry time."""
-    with own_server.database() as database:
-        open_channels(database, "room:*")
-        with daemon(database) as bridge:
-            async with connect(bridge.url) as wire:
-                await wire.subscribe("room:1")
-                await asyncio.to_thread(own_server.stop, "fast")
-                assert (await wire.until(lambda f: f["op"] == "status"))["status"] == "degraded"
-                assert bridge.get("/readyz")[0] == 503
-                assert bridge.get("/livez")[0] == 200
-                refused = await wire.ask(op="subscribe", channel="room:2", within=30)
-                assert refused["code"] == "unavailable"
-                assert refused["retryAfter"] > 0
-                refused = await wire.ask(
-                    op="publish", channel="room:1", event="e", payload=1, within=30
-                )
-                assert refused["code"] == "unavailable"
-                await asyncio.to_thread(own_server.start)
-                say(database, "written before the bridge was back")
-                status = await wire.until(lambda f: f["op"] == "status", 30)
-                assert status["status"] == "ok"
-                await hears(wire, "written before the bridge was back")
-                await wire.subscribe("room:2")
-                assert bridge.get("/readyz")[0] == 200
+    with own_server.database() as database, open_bridge(database) as bridge:
+        async with connect(bridge.url) as wire:
+            await wire.subscribe("room:1")
+            await asyncio.to_thread(own_server.stop, "fast")
+            assert (await wire.until(lambda f: f["op"] == "status"))["status"] == "degraded"
+            assert bridge.get("/readyz")[0] == 503
+            assert bridge.get("/livez")[0] == 200
+            refused = await wire.ask(op="subscribe", channel="room:2", within=30)
+            assert refused["code"] == "unavailable"
+            assert refused["retryAfter"] > 0
+            refused = await wire.ask(
+                op="publish", channel="room:1", event="e", payload=1, within=30
+            )
+            assert refused["code"] == "unavailable"
+            await asyncio.to_thread(own_server.start)
+            say(database, "written before the bridge was back")
+            status = await wire.until(lambda f: f["op"] == "status", 30)
+            assert status["status"] == "ok"
+            await hears(wire, "written before the bridge was back")
+            await wire.subscribe("room:2")
+            assert bridge.get("/readyz")[0] == 200
 
 
 async def test_messages_committed_before_a_crash_arrive_once_after_it(
     own_server: pg.OwnServer,
 ) -> None:
-    with own_server.database() as database:
-        open_channels(database, "room:*")
-        with daemon(database) as bridge:
-            async with connect(bridge.url) as wire:
-                await wire.subscribe("room:1")
-                sent = []
-                for round_ in range(3):
-                    for number in range(20):
-                        say(database, f"{round_}.{number}")
-                        sent.append(f"{round_}.{number}")
-                    await asyncio.to_thread(own_server.crash)
-                    say(database, f"{round_}.after")
-                    sent.append(f"{round_}.after")
-                got = await wire.messages(len(sent), 60)
-                assert [message["payload"] for message in got] == sent
-                assert not [f for f in await wire.quiet() if f["op"] == "messages"]
+    with own_server.database() as database, open_bridge(database) as bridge:
+        async with connect(bridge.url) as wire:
+            await wire.subscribe("room:1")
+            sent = []
+            for round_ in range(3):
+                for number in range(20):
+                    say(database, f"{round_}.{number}")
+                    sent.append(f"{round_}.{number}")
+                await asyncio.to_thread(own_server.crash)
+                say(database, f"{round_}.after")
+                sent.append(f"{round_}.after")
+            got = await wire.messages(len(sent), 60)
+            assert [message["payload"] for message in got] == sent
+            assert not [f for f in await wire.quiet() if f["op"] == "messages"]
 
 
 async def test_sigterm_closes_all_clients_and_exits_with_zero(opened: pg.Database) -> None:

@@ -13,6 +13,7 @@ import pytest
 from support import pg
 from support.bridge_process import Daemon, daemon, token
 from support.messages import only
+from support.recipes import PAGE_POLICIES
 from support.rest_client import ADMIN, request
 
 pytestmark = pytest.mark.acceptance
@@ -88,25 +89,6 @@ PERMISSIONS = r"""
 curl https://your-app.region.insforge.app/api/realtime/permissions \
   -H "Authorization: Bearer YOUR_TOKEN"
 """
-POLICIES = """
-CREATE POLICY "Users can subscribe to public channels"
-ON realtime_channels FOR SELECT
-USING (enabled = true AND is_public = true);
-
-CREATE POLICY "Users can subscribe to their own channels"
-ON realtime_channels FOR SELECT
-USING (owner_id = auth.user_id());
-
-CREATE POLICY "Users can publish to their channels"
-ON realtime_messages FOR INSERT
-WITH CHECK (
-  EXISTS (
-    SELECT 1 FROM channel_members
-    WHERE channel_id = realtime_messages.channel_id
-    AND user_id = auth.user_id()
-  )
-);
-"""
 CHANNEL = "550e8400-e29b-41d4-a716-446655440000"
 PAYLOAD = {"text": "Hello!", "userId": "123"}
 SENDER = "770e8400-e29b-41d4-a716-446655440000"
@@ -117,7 +99,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
     with module_database.connect() as db:
         db.execute("create table public.channel_members (channel_id uuid, user_id text)")
         db.execute("grant select on public.channel_members to authenticated")
-        db.execute(POLICIES.encode())
+        db.execute(PAGE_POLICIES.encode())
     with daemon(module_database) as bridge:
         yield bridge
 

@@ -17,7 +17,7 @@ import pytest
 from support import pg
 from support import phoenix_client as phoenix
 from support import wire_client as wire
-from support.bridge_process import DOOR_POLICIES, Daemon, daemon, open_bridge, open_channels, token
+from support.bridge_process import DOOR_POLICIES, Daemon, daemon, open_bridge, token
 from support.engineio_client import QUERY, connect, polling
 from support.messages import publish_json
 from support.rest_client import request
@@ -376,25 +376,21 @@ async def test_a_missing_database_closes_clients_instead_of_refusing(
     own_server: pg.OwnServer,
 ) -> None:
     """A refused client gives up; one that loses its connection subscribes again."""
-    with own_server.database() as database:
-        open_channels(database, "room:*")
-        with daemon(database) as bridge:
-            async with connect(bridge.url) as client:
-                await client.subscribe("room:1")
-                await asyncio.to_thread(own_server.stop, "fast")
-                refused = await client.ask(
-                    "realtime:publish", {"channel": "room:1", "event": "e"}, 30
-                )
-                assert refused["error"]["code"] == "REALTIME_UNAVAILABLE"
-                await client.ws.send_str('429["realtime:subscribe",{"channel":"room:2"}]')
-                told = await client.heard("realtime:error", 30)
-                assert (told["channel"], told["code"]) == ("room:2", "REALTIME_UNAVAILABLE")
-                assert await client.closed() == 3003
-                assert not [p for p in client.passed if p.startswith(("439", "41"))]
-            await asyncio.to_thread(own_server.start)
-            async with connect(bridge.url) as client, asyncio.timeout(30):
-                while not (await client.ask("realtime:subscribe", {"channel": "room:2"}))["ok"]:
-                    pass
+    with own_server.database() as database, open_bridge(database) as bridge:
+        async with connect(bridge.url) as client:
+            await client.subscribe("room:1")
+            await asyncio.to_thread(own_server.stop, "fast")
+            refused = await client.ask("realtime:publish", {"channel": "room:1", "event": "e"}, 30)
+            assert refused["error"]["code"] == "REALTIME_UNAVAILABLE"
+            await client.ws.send_str('429["realtime:subscribe",{"channel":"room:2"}]')
+            told = await client.heard("realtime:error", 30)
+            assert (told["channel"], told["code"]) == ("room:2", "REALTIME_UNAVAILABLE")
+            assert await client.closed() == 3003
+            assert not [p for p in client.passed if p.startswith(("439", "41"))]
+        await asyncio.to_thread(own_server.start)
+        async with connect(bridge.url) as client, asyncio.timeout(30):
+            while not (await client.ask("realtime:subscribe", {"channel": "room:2"}))["ok"]:
+                pass
 
 
 # Across doors

@@ -13,31 +13,11 @@ from rowcast.policy.lint.findings import Finding, Level
 from rowcast.policy.lint.linting import lint_files, lint_sources
 from rowcast.policy.lint.rules import RULES
 from rowcast.policy.source import find_sql_files, parse_source
+from support.recipes import PAGE_POLICIES
 
 Connection = psycopg.Connection[Any]
 
 IN_FILES = sorted(code for code, rule in RULES.items() if rule.check is not None)
-
-# As they stand on the product's page.
-AS_DESCRIBED = """
-CREATE POLICY "Users can subscribe to public channels"
-ON realtime_channels FOR SELECT
-USING (enabled = true AND is_public = true);
-
-CREATE POLICY "Users can subscribe to their own channels"
-ON realtime_channels FOR SELECT
-USING (owner_id = auth.user_id());
-
-CREATE POLICY "Users can publish to their channels"
-ON realtime_messages FOR INSERT
-WITH CHECK (
-  EXISTS (
-    SELECT 1 FROM channel_members
-    WHERE channel_id = realtime_messages.channel_id
-    AND user_id = auth.user_id()
-  )
-);
-"""
 
 
 def lint(*texts: str) -> list[Finding]:
@@ -93,8 +73,8 @@ def test_a_good_snippet_is_good(code: str) -> None:
 
 
 def test_the_policies_of_the_page_are_only_told_to_be_more_explicit() -> None:
-    assert codes(AS_DESCRIBED) == {"RCL111", "RCL215"}
-    assert serious(AS_DESCRIBED) == set()
+    assert codes(PAGE_POLICIES) == {"RCL111", "RCL215"}
+    assert serious(PAGE_POLICIES) == set()
 
 
 @pytest.mark.parametrize("recipe", policy_files(), ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ import pytest
 from support import pg
 from support.messages import add_channel, messages, only, publish, refused
 from support.pg import as_role
+from support.recipes import PAGE_POLICIES
 
 Connection = psycopg.Connection[Any]
 
@@ -20,27 +21,6 @@ RECIPES = sorted(path.stem for path in POLICIES.glob("*.sql"))
 ALICE = {"sub": "alice", "role": "authenticated"}
 BOB = {"sub": "bob", "role": "authenticated"}
 
-# As they stand on the product's page.
-SUBSCRIBE_AS_DESCRIBED = """
-CREATE POLICY "Users can subscribe to public channels"
-ON realtime_channels FOR SELECT
-USING (enabled = true AND is_public = true);
-
-CREATE POLICY "Users can subscribe to their own channels"
-ON realtime_channels FOR SELECT
-USING (owner_id = auth.user_id());
-"""
-PUBLISH_AS_DESCRIBED = """
-CREATE POLICY "Users can publish to their channels"
-ON realtime_messages FOR INSERT
-WITH CHECK (
-  EXISTS (
-    SELECT 1 FROM channel_members
-    WHERE channel_id = realtime_messages.channel_id
-    AND user_id = auth.user_id()
-  )
-);
-"""
 RULES = """
 select polrelid::regclass::text, polname, polcmd, polroles::text, polpermissive,
     pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)
@@ -240,8 +220,7 @@ def test_the_recipes_are_the_policies_of_the_page(db: Connection, team: Connecti
     ours = team.execute(RULES).fetchall()
     for table, name, *_ in ours:
         team.execute(f'drop policy "{name}" on {table}'.encode())
-    team.execute(SUBSCRIBE_AS_DESCRIBED.encode())
-    team.execute(PUBLISH_AS_DESCRIBED.encode())
+    team.execute(PAGE_POLICIES.encode())
     assert len(ours) == 3
     assert team.execute(RULES).fetchall() == ours
 
