@@ -239,6 +239,6 @@ async def test_only_subscribers_can_be_members(bridges: tuple[Daemon, Daemon]) -
         answer = await wire.ask(op="track", channel="nothing:here", state={"x": 1})
         assert answer["code"] == "not_subscribed"
         assert (await wire.ask(op="untrack", channel=ROOM))["op"] == "ok"
-    async with connect(bridges[0].url, "") as nobody:
-        answer = await nobody.ask(op="track", channel=ROOM, state={"x": 1})
+    async with connect(bridges[0].url, "") as anonymous:
+        answer = await anonymous.ask(op="track", channel=ROOM, state={"x": 1})
         assert answer["code"] == "unauthorized"

@@ -271,7 +271,7 @@ async def test_recheck_covers_changes_that_triggers_cannot_see(
     async with member(bridge, sql, "alice", "1") as alice:
         sql.execute("drop policy members_listen on realtime_channels")
         sql.execute("create policy none on realtime_channels for select using (false)")
-        say(sql, "1", "a policy that changed is no signal yet")
+        say(sql, "1", "a changed policy does not send a signal yet")
         await alice.messages(1)
         sql.execute(f"select rowcast.recheck({scope})".encode())
         say(sql, "1", "and now it is")

@@ -85,7 +85,7 @@ def main() -> None:
         connection.execute("select rowcast.node_beat(%s, '1 day')", [node])
         connection.execute("set synchronous_commit = off")
         variants = {
-            "nobody": contextlib.nullcontext,
+            "no subscription": contextlib.nullcontext,
             "100 subscriptions": lambda: audience(database, node, here=100),
             "1,000,000 subscriptions": lambda: audience(database, node, here=1_000_000),
             "and 100,000 other channels": lambda: audience(
@@ -100,9 +100,9 @@ def main() -> None:
                 with variant():
                     spent[name].append(cost(connection, options.inserts))
         harness.table(
-            ["audience", "us of processor", "to nobody"],
+            ["audience", "us of processor", "to no subscription"],
             [
-                [name, statistics.median(values), harness.ratio(values, spent["nobody"])]
+                [name, statistics.median(values), harness.ratio(values, spent["no subscription"])]
                 for name, values in spent.items()
             ],
         )

@@ -122,7 +122,7 @@ def delivered(
     time.sleep(0.5)
     late = [(probe.heard[n] - at) * 1e3 for n, at in sent.items() if n in probe.heard]
     return [
-        scope or "nobody",
+        scope or "no session",
         took,
         spent,
         len(sent) - len(late),
