@@ -213,7 +213,7 @@ def _query(request: web.Request, kind: type[Query]) -> Query:
 
 
 def _fault(data: bytes, error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeDecodeError | msgspec.DecodeError):  # the latter since msgspec 0.23
         try:
             data.decode()
         except UnicodeDecodeError as found:
