@@ -34,7 +34,7 @@ def findings() -> list[Finding]:
 
 def test_text_is_a_line_a_finding_with_its_hint(findings: list[Finding]) -> None:
     lines = report.text(findings).splitlines()
-    assert lines[0].startswith("policies/chat, room.sql:1:1: error RCL101 policy 'a' lets")
+    assert lines[0].startswith("policies/chat, room.sql:1:1: error RCL101 policy 'a' allows")
     assert lines[1].startswith("    ")
     assert "policy p on public.t: warning RCL302 looks for a, b" in lines
     assert lines[-1] == "found: 2 errors, 2 warnings, 1 info (1 disabled)"
@@ -68,7 +68,7 @@ def test_annotations_are_commands_of_a_workflow(findings: list[Finding]) -> None
         properties = dict(part.split("=", 1) for part in match[2].split(","))
         assert properties.keys() <= {"file", "line", "col", "title"}
     assert lines[0].startswith("::error file=policies/chat%2C room.sql,line=1,col=1,title=RCL101")
-    assert any("takes %25 and _ for" in line for line in lines)
+    assert any("treats %25 and _ as" in line for line in lines)
     assert lines[-1].startswith("::warning title=RCL302")
     assert "policy p on public.t: looks for a, b" in lines[-1]
 

@@ -1,7 +1,7 @@
-"""The rules, by what breaking them leads to. Importing this registers all of them.
+"""The lint rules, grouped by what happens when they are broken. Importing this registers them.
 
-``RCL0``: the files themselves; ``RCL1``: somebody gets what is not his; ``RCL2``: an error, or
-nobody gets anything; ``RCL3``: it is slow.
+``RCL0``: mistakes in the file itself. ``RCL1``: callers get what they should not get. ``RCL2``: an
+error, or callers get nothing. ``RCL3``: slow policies.
 """
 
 from __future__ import annotations

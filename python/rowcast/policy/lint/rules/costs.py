@@ -1,4 +1,4 @@
-"""RCL3: policies that are right, and slow."""
+"""RCL3: policies that are correct but slow."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def once_per_row(files: Files) -> Iterator[Mark]:
     """A helper is evaluated for every row of a table.
 
     `auth.user_id()` is the same for all rows of a statement. Inside `(select …)` it is evaluated
-    once, and an index on the column can be used. On realtime_channels, and for inserts, there is
-    one row, so it does not matter; nor inside a sub-select that compares an indexed column.
+    once, and an index on the column can be used. It does not matter on realtime_channels and for
+    inserts, which check one row, nor inside a sub-select that compares an indexed column.
 
     Bad:
 
@@ -33,7 +33,7 @@ def once_per_row(files: Files) -> Iterator[Mark]:
         if policy.table == CHANNELS or policy.command in ("insert", ""):
             continue
         for node, above in policy.walk():
-            # On messages such a helper is wrong, not slow.
+            # On messages such a helper is wrong (RCL103) rather than slow.
             if policy.table == MESSAGES and not called(node).startswith(("auth.", "rowcast.u")):
                 continue
             if is_helper(node) and not wrapped(above) and not in_subselect(above):
@@ -47,11 +47,11 @@ def once_per_row(files: Files) -> Iterator[Mark]:
 
 @catalogue_rule("RCL302", Level.WARNING)
 def column_without_index() -> None:
-    """A policy looks for rows of a table, and no index helps.
+    """A policy looks up rows of a table without an index.
 
-    Each question reads the whole table: at every subscribe, again each minute, and for every
-    message. An index whose first column is one that the policy compares is enough. Below a thousand
-    rows this is an info, from a million on an error.
+    Each check reads the whole table: at every subscribe, every minute again, and for every message.
+    An index that begins with a column that the policy compares is enough. Below a thousand rows
+    this is an info, from a million on an error.
 
     Bad:
 

@@ -1,4 +1,4 @@
-"""RCL2: policies that raise an error, for the caller or already when they are created."""
+"""RCL2: policies that raise an error, for callers or when they are created."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "wrong_table",
 ]
 
-# Whatever is text stays what it is.
+# Casts of text to these types cannot fail.
 HARMLESS = {"text", "varchar", "bpchar", "name", "citext"}
 VOLATILE = {
     *("pg_sleep", "pg_sleep_for", "pg_sleep_until", "random", "clock_timestamp", "timeofday"),
@@ -43,11 +43,11 @@ VOLATILE = {
 
 @rule("RCL201", Level.ERROR)
 def cast_that_fails(files: Files) -> Iterator[Mark]:
-    """A part of a name is cast, and a name without such a part raises.
+    """A part of a name is cast, which fails for other names.
 
-    All policies of a table run for every caller, in any order. So a cast that fails for `chat:x`
-    refuses `chat:x`, although another policy would have let it through. The helpers give NULL
-    instead of an error. The same holds for a subject that is no UUID.
+    All policies of a command run for every caller, in any order. So a cast that fails for `chat:x`
+    refuses `chat:x` even if another policy allows it. The helpers return NULL instead of an error.
+    The same applies to a subject that is not a UUID.
 
     Bad:
 
@@ -71,16 +71,16 @@ def cast_that_fails(files: Files) -> Iterator[Mark]:
             if _user(node.arg) and to == "uuid":
                 yield Mark(
                     policy.statement,
-                    "a subject that is no UUID makes this cast an error for every policy",
-                    "Use auth.uid(), which is NULL then.",
+                    "this cast fails for a subject that is not a UUID, for all policies",
+                    "Use auth.uid(), which is then NULL.",
                     node,
                 )
             elif _from_name(node.arg):
                 helper = {"uuid": "segment_uuid"}.get(to, "segment_int")
                 yield Mark(
                     policy.statement,
-                    f"a name without a {to} there makes this cast an error, also for other names",
-                    f"Use rowcast.{helper}(…), which is NULL then.",
+                    f"this cast fails for a name without a {to} there, for all policies",
+                    f"Use rowcast.{helper}(…), which is then NULL.",
                     node,
                 )
 
@@ -107,8 +107,8 @@ def _from_name(tree: Any) -> bool:
 def reads_itself(files: Files) -> Iterator[Mark]:
     """A policy reads its own table, or two tables read each other.
 
-    Reading a table asks its SELECT policies, which read the table, and so on: PostgreSQL refuses
-    with 42P17, *infinite recursion detected*. Ask a SECURITY DEFINER function with a pinned
+    Reading a table evaluates its SELECT policies, which read the table again: PostgreSQL refuses
+    with 42P17, *infinite recursion detected*. Call a SECURITY DEFINER function with a pinned
     search_path instead, or compare columns of the row.
 
     Bad:
@@ -134,9 +134,10 @@ def reads_itself(files: Files) -> Iterator[Mark]:
 
 
 def _path(files: Files, start: str, policy: Policy) -> list[str] | None:
-    """From the table of a policy, over one that it reads, to where PostgreSQL gives up.
+    """Return the tables from that of a policy, through one that it reads, to a recursion.
 
-    It does when a table is met for the second time whose SELECT policies have a sub-select.
+    PostgreSQL refuses when it meets a table for the second time and the SELECT policies of that
+    table have a sub-select.
     """
     waiting = [[policy.table, start]]
     while waiting:
@@ -153,9 +154,9 @@ def _path(files: Files, start: str, policy: Policy) -> list[str] | None:
 def kinds_that_differ(files: Files) -> Iterator[Mark]:
     """A uuid is compared with a text.
 
-    There is no such operator: PostgreSQL refuses to create the policy. `auth.user_id()` and
-    `rowcast.segment()` are text, as `owner_id` and `sender_id` are; `auth.uid()` and
-    `rowcast.segment_uuid()` are uuid, as `id` and `channel_id`.
+    Such an operator does not exist, so PostgreSQL refuses to create the policy. `auth.user_id()`
+    and `rowcast.segment()` are text, like `owner_id` and `sender_id`; `auth.uid()` and
+    `rowcast.segment_uuid()` are uuid, like `id` and `channel_id`.
 
     Bad:
 
@@ -175,7 +176,7 @@ def kinds_that_differ(files: Files) -> Iterator[Mark]:
                     yield Mark(
                         policy.statement,
                         f"{kinds[0]} is compared with {kinds[1]}",
-                        "Take auth.user_id() and segment() for text, auth.uid() and segment_uuid() "
+                        "Use auth.user_id() and segment() for text, auth.uid() and segment_uuid() "
                         "for uuid, segment_int() for numbers.",
                         left,
                     )
@@ -183,11 +184,11 @@ def kinds_that_differ(files: Files) -> Iterator[Mark]:
 
 @rule("RCL205", Level.WARNING)
 def setting_that_is_missing(files: Files) -> Iterator[Mark]:
-    """A setting is read that may be missing, or empty.
+    """A setting is read that may be missing or empty.
 
-    `current_setting('request.jwt.claims')` raises where no token was given, and after a commit a
-    local setting reads back as `''`, which is no JSON. Either error reaches callers whom another
-    policy allows. `auth.jwt()` takes care of both.
+    `current_setting('request.jwt.claims')` raises an error without a token, and after a commit a
+    local setting is `''`, which is not JSON. Either error also refuses callers that another policy
+    allows. `auth.jwt()` handles both.
 
     Bad:
 
@@ -224,10 +225,11 @@ def setting_that_is_missing(files: Files) -> Iterator[Mark]:
 
 @rule("RCL206", Level.WARNING)
 def volatile(files: Files) -> Iterator[Mark]:
-    """A policy calls a function that waits, writes, or answers anew each time.
+    """A policy calls a volatile function: it waits, writes, or its result changes.
 
-    It runs for every row, inside somebody's question, with a time limit; a subscribe is asked in a
-    read-only transaction; and the answer is asked again every minute.
+    A policy runs for every row and has a time limit. A subscribe is checked in a read-only
+    transaction and rechecked every minute. A function is volatile unless it is declared STABLE or
+    IMMUTABLE.
 
     Bad:
 
@@ -246,8 +248,8 @@ def volatile(files: Files) -> Iterator[Mark]:
             if name and (declared or name in VOLATILE or name.startswith("pg_sleep")):
                 yield Mark(
                     policy.statement,
-                    f"{name}() waits, writes, or answers anew each time",
-                    "Decide by what the row, the token and tables say.",
+                    f"{name}() is volatile: it waits, writes, or its result changes",
+                    "Decide by the row, the token and tables; declare your functions STABLE.",
                     node,
                 )
 
@@ -257,8 +259,8 @@ def table_without_grant(files: Files) -> Iterator[Mark]:
     """A policy reads a table that callers may not read.
 
     A policy runs with the rights of the caller. Without SELECT on the table it fails with
-    *permission denied*, for everybody whom it is asked for. Grant it, and let policies of the
-    table decide which rows are seen.
+    *permission denied* for every caller to whom it applies. Grant SELECT, and let policies of that
+    table decide which rows are visible.
 
     Bad:
 
@@ -282,7 +284,7 @@ def table_without_grant(files: Files) -> Iterator[Mark]:
             if table in files.tables and table not in files.readable:
                 yield Mark(
                     policy.statement,
-                    f"policy {policy.name!r} reads {table}, which these files grant to nobody",
+                    f"policy {policy.name!r} reads {table}, on which these files grant no SELECT",
                     f"Run: grant select on {table} to anon, authenticated;",
                     node,
                 )
@@ -290,10 +292,10 @@ def table_without_grant(files: Files) -> Iterator[Mark]:
 
 @rule("RCL209", Level.ERROR, database=False)
 def wrong_clause(files: Files) -> Iterator[Mark]:
-    """The command has no such clause.
+    """The command does not take this clause.
 
-    SELECT and DELETE are about rows that exist: USING. INSERT is about the new row: WITH CHECK.
-    PostgreSQL refuses the other one when the policy is created.
+    SELECT and DELETE check existing rows and take USING. INSERT checks the new row and takes WITH
+    CHECK. PostgreSQL refuses the other clause when the policy is created.
 
     Bad:
 
@@ -320,11 +322,11 @@ def wrong_clause(files: Files) -> Iterator[Mark]:
 
 @rule("RCL210", Level.ERROR, database=False)
 def wrong_table(files: Files) -> Iterator[Mark]:
-    """The policy is for a view, or for the inside of rowcast.
+    """The policy is for a view or for an internal table of rowcast.
 
     `realtime.channels` and `realtime.messages` are views here, for applications that were written
-    for another system; PostgreSQL takes no policies on views. Tables in schema rowcast are reached
-    by functions only. `rowcast policy port` rewrites such files.
+    for another system; PostgreSQL does not allow policies on views. Tables in schema rowcast are
+    only accessed by functions. `rowcast policy port` rewrites such files.
 
     Bad:
 
@@ -340,7 +342,7 @@ def wrong_table(files: Files) -> Iterator[Mark]:
         if policy.table in ours or policy.table.startswith("rowcast."):
             yield Mark(
                 policy.statement,
-                f"{policy.table} takes no policies of yours",
+                f"{policy.table} cannot have policies of yours",
                 "Write it for public.realtime_channels or public.realtime_messages; "
                 "`rowcast policy port` rewrites files made for another system.",
             )
@@ -350,9 +352,9 @@ def wrong_table(files: Files) -> Iterator[Mark]:
 def forced_on_definers(files: Files) -> Iterator[Mark]:
     """Row level security is forced on a table that a definer function reads.
 
-    FORCE makes policies hold for the owner, too. A SECURITY DEFINER helper of that owner is then
-    filtered itself: it silently finds nothing, or calls the policy that calls it until the stack
-    is full. rowcast's own functions are such helpers of both its tables.
+    FORCE applies policies to the owner, too. A SECURITY DEFINER helper of that owner is then
+    filtered itself: it silently finds no rows, or calls the policy that calls it until the stack is
+    full. rowcast's own functions are such helpers for both of its tables.
 
     Bad:
 
@@ -372,6 +374,6 @@ def forced_on_definers(files: Files) -> Iterator[Mark]:
         if name in read:
             yield Mark(
                 statement,
-                f"{name} is read by definer functions ({read[name]}), which FORCE blinds",
+                f"{name} is read by definer functions ({read[name]}), whose rows FORCE filters",
                 f"Run: alter table {name} no force row level security;",
             )

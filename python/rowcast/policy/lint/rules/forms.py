@@ -1,4 +1,4 @@
-"""RCL0: rules about the files themselves, and the comments that disable rules."""
+"""RCL0: rules about the files themselves and the comments that disable rules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["disable_is_needed", "disable_names_rules", "disable_says_why", "synt
 
 @rule("RCL001", Level.ERROR, database=False)
 def syntax(files: Files) -> Iterator[Mark]:
-    """PostgreSQL cannot read the statement.
+    """PostgreSQL cannot parse the statement.
 
-    The grammar is that of the server, so the file would fail there too. Commands of psql, and
-    variables such as `:name`, are no SQL: keep policy files free of them.
+    The grammar is that of the server, so the file would fail there, too. Commands of psql and
+    variables such as `:name` are not SQL: do not use them in policy files.
 
     Bad:
 
@@ -35,8 +35,8 @@ def syntax(files: Files) -> Iterator[Mark]:
 def disable_says_why(files: Files) -> Iterator[Mark]:
     """A rule is disabled without a reason.
 
-    Whoever reads the policy next year has to know whether the reason still holds. Write it behind
-    the codes, in the same line.
+    A later reader of the policy has to know whether the reason still holds. Write it after the
+    codes, on the same line.
 
     Bad:
 
@@ -45,7 +45,7 @@ def disable_says_why(files: Files) -> Iterator[Mark]:
 
     Good:
 
-        -- rowcast:disable=RCL101 the demo is open to everybody
+        -- rowcast:disable=RCL101 the demo is public
         create policy everybody on realtime_channels for select to anon using (true);
     """
     for source in files.sources:
@@ -54,7 +54,7 @@ def disable_says_why(files: Files) -> Iterator[Mark]:
                 yield Mark(
                     Statement(source, disable.statement or 0, None, disable.offset),
                     f"{', '.join(disable.codes)} is disabled without a reason",
-                    "Say behind the code why it is right here.",
+                    "Write the reason after the code.",
                 )
 
 
@@ -62,19 +62,19 @@ def disable_says_why(files: Files) -> Iterator[Mark]:
 def disable_is_needed(files: Files) -> Iterator[Mark]:
     """A rule is disabled where it finds nothing.
 
-    What is left over from an earlier version would hide the next mistake. A comment counts for the
-    statement that it stands in, or above, or behind in the same line.
+    A comment that is left over from an earlier version would hide the next mistake. A comment
+    applies to the statement that it is in, above, or after on the same line.
 
     Bad:
 
-        -- rowcast:disable=RCL101 everybody may listen
+        -- rowcast:disable=RCL101 all users may listen
         create policy everybody on realtime_channels for select to anon using (is_public);
 
     Good:
 
         create policy everybody on realtime_channels for select to anon using (is_public);
     """
-    # Only known when all others have been asked: see `lint`.
+    # Known only after all other rules have run: see `linting`.
     yield from ()
 
 
@@ -82,11 +82,11 @@ def disable_is_needed(files: Files) -> Iterator[Mark]:
 def disable_names_rules(files: Files) -> Iterator[Mark]:
     """A rule is disabled that does not exist.
 
-    Mistyped, the comment has no effect.
+    A comment with a mistyped code has no effect.
 
     Bad:
 
-        -- rowcast:disable=RCL999 everybody may listen
+        -- rowcast:disable=RCL999 all users may listen
         create policy everybody on realtime_channels for select to anon using (is_public);
 
     Good:
@@ -99,6 +99,6 @@ def disable_names_rules(files: Files) -> Iterator[Mark]:
                 if code not in RULES:
                     yield Mark(
                         Statement(source, disable.statement or 0, None, disable.offset),
-                        f"there is no rule {code}",
+                        f"rule {code} does not exist",
                         "The rules are listed in policies/README.md.",
                     )

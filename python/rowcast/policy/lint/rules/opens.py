@@ -30,7 +30,7 @@ __all__ = [
     "claims_that_users_write",
     "compared_with_itself",
     "database_login_as_identity",
-    "everybody",
+    "every_role",
     "history_by_channel_id",
     "like_for_names",
     "name_of_the_statement",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 OURS = (CHANNELS, MESSAGES)
-# Whom a token can make: for a role of trusted code `true` is what is meant.
+# Roles that a token can name. For a role of trusted code `true` is intended.
 CALLERS = {"public", "anon", "authenticated"}
 WRITTEN_BY_USERS = re.compile(r"\buser_metadata\b|\braw_user_meta_data\b")
 
@@ -51,9 +51,9 @@ WRITTEN_BY_USERS = re.compile(r"\buser_metadata\b|\braw_user_meta_data\b")
 def always_true(files: Files) -> Iterator[Mark]:
     """The condition is always true.
 
-    `using (true)`, or `true` as one arm of an OR, lets everybody through whom TO names, whatever
-    the other policies refuse: policies of one command are joined by OR. Where that is meant, say so
-    with `-- rowcast:disable=RCL101` and the reason. On tables of your own this is a warning.
+    `using (true)`, or `true` as one arm of an OR, allows every caller that TO names, whatever the
+    other policies say: permissive policies of one command are joined by OR. If that is intended,
+    write `-- rowcast:disable=RCL101` with the reason. On your own tables this is a warning.
 
     Bad:
 
@@ -73,7 +73,7 @@ def always_true(files: Files) -> Iterator[Mark]:
             if is_true(expression):
                 yield Mark(
                     policy.statement,
-                    f"policy {policy.name!r} lets everybody through whom TO names",
+                    f"policy {policy.name!r} allows every caller that TO names",
                     "Write the condition, or disable this rule with the reason.",
                     expression,
                     level,
@@ -84,9 +84,9 @@ def always_true(files: Files) -> Iterator[Mark]:
 def compared_with_itself(files: Files) -> Iterator[Mark]:
     """A column is compared with itself.
 
-    Inside a sub-select a bare column name means the inner table, if it has such a column. So
-    `m.channel_id = channel_id` compares the member's row with itself, is true for every row, and a
-    member of any channel is let into all of them. Name the table of the policy.
+    Inside a sub-select an unqualified column name means the inner table if that has such a column.
+    So `m.channel_id = channel_id` compares the member's row with itself and is true for every row:
+    a member of any channel gets into all of them. Qualify the column with the table of the policy.
 
     Bad:
 
@@ -123,7 +123,7 @@ def compared_with_itself(files: Files) -> Iterator[Mark]:
                     yield Mark(
                         policy.statement,
                         f"{'.'.join(first)} = {'.'.join(second)} compares a column with itself",
-                        f"Name the table of the policy: "
+                        f"Qualify it with the table of the policy: "
                         f"{policy.table.partition('.')[2]}.{first[-1]}.",
                         left,
                     )
@@ -131,12 +131,12 @@ def compared_with_itself(files: Files) -> Iterator[Mark]:
 
 @rule("RCL103", Level.ERROR)
 def name_of_the_statement(files: Files) -> Iterator[Mark]:
-    """A policy on messages asks for the name of the statement, not of the row.
+    """A policy on messages uses the name of the statement instead of the row's.
 
-    `rowcast.segment(2)` and `rowcast.channel_name()` tell the name that is being subscribed to.
-    An INSERT may bring several rows, each for another channel; a helper without the name is
-    evaluated once, so only the first row would be checked. In history it is no name at all. Give
-    the helper the row's `channel_name`.
+    `rowcast.segment(2)` and `rowcast.channel_name()` return the name that is being subscribed to.
+    An INSERT may have several rows for different channels; a helper without the name is evaluated
+    once, so only the first row would be checked. For history there is no such name. Pass the row's
+    `channel_name` to the helper.
 
     Bad:
 
@@ -159,15 +159,15 @@ def name_of_the_statement(files: Files) -> Iterator[Mark]:
                 form = f"rowcast.{last}(channel_name, …)" if CONTEXT.get(name) else "channel_name"
                 yield Mark(
                     policy.statement,
-                    f"{name}() is the name of the statement, and each row has its own",
+                    f"{name}() returns the name of the statement, but each row has its own",
                     f"Write {form}.",
                     node,
                 )
             elif any(names_channel(n) for tree in bodies for n, _ in walk(tree)):
                 yield Mark(
                     policy.statement,
-                    f"{name}() asks for the name of the statement, and each row has its own",
-                    "Give the function the channel_name of the row as an argument.",
+                    f"{name}() uses the name of the statement, but each row has its own",
+                    "Pass the channel_name of the row to the function.",
                     node,
                 )
 
@@ -176,8 +176,8 @@ def name_of_the_statement(files: Files) -> Iterator[Mark]:
 def history_by_channel_id(files: Files) -> Iterator[Mark]:
     """History is opened by channel_id.
 
-    All names that one pattern governs share its `channel_id`: whoever may join one room of
-    `chat:*` could read every room. Ask for the name of the message.
+    All names that one pattern governs share its `channel_id`, so a member of one room of `chat:*`
+    could read every room. Decide by the name of the message.
 
     Bad:
 
@@ -203,19 +203,19 @@ def history_by_channel_id(files: Files) -> Iterator[Mark]:
         if "channel_id" in used and "channel_name" not in used:
             yield Mark(
                 policy.statement,
-                f"policy {policy.name!r} opens every room of a pattern to a member of one",
-                "Use rowcast.may_subscribe(channel_name), or compare the channel_name.",
+                f"policy {policy.name!r} opens every room of a pattern to members of one room",
+                "Use rowcast.may_subscribe(channel_name), or compare channel_name.",
                 used["channel_id"],
             )
 
 
 @rule("RCL105", Level.ERROR)
 def claims_that_users_write(files: Files) -> Iterator[Mark]:
-    """The policy trusts what users write about themselves.
+    """The policy trusts data that users can write themselves.
 
-    `user_metadata` in a token, and `raw_user_meta_data` behind it, can be set by the user: with
-    Supabase by a call of the client library. A role or a tenant belongs into `app_metadata`, into
-    a claim of your issuer's own, or into a table.
+    Users can set `user_metadata` in their token, and `raw_user_meta_data` from which it is made; in
+    Supabase with a call of the client library. Keep a role or a tenant in `app_metadata`, in a
+    claim that only your issuer sets, or in a table.
 
     Bad:
 
@@ -238,20 +238,21 @@ def claims_that_users_write(files: Files) -> Iterator[Mark]:
                 seen = True
                 yield Mark(
                     policy.statement,
-                    f"{text} can be written by the user himself",
-                    "Use app_metadata, a claim of your issuer's own, or a table.",
+                    f"users can write {text} themselves",
+                    "Use app_metadata, a claim that only your issuer sets, or a table.",
                     above[-1] if isinstance(node, ast.A_Const) else node,
                 )
 
 
 @rule("RCL112", Level.WARNING)
 def null_inverted(files: Files) -> Iterator[Mark]:
-    """A condition about a caller is turned round, and NULL is not what was thought of.
+    """A negated condition does not consider callers without a token.
 
     For a caller without a token `auth.user_id()` is NULL, and so is every comparison with it. NULL
-    counts as no, also behind NOT: `not (x = auth.user_id())` and `<>` refuse such a caller, and
-    NOT IN with a sub-select refuses everybody as soon as one row is NULL. `is null`, `is distinct
-    from` and `coalesce(…, true)` are worse: they let him in. Say what is allowed, not what is not.
+    counts as false, also after NOT: `not (x = auth.user_id())` and `<>` refuse such a caller, and
+    NOT IN with a sub-select refuses every caller as soon as one row is NULL. `is null`,
+    `is distinct from` and `coalesce(…, true)` are worse, because they allow that caller. Write what
+    is allowed instead of what is not.
 
     Bad:
 
@@ -270,7 +271,7 @@ def null_inverted(files: Files) -> Iterator[Mark]:
                 yield Mark(
                     policy.statement,
                     said,
-                    "Say what is allowed; ask `is not null` first where it has to be turned round.",
+                    "Write what is allowed. If you must negate, test `is not null` first.",
                     node,
                 )
 
@@ -282,10 +283,10 @@ def _inversion(node: object) -> str:
         arm = node.args[0]
         if isinstance(arm, ast.SubLink):
             if arm.subLinkType == enums.SubLinkType.ANY_SUBLINK:
-                return "NOT IN refuses everybody as soon as one row of the sub-select is NULL"
+                return "NOT IN refuses every caller as soon as one row of the sub-select is NULL"
             return ""
         if isinstance(arm, ast.A_Expr | ast.BoolExpr) and nullable(arm):
-            return "NOT of a comparison that is NULL without a token is NULL, and refuses"
+            return "NOT of a comparison is NULL for a caller without a token, and refuses"
     if isinstance(node, ast.A_Expr):
         asked = is_helper_in(node.lexpr) or is_helper_in(node.rexpr)
         if node.kind == kind.AEXPR_DISTINCT and asked:
@@ -294,19 +295,22 @@ def _inversion(node: object) -> str:
             return "<> is NULL for a caller without a token, and refuses"
     if isinstance(node, ast.NullTest):
         if node.nulltesttype == enums.NullTestType.IS_NULL and is_helper_in(node.arg):
-            return "IS NULL lets a caller without a token in"
+            return "IS NULL allows a caller without a token"
         return ""
     if isinstance(node, ast.BooleanTest) and nullable(node.arg):
         tests = enums.BoolTestType
         if node.booltesttype in (tests.IS_NOT_TRUE, tests.IS_NOT_FALSE, tests.IS_UNKNOWN):
             return "a caller without a token passes this test"
     if isinstance(node, ast.CoalesceExpr) and is_true(node.args[-1]) and nullable(node.args):
-        return "coalesce(…, true) lets a caller without a token in"
+        return "coalesce(…, true) allows a caller without a token"
     return ""
 
 
 def is_helper_in(node: object) -> bool:
-    """A helper itself, or one in a scalar sub-select or an operator; not in a table's rows."""
+    """Say whether a helper is used outside the rows of a table.
+
+    A scalar sub-select or an operator around it makes no difference.
+    """
     ast = need("pglast.ast")
     return any(
         is_helper(n) and not any(isinstance(a, ast.SelectStmt) and a.fromClause for a in above)
@@ -318,9 +322,9 @@ def is_helper_in(node: object) -> bool:
 def like_for_names(files: Files) -> Iterator[Mark]:
     """LIKE decides about a channel.
 
-    `%` and `_` are wildcards, also when they come from a subject or a column: a user named `%`
-    matches `'user:' || auth.user_id() || ':%'` for everybody. And `chat:%` matches names of any
-    depth. Compare segments: they are literal.
+    `%` and `_` are wildcards, also when they come from a subject or a column: for a user named `%`,
+    `'user:' || auth.user_id() || ':%'` matches the channels of all users. And `chat:%` matches
+    names of any depth. Compare segments instead: they are literal.
 
     Bad:
 
@@ -335,7 +339,7 @@ def like_for_names(files: Files) -> Iterator[Mark]:
     ast, kind = need("pglast.ast"), need("pglast.enums").A_Expr_Kind
     for policy in files.policies:
         for node, _ in policy.walk():
-            # As an operator it comes back from a database.
+            # A database prints LIKE as an operator.
             like = isinstance(node, ast.A_Expr) and (
                 node.kind in (kind.AEXPR_LIKE, kind.AEXPR_ILIKE, kind.AEXPR_SIMILAR)
                 or node.name[-1].sval in ("~~", "~~*", "!~~", "!~~*")
@@ -343,14 +347,14 @@ def like_for_names(files: Files) -> Iterator[Mark]:
             if like and not is_about_events(node):
                 yield Mark(
                     policy.statement,
-                    "LIKE takes % and _ for wildcards, wherever they come from",
+                    "LIKE treats % and _ as wildcards, wherever they come from",
                     "Compare with rowcast.segment(…) instead.",
                     node,
                 )
 
 
 def is_about_events(node: Any) -> bool:
-    """It compares the event, which is no part of a channel, with a pattern that is written out."""
+    """Say whether LIKE compares the event name with a constant pattern, which is safe."""
     ast = need("pglast.ast")
     written = node.rexpr.arg if isinstance(node.rexpr, ast.TypeCast) else node.rexpr
     named = isinstance(node.lexpr, ast.ColumnRef) and node.lexpr.fields[-1]
@@ -359,10 +363,10 @@ def is_about_events(node: Any) -> bool:
 
 @rule("RCL114", Level.WARNING)
 def database_login_as_identity(files: Files) -> Iterator[Mark]:
-    """The policy asks for the database role as if it were the user.
+    """The policy uses the database role as if it were the user.
 
-    Every user with a token is the same role, `authenticated`, and `session_user` is the login of
-    the bridge. Who asks is `auth.user_id()`; for which roles a policy is, TO says.
+    All users with a token have the same role, `authenticated`, and `session_user` is the login of
+    the bridge. The user is `auth.user_id()`; the roles of a policy belong in TO.
 
     Bad:
 
@@ -386,19 +390,19 @@ def database_login_as_identity(files: Files) -> Iterator[Mark]:
             if isinstance(node, ast.SQLValueFunction) and node.op in identities:
                 yield Mark(
                     policy.statement,
-                    "every user is the same database role",
-                    "Use auth.user_id() for who asks, and TO for the role.",
+                    "all users have the same database role",
+                    "Use auth.user_id() for the user, and TO for the role.",
                     node,
                 )
 
 
 @rule("RCL106", Level.ERROR)
 def path_is_not_pinned(files: Files) -> Iterator[Mark]:
-    """A SECURITY DEFINER function without its own search_path.
+    """A SECURITY DEFINER function does not pin its search_path.
 
-    It runs with the rights of its owner and looks names up on the path of whoever calls it: a
-    caller who may create a table or a function in any schema of that path runs his own code with
-    those rights. Pin the path, with pg_temp last, and write names with their schema.
+    It runs with the rights of its owner but resolves names on the search_path of its caller. A
+    caller that may create a table or a function in a schema of that path can run its own code with
+    those rights. Pin the path, with pg_temp last, and qualify names.
 
     Bad:
 
@@ -420,17 +424,17 @@ def path_is_not_pinned(files: Files) -> Iterator[Mark]:
         if function.definer and "search_path" not in function.settings:
             yield Mark(
                 function.statement,
-                f"function {function.name} runs as its owner on the search_path of its caller",
+                f"function {function.name} runs as its owner with the search_path of its caller",
                 "Write `set search_path = pg_catalog, pg_temp`.",
             )
 
 
 @rule("RCL107", Level.WARNING)
 def view_of_the_owner(files: Files) -> Iterator[Mark]:
-    """A view asks the policies of its owner.
+    """A view applies the policies of its owner.
 
-    A view reads its tables with the rights of whoever owns it, so their policies do not hold for
-    the reader. With `security_invoker` they do. A materialized view never asks them: do not grant
+    A view reads its tables with the rights of its owner, so the policies for the reader do not
+    apply. With `security_invoker` they do. A materialized view can never apply them: do not grant
     it to callers.
 
     Bad:
@@ -462,10 +466,10 @@ def view_of_the_owner(files: Files) -> Iterator[Mark]:
 
 @rule("RCL108", Level.ERROR, catalogue=True)
 def table_is_open(files: Files) -> Iterator[Mark]:
-    """A table has policies, and row level security is off.
+    """A table has policies, but row level security is off.
 
-    Policies do nothing until row level security is enabled on the table: everybody with a grant
-    sees and writes all rows.
+    Policies have no effect until row level security is enabled on the table: every role with a
+    grant reads and writes all rows.
 
     Bad:
 
@@ -485,24 +489,24 @@ def table_is_open(files: Files) -> Iterator[Mark]:
         if name in governed and not table.secured:
             yield Mark(
                 table.statement,
-                f"{name} has policies, and row level security is not enabled",
+                f"{name} has policies, but row level security is not enabled",
                 f"Run: alter table {name} enable row level security;",
             )
     for name, statement in files.opened:
         if name in governed:
             yield Mark(
                 statement,
-                f"{name} has policies, and this disables row level security",
-                "Leave it enabled, and write policies for whoever needs more.",
+                f"{name} has policies, but this disables row level security",
+                "Leave it enabled, and write policies for roles that need more.",
             )
 
 
 @rule("RCL109", Level.WARNING)
 def all_without_check(files: Files) -> Iterator[Mark]:
-    """FOR ALL without WITH CHECK.
+    """FOR ALL has no WITH CHECK.
 
-    The USING condition is then also the check of what is inserted and updated: who may see a row
-    may write such rows. Write a policy per command, or say WITH CHECK.
+    The USING condition then also checks inserted and updated rows, so a caller that may read a row
+    may also write such rows. Write one policy per command, or add WITH CHECK.
 
     Bad:
 
@@ -518,18 +522,18 @@ def all_without_check(files: Files) -> Iterator[Mark]:
         if policy.command == "all" and policy.check is None and not policy.altered:
             yield Mark(
                 policy.statement,
-                f"policy {policy.name!r} is for all commands, and USING is its check too",
-                "Write a policy per command, or a WITH CHECK.",
+                f"policy {policy.name!r} is for all commands, and USING also checks new rows",
+                "Write one policy per command, or add WITH CHECK.",
             )
 
 
 @rule("RCL110", Level.WARNING)
 def one_for_all(files: Files) -> Iterator[Mark]:
-    """One policy for all commands on a table of rowcast.
+    """One policy covers all commands on a table of rowcast.
 
-    On realtime_channels SELECT is listening, and whoever may also write a row makes channels; on
-    realtime_messages INSERT is publishing, SELECT is history. They are different questions, and
-    what was meant for one opens the other.
+    On realtime_channels SELECT means subscribing, and writing a row creates a channel. On
+    realtime_messages INSERT means publishing and SELECT means history. A condition that was written
+    for one of them also opens the others.
 
     Bad:
 
@@ -551,11 +555,11 @@ def one_for_all(files: Files) -> Iterator[Mark]:
 
 
 @rule("RCL111", Level.INFO)
-def everybody(files: Files) -> Iterator[Mark]:
+def every_role(files: Files) -> Iterator[Mark]:
     """The policy is for every role.
 
-    Without TO, or with TO PUBLIC, it is also asked for callers without a token and for every other
-    login. The condition may well refuse them; with TO it is not asked, and cannot be wrong.
+    Without TO, or with TO PUBLIC, it also applies to callers without a token and to every other
+    login. Its condition may refuse them, but with TO it does not have to.
 
     Bad:
 

@@ -1,4 +1,4 @@
-"""RCL2: policies that nobody passes, without any error."""
+"""RCL2: policies that refuse every caller without an error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = [
     "equals_null",
     "function_without_grant",
     "name_without_schema",
-    "nobody_has_the_role",
     "only_restrictive",
+    "role_without_callers",
     "without_effect",
 ]
 
@@ -24,7 +24,7 @@ __all__ = [
 def equals_null(files: Files) -> Iterator[Mark]:
     """Something is compared with NULL.
 
-    `= null` is never true and never false: it is NULL, and refuses. Write `is null`.
+    `= null` is neither true nor false but NULL, which refuses. Write `is null`.
 
     Bad:
 
@@ -44,7 +44,7 @@ def equals_null(files: Files) -> Iterator[Mark]:
                 if any(isinstance(side, ast.A_Const) and side.isnull for side in plain):
                     yield Mark(
                         policy.statement,
-                        f"{operator} NULL is NULL, and refuses",
+                        f"{operator} NULL is NULL, which refuses",
                         "Write `is null` or `is not null`.",
                         left,
                     )
@@ -54,9 +54,9 @@ def equals_null(files: Files) -> Iterator[Mark]:
 def only_restrictive(files: Files) -> Iterator[Mark]:
     """There are only restrictive policies.
 
-    A restrictive policy takes away from what permissive ones allow. Without a permissive one for
-    the same command nobody gets anything, and nothing says why. Where nobody is meant to, write
-    `false`. Of files only these are known: the permissive one may stand elsewhere.
+    A restrictive policy narrows what permissive policies allow. Without a permissive policy for the
+    same command every caller is refused, and no error says why. If that is intended, write `false`.
+    In files this looks only at the files given: the permissive policy may be elsewhere.
 
     Bad:
 
@@ -83,22 +83,22 @@ def only_restrictive(files: Files) -> Iterator[Mark]:
             if not (policy.permissive or helped or _is_false(policy)):
                 yield Mark(
                     policy.statement,
-                    f"policy {policy.name!r} takes away from what no policy allows",
+                    f"policy {policy.name!r} is restrictive, and no permissive policy exists",
                     "Add a permissive policy for the same command.",
                 )
 
 
 def _is_false(policy: Policy) -> bool:
-    """Nobody is meant to."""
+    """Say whether the policy refuses every caller on purpose."""
     return all(is_false(expression) for expression in policy.expressions)
 
 
 @rule("RCL211", Level.WARNING)
 def without_effect(files: Files) -> Iterator[Mark]:
-    """A policy for changing or deleting messages.
+    """A policy is for changing or deleting messages.
 
-    Messages are written once: no caller may update or delete one, whatever policies say. A message
-    is removed by `rowcast.delete_message()`, which also tells subscribers.
+    Messages are written once: callers may never update or delete one, whatever policies say.
+    `rowcast.delete_message()` removes a message and also tells subscribers.
 
     Bad:
 
@@ -114,8 +114,8 @@ def without_effect(files: Files) -> Iterator[Mark]:
         if policy.table == MESSAGES and policy.command in ("update", "delete"):
             yield Mark(
                 policy.statement,
-                f"no caller may {policy.command} a message, whatever policy {policy.name!r} says",
-                "Drop it; call rowcast.delete_message() in a function of your own.",
+                f"policy {policy.name!r} has no effect: callers never {policy.command} messages",
+                "Drop the policy; call rowcast.delete_message() in a function of your own.",
             )
 
 
@@ -123,8 +123,8 @@ def without_effect(files: Files) -> Iterator[Mark]:
 def name_without_schema(files: Files) -> Iterator[Mark]:
     """A table is named without its schema.
 
-    Which table that is depends on the search_path of whoever applies the file; the policy then
-    keeps that one. With the schema the file means the same everywhere.
+    Which table is meant depends on the search_path when the file is applied. With the schema the
+    file means the same everywhere.
 
     Bad:
 
@@ -143,18 +143,18 @@ def name_without_schema(files: Files) -> Iterator[Mark]:
             names = list(dict.fromkeys(node.relname for node in bare))
             yield Mark(
                 policy.statement,
-                f"{', '.join(names)} {'stands' if len(names) == 1 else 'stand'} without a schema",
+                f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} named without a schema",
                 f"Write the schema, such as public.{names[0]}.",
                 bare[0],
             )
 
 
 @catalogue_rule("RCL213", Level.WARNING)
-def nobody_has_the_role() -> None:
-    """The policy is for a role that no caller has.
+def role_without_callers() -> None:
+    """The policy is for a role that callers do not have.
 
     A token can only name the caller roles of `rowcast.settings` (`anon` and `authenticated`). A
-    policy for another role is never asked, unless a caller role is a member of it.
+    policy for another role never applies, unless a caller role is a member of that role.
 
     Bad:
 
@@ -172,8 +172,8 @@ def nobody_has_the_role() -> None:
 def function_without_grant() -> None:
     """A policy calls a function that callers may not execute.
 
-    A policy runs with the rights of the caller, so it fails with *permission denied* for everybody
-    whom it is asked for.
+    A policy runs with the rights of the caller, so it fails with *permission denied* for every
+    caller to whom it applies.
 
     Bad:
 
