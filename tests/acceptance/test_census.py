@@ -169,7 +169,10 @@ async def test_without_a_bridge_the_report_is_empty(
     before = picture(sql, "postgres")
     done = await policy(home, prepared, "--prune", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [DROP, "nobody is connected: no bridge is running"]
+    assert done.stdout.splitlines() == [
+        DROP,
+        "no bridge is running, so callers cannot be connected",
+    ]
     assert picture(sql, "postgres") == before
 
 

@@ -127,7 +127,7 @@ def test_what_no_file_mentions_stays_unless_it_is_pruned(
     write(LISTEN)
     code, _, err = run("apply")
     assert code == 0
-    assert 'policy "old" on public.realtime_channels is in no file and stays' in err
+    assert 'policy "old" on public.realtime_channels is not in the files and stays' in err
     assert names(db) == ["listen", "old"]
     assert run("diff")[0] == 0
     code, out, _ = run("diff", "--prune")
@@ -206,9 +206,9 @@ def test_policies_that_read_their_own_table_are_not_taken_for_the_scratch_table(
     [
         ("create policy p on realtime_channels using (nonsense)", 1, "line 1: Column"),
         ("\n\ncreate policy p on nowhere using (true)", 1, "line 3: table nowhere does not exist"),
-        ("select 1;\ninsert into x values (1);", 2, "line 1: this cannot run again"),
+        ("select 1;\ninsert into x values (1);", 2, "line 1: this statement is not repeatable"),
         ("create table members (a text)", 2, "IF NOT EXISTS"),
-        ("-- é\nbegin; commit;", 2, "line 2: this cannot run again"),
+        ("-- é\nbegin; commit;", 2, "line 2: this statement is not repeatable"),
         ("create policy p on", 2, "syntax error"),
         ("do $$ begin raise exception 'no'; end $$", 1, "line 1: No."),
     ],
@@ -317,7 +317,7 @@ def test_a_dry_run_says_who_loses_and_gains(
     assert picture(db) == before
     write("create policy listen on realtime_channels for select using (owner_id = auth.user_id())")
     out = run("apply", "--dry-run", "--sessions", "sessions.toml")[1]
-    assert out.endswith("nobody of 3 loses or gains a channel\n")
+    assert out.endswith("none of 3 sessions loses or gains a channel\n")
     assert run("apply", "--sessions", "sessions.toml")[0] == 2
 
 

@@ -44,7 +44,7 @@ def _stage(db: Connection, home: Path) -> None:
 SUBSCRIBES = [
     ("room:alice", "alice", "allow"),
     ("room:9", "robot", "allow"),
-    ("room:3", "robot", "deny: denied (no policy lets this through)"),
+    ("room:3", "robot", "deny: denied (no policy allows this)"),
     ("room:bob", "alice", "deny: policy error (22P02 invalid input syntax .*)"),
     ("room:alice", "anon", "deny: denied (.*)"),
     ("room:off", "alice", "deny: disabled (the channel that governs the name is disabled)"),
@@ -129,11 +129,11 @@ def test_a_payload_may_come_from_a_file(run: Run, home: Path) -> None:
     ("arguments", "words"),
     [
         (("room:1",), "--as NAME"),
-        (("room:1", "--as", "nobody"), "has no persona nobody; it has anon, alice, robot"),
-        (("room:1", "--as", "alice", "--role", "anon"), "give either"),
+        (("room:1", "--as", "nobody"), "Persona nobody is not in"),
+        (("room:1", "--as", "alice", "--role", "anon"), "but not both"),
         (("room:1", "--claims", "{"), "--claims is not JSON"),
-        (("room:1", "--claims", "[]"), "is a JSON object"),
-        (("room:1", "said", "--as", "alice"), "A subscribe has no event"),
+        (("room:1", "--claims", "[]"), "must be a JSON object"),
+        (("room:1", "said", "--as", "alice"), "A subscribe does not have an event"),
         (("room:1", "--as", "alice", "--personas", "nowhere.toml"), "nowhere.toml cannot be read"),
         (("room:1", "--as", "alice", "--repeat", "-1"), "--repeat -1"),
     ],
@@ -150,7 +150,7 @@ def test_wrong_usage_ends_with_2_and_a_sentence(
 def test_a_role_that_no_token_may_name_is_an_error(run: Run) -> None:
     code, _, err = run("can", "subscribe", "room:1", "--role", "rowcast_owner")
     assert code == 1
-    assert "No token may name the role rowcast_owner: the caller roles are anon, auth" in err
+    assert "Tokens may not name the role rowcast_owner. The caller roles are anon, auth" in err
 
 
 def test_the_caller_login_asks_as_well(
@@ -175,7 +175,7 @@ def test_the_bridge_login_is_told_whom_to_name(
     run = runner(capsys, monkeypatch, database.bridge_url, home)
     code, _, err = run("can", "subscribe", "room:1", "--as", "alice")
     assert code == 1
-    assert "rowcast_bridge may not ask the policies" in err
+    assert "rowcast_bridge may not check policies" in err
 
 
 def test_a_login_that_may_not_become_the_caller_is_told_the_statement(
@@ -195,7 +195,7 @@ def test_a_login_that_may_not_become_the_caller_is_told_the_statement(
         run = runner(capsys, monkeypatch, url, home)
         code, _, err = run("can", "subscribe", "room:alice", "--as", "alice")
         assert code == 1
-        assert 'let an administrator run: grant "authenticated" to "rowcast_outsider";' in err
+        assert 'Ask an administrator to run: grant "authenticated" to "rowcast_outsider";' in err
         # Whoever may grant the role lends it to himself, and gives it back.
         before = picture(db, "rowcast_outsider")
         db.execute("grant authenticated to rowcast_outsider with admin option")

@@ -60,13 +60,13 @@ def test_it_reads_as_a_story(run: Run) -> None:
         "  > chat:*: governs: the most specific pattern",
         "    **: shadowed by it",
         "policies of realtime_channels",
-        "  - not banned [RESTRICTIVE] NULL (no yes: a deny)",
+        "  - not banned [RESTRICTIVE] NULL (not true: a deny)",
         "      NULL   NOT",
         "        NULL   rowcast.jwt() ->> 'banned' = 'yes'   [NULL | yes]",
         "  - edit [permissive] does not apply: for update to public",
         "  - members listen [permissive] true",
         "by the policies: deny (the restrictive policy not banned is not true)",
-        "by the database: deny: denied (no policy lets this through)",
+        "by the database: deny: denied (no policy allows this)",
     ):
         assert line in out, out
 
@@ -215,7 +215,7 @@ def test_a_verdict_that_is_not_what_happens_is_an_error(run: Run, db: Connection
     code, out, err = run("explain", "publish", "chat:1", "said", *ALICE)
     assert code == 1
     assert "MISMATCH" in out
-    assert err.startswith("rowcast: the verdict by the policies is not what the database does")
+    assert err.startswith("rowcast: the database does not decide as the policies say")
 
 
 def test_without_pglast_only_the_trees_are_missing(

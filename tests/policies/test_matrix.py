@@ -93,7 +93,7 @@ def test_a_snapshot_that_is_none_is_wrong_usage(run: Run, home: Path) -> None:
     for text in ("{", "[1]"):
         (home / "matrix.json").write_text(text)
         code, _, err = run("matrix", "--snapshot", "matrix.json")
-        assert (code, "is no snapshot" in err) == (2, True)
+        assert (code, "is not a snapshot" in err) == (2, True)
     code, _, err = run("matrix", "--snapshot", "nowhere/matrix.json")
     assert (code, err) == (
         2,

@@ -61,12 +61,12 @@ def test_policies_are_looked_for_in_their_folder(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["lint"], "There is no file policies"),
-        (["lint", "no.sql"], "There is no file no.sql"),
-        (["lint", "."], "There is no .sql file in ."),
-        (["lint", "--explain", "RCL998"], "There is no rule RCL998; there are RCL001"),
-        (["new"], "Name the file and the recipe"),
-        (["new", "chat", "--template", "none"], "There is no recipe none; there are"),
+        (["lint"], "policies does not exist"),
+        (["lint", "no.sql"], "no.sql does not exist"),
+        (["lint", "."], ". does not contain a .sql file"),
+        (["lint", "--explain", "RCL998"], "Rule RCL998 does not exist; use one of RCL001"),
+        (["new"], "Give a name and a recipe"),
+        (["new", "chat", "--template", "none"], "Recipe none does not exist; use one of"),
         (["port", "no.sql", "--from", "supabase"], "no.sql cannot be read"),
     ],
 )

@@ -237,13 +237,17 @@ LISTEN = "create policy p on realtime.messages for select to authenticated using
         (
             "supabase",
             "create policy p on realtime.messages for delete using (true);",
-            "never changed or deleted",
+            "never change or delete",
         ),
-        ("supabase", "create policy p on realtime.subscription using (true);", "no counterpart"),
-        ("supabase", "alter policy p on realtime.messages using (true);", "create it"),
+        (
+            "supabase",
+            "create policy p on realtime.subscription using (true);",
+            "does not have a counterpart",
+        ),
+        ("supabase", "alter policy p on realtime.messages using (true);", "write CREATE POLICY"),
         ("supabase", "grant select on realtime.messages to anon;", "grants what callers need"),
-        ("supabase", "create index on realtime.messages (topic);", "the other system's tables"),
-        ("insforge", "create policy p on realtime.messages using (true);", "different questions"),
+        ("supabase", "create index on realtime.messages (topic);", "tables of the other system"),
+        ("insforge", "create policy p on realtime.messages using (true);", "are separate here"),
         (
             "insforge",
             LISTEN.format("sender_id in (select user_id from friends)"),
@@ -351,7 +355,7 @@ def test_names_keep_their_quotes() -> None:
 def test_a_policy_for_everything_says_that_it_was_so_before() -> None:
     text = "create policy p on realtime.messages for insert to anon with check (true);"
     new = of("supabase", text)
-    assert "-- rowcast:disable=RCL101 so it was before" in new.text
+    assert "-- rowcast:disable=RCL101 as before" in new.text
     assert "with check (true)" in new.text
 
 
@@ -360,7 +364,7 @@ def test_a_payload_is_known_here_and_was_not_there() -> None:
     text = f"create policy p on realtime.messages for insert to anon with check ({condition});"
     new = of("supabase", text)
     assert "pg_column_size(realtime_messages.payload) < 1000" in new.text
-    assert any("payload is that of each message" in remark for remark in new.remarks)
+    assert any("payload is that of the message" in remark for remark in new.remarks)
 
 
 def test_a_file_that_is_not_sql_is_refused_with_its_place() -> None:

@@ -80,7 +80,7 @@ def test_a_role_that_the_login_cannot_become_hides_nobody_else(
         "1 of 1 bridges answered: 2 subscriptions of 2 callers",
         "alice0 (authenticated) loses a",
     ]
-    assert "nobody of role rowcast_strange was asked for: The login rowcast_policy_team" in err
+    assert "callers of role rowcast_strange were not checked: The login rowcast_policy_team" in err
 
 
 def test_a_policy_that_hangs_locks_the_tables_for_seconds_and_no_longer(
@@ -96,7 +96,7 @@ def test_a_policy_that_hangs_locks_the_tables_for_seconds_and_no_longer(
     lost = [line for line in out.splitlines() if line.endswith(" loses a")]
     assert 1 <= len(lost) < 5
     assert f"{5 - len(lost)} session" in err
-    assert " not asked for: the tables would have been locked for more than 2 seconds" in err
+    assert " not checked: the tables would have been locked for more than 2 seconds" in err
     kept = [row for row in before if row[0] not in ("rowcast.signal", "rowcast.node")]
     assert [row for row in picture(db) if row[0] not in ("rowcast.signal", "rowcast.node")] == kept
 
@@ -111,7 +111,7 @@ def test_one_whose_policy_hangs_does_not_decide_for_the_others(
     assert code == 0
     assert out.splitlines()[-1] == "alice1 (authenticated) loses a"
     assert "alice2" not in out
-    assert "not asked for" not in err
+    assert "not checked" not in err
 
 
 def test_a_name_from_a_token_writes_no_escapes_to_the_terminal(
@@ -127,4 +127,4 @@ def test_a_name_from_a_token_writes_no_escapes_to_the_terminal(
 def test_the_options_belong_to_a_dry_run(run: Run, home: Path) -> None:
     (home / "policies" / "chat.sql").write_text(OPEN.format("true"))
     code, _, err = run("apply", "--no-census")
-    assert (code, "give --dry-run, too" in err) == (2, True)
+    assert (code, "only work with --dry-run" in err) == (2, True)

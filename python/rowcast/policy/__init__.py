@@ -1,4 +1,4 @@
-"""The policy workbench: what `rowcast policy` does, one module per subject.
+"""The policy workbench behind `rowcast policy`, one module per subject.
 
 pglast and sqlfluff come with the extra `policy` and are imported when a command needs them.
 """

@@ -49,13 +49,13 @@ EITHER_WAY = "passes either way"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the specification.
+    """One ``[[case]]`` of a file.
 
     Args:
-        persona: who.
-        expected: whether he can.
-        question: what is asked for him.
-        because: the class of the reason of a refusal, or a word of its text.
+        persona: the caller.
+        expected: whether the caller can do it.
+        question: the request to check.
+        because: the expected class of the refusal's reason, or a word of its text.
     """
 
     persona: Persona
@@ -73,16 +73,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CaseFile:
-    """A file of cases, and what has to be there for them.
+    """A file of cases with everything that they need.
 
     Args:
-        path: of the file.
-        policies: files of SQL, which replace the policies of the two tables for the length of the
-            test; none tests those that the database has.
-        setup: SQL that runs first: tables that the policies need.
+        path: the path of the file.
+        policies: SQL files that replace the policies of the two tables during the test. If empty,
+            the test uses the policies of the database.
+        setup: SQL that runs first, for tables that the policies need.
         channels: rows of realtime_channels.
-        fixtures: SQL that runs last: rows that the cases need.
-        cases: what is asked.
+        fixtures: SQL that runs last, for rows that the cases need.
+        cases: the cases in order.
     """
 
     path: Path
@@ -94,10 +94,10 @@ class CaseFile:
 
 
 def find_case_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the case files among `paths`; of a directory all ``*.test.toml``.
+    """Return the case files among `paths`, and all ``*.test.toml`` of directories among them.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no case file was found.
     """
     found: list[Path] = []
     for path in paths:
@@ -107,21 +107,21 @@ def find_case_files(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
     if not found:
         raise UsageError(
-            f"There are no cases in {', '.join(map(str, paths))}: write [[case]] tables into "
+            f"{', '.join(map(str, paths))} has no case files: write [[case]] tables into "
             "chat.test.toml beside chat.sql."
         )
     return found
 
 
 def read_case_file(path: Path) -> CaseFile:
-    """Read a file of cases; personas of a ``personas.toml`` beside it are known, too.
+    """Read a file of cases, with the personas of a ``personas.toml`` beside it.
 
     Raises:
-        UsageError: it cannot be read, or is not what it should be.
+        UsageError: the file cannot be read, or has mistakes.
     """
     document = read_toml(path)
     if unknown := document.keys() - KEYS:
-        raise UsageError(f"{path}: there is no key {', '.join(sorted(unknown))}.")
+        raise UsageError(f"{path}: unknown key {', '.join(sorted(unknown))}.")
     shared = path.with_name("personas.toml")
     personas = personas_of(read_toml(shared), shared) if shared.exists() else {}
     personas |= personas_of(document, path)
@@ -143,20 +143,20 @@ def _policies(document: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
     given = document.get("policies", [own.name] if own.exists() else None)
     if not isinstance(given, list):
         raise UsageError(
-            f'{path}: name the files of the policies: policies = ["chat.sql"]; an empty list '
-            "tests those of the database."
+            f'{path}: name the policy files, like policies = ["chat.sql"]; an empty list '
+            "tests the policies of the database."
         )
     files = tuple(path.parent / str(name) for name in given)
     for file in files:
         if not file.is_file():
-            raise UsageError(f"{path}: there is no file {file}.")
+            raise UsageError(f"{path}: file {file} does not exist.")
     return files
 
 
 def _sql(document: Mapping[str, Any], key: str, path: Path) -> str:
     text = document.get(key, "")
     if not isinstance(text, str):
-        raise UsageError(f"{path}: {key} is SQL as text.")
+        raise UsageError(f"{path}: {key} must be a string of SQL.")
     if file := document.get(f"{key}_file"):
         try:
             return (path.parent / str(file)).read_text() + "\n" + text
@@ -169,7 +169,7 @@ def _channel(given: Any, path: Path) -> Mapping[str, Any]:
     columns = {"pattern": given} if isinstance(given, str) else given
     if not isinstance(columns, dict) or "pattern" not in columns or columns.keys() - CHANNEL_KEYS:
         raise UsageError(
-            f"{path}: a channel is a pattern, or a table with some of "
+            f"{path}: a channel must be a pattern, or a table with keys of "
             f"{', '.join(sorted(CHANNEL_KEYS))}."
         )
     if "options" in columns:
@@ -179,20 +179,22 @@ def _channel(given: Any, path: Path) -> Mapping[str, Any]:
 
 def _case(table: Any, personas: Mapping[str, Persona], where: str) -> Case:
     if not isinstance(table, dict) or table.keys() - CASE_KEYS:
-        raise UsageError(f"{where}: the keys are {', '.join(sorted(CASE_KEYS))}.")
+        raise UsageError(f"{where}: a case may only have the keys {', '.join(sorted(CASE_KEYS))}.")
     if ("can" in table) == ("cannot" in table):
         raise UsageError(f'{where}: write either can = "subscribe" or cannot = "subscribe".')
     action = table.get("can", table.get("cannot"))
     if action not in ACTIONS:
         raise UsageError(f"{where}: {action!r} is neither subscribe nor publish.")
     if table.get("as") not in personas:
-        raise UsageError(f"{where}: {table.get('as')!r} is none of {', '.join(personas)}.")
+        raise UsageError(
+            f"{where}: persona {table.get('as')!r} does not exist; use {', '.join(personas)}."
+        )
     if not isinstance(table.get("to"), str):
         raise UsageError(f'{where}: name a channel: to = "chat:room1".')
     if action == "subscribe" and table.keys() & {"event", "payload", "type"}:
-        raise UsageError(f"{where}: a subscribe has no event, payload or type.")
+        raise UsageError(f"{where}: a subscribe cannot have an event, a payload or a type.")
     if "can" in table and "because" in table:
-        raise UsageError(f"{where}: because is the reason of a refusal.")
+        raise UsageError(f"{where}: because is only for cannot: it is the reason of a refusal.")
     persona = personas[table["as"]]
     question = AccessRequest(
         action,
@@ -207,19 +209,19 @@ def _case(table: Any, personas: Mapping[str, Persona], where: str) -> Case:
 
 
 def _payload(given: Any, where: str) -> str:
-    """A table is the payload; a text is its JSON, for what TOML cannot say."""
+    """Return the payload as JSON: a TOML table, or JSON text for what TOML cannot express."""
     if not isinstance(given, str):
         return json.dumps(given, default=str)
     try:
         json.loads(given)
     except json.JSONDecodeError as problem:
-        raise UsageError(f"{where}: payload as text is JSON: {problem}.") from problem
+        raise UsageError(f"{where}: a payload string must be JSON: {problem}.") from problem
     return given
 
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What came of a case; `failure` is empty when it passed, `explained` says why it failed."""
+    """The result of a case: `failure` is empty if it passed, `explained` has the explanation."""
 
     case: Case
     answer: Decision
@@ -229,15 +231,15 @@ class CaseResult:
 
     @property
     def passed(self) -> bool:
-        """Whether it is as the case says."""
+        """Whether the decision is the expected one."""
         return not self.failure
 
 
 def run_cases(workbench: Workbench, file: CaseFile) -> list[CaseResult]:
-    """Run the cases of a file; the database is afterwards as before.
+    """Run the cases of a file; nothing stays in the database.
 
     Raises:
-        DatabaseError: the policies or the fixtures cannot be applied, or a role cannot be had.
+        DatabaseError: policies or fixtures cannot be applied, or this login cannot become a role.
     """
     with workbench.trial():
         _prepare(workbench, file)
@@ -286,14 +288,15 @@ def _failure(case: Case, answer: Decision) -> str:
         return "" if case.because in said else f"denied, but not because {case.because}: {said}"
     if answer.reason != "denied":
         return (
-            f"{EITHER_WAY}: no policy refuses this, it is {answer}; if that is meant, write "
+            f"{EITHER_WAY}: the refusal does not come from a policy, it is {answer}; if that is "
+            "intended, write "
             f'because = "{answer.reason}"'
         )
     return ""
 
 
 def _controlled(workbench: Workbench, result: CaseResult) -> CaseResult:
-    """Repeat what may be done, now without policies."""
+    """Check an allowed case again without policies: it must now be refused."""
     if result.failure or not result.case.expected:
         return result
     if not check(workbench, result.case.question).allowed:
@@ -303,14 +306,14 @@ def _controlled(workbench: Workbench, result: CaseResult) -> CaseResult:
     )
     return replace(
         result,
-        failure=f"{EITHER_WAY}: it is allowed with all policies dropped, so none of them lets it "
-        "through",
+        failure=f"{EITHER_WAY}: it is still allowed with all policies dropped, so it does not "
+        "depend on them",
         explained=why,
     )
 
 
 def junit_xml(runs: Iterable[tuple[CaseFile, list[CaseResult]]]) -> str:
-    """Return the results in the form that continuous integration reads."""
+    """Return the results as JUnit XML, for continuous integration."""
     root = ElementTree.Element("testsuites", name="rowcast policy test")
     for file, results in runs:
         failed = sum(not result.passed for result in results)

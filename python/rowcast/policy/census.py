@@ -1,7 +1,7 @@
-"""Who is connected now: bridges are asked through the database, and what they say is forgotten.
+"""Asks bridges, through the database, which callers are subscribed to which channels.
 
-It is personal data, the claims of tokens: it is held for the length of a command, and printed are
-only the `sub` and the channel of those about whom there is something to say.
+The claims of tokens are personal data. They are held for the length of a command; only `sub` and
+channel of callers whose access changes are printed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from .personas import Persona, from_claims
 
 __all__ = ["CensusReport", "Listener", "listener_for", "take_census"]
 
-# Seconds. A bridge answers within its next read of the feed, unless the database is away from it.
+# Seconds. A bridge answers at its next read of the feed, unless it has lost the database.
 PATIENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Sessions that are subscribed to a channel with the same claims.
+    """Sessions that are subscribed to one channel with the same claims.
 
     Args:
-        who: as people know them.
+        who: the readable name of the caller.
         role: a caller role.
-        claims: JSON text of the verified token.
-        channel: a name, or a pattern.
-        sessions: how many.
+        claims: the claims of the verified token, JSON text.
+        channel: a name or a pattern.
+        sessions: the number of sessions.
     """
 
     who: str
@@ -39,13 +39,13 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class CensusReport:
-    """What the bridges have said.
+    """The answers of the bridges.
 
     Args:
-        listeners: of those that answered.
-        bridges: how many were asked.
-        answered: how many have said all.
-        left_out: subscriptions that were too many to be told.
+        listeners: the subscriptions of bridges that answered.
+        bridges: the number of bridges that were asked.
+        answered: the number of bridges that answered completely.
+        left_out: the number of subscriptions over the limit of an answer.
     """
 
     listeners: list[Listener]
@@ -55,15 +55,15 @@ class CensusReport:
 
 
 def listener_for(persona: Persona, channel: str) -> Listener:
-    """Make a listener of a persona."""
+    """Return the listener of a persona on a channel."""
     return Listener(str(persona), persona.role, persona.text, channel)
 
 
 def take_census(workbench: Workbench) -> CensusReport:
-    """Ask all bridges who is subscribed to what, and wait for their answers for a few seconds.
+    """Ask all bridges for their subscriptions, and wait a few seconds for the answers.
 
     Raises:
-        DatabaseError: the login may not ask.
+        DatabaseError: this login may not ask.
     """
     with database_errors(workbench.connection):
         request = workbench.census_ask()
@@ -84,7 +84,7 @@ def take_census(workbench: Workbench) -> CensusReport:
 
 
 def _plain(text: str) -> str:
-    """Whoever chose his `sub` himself does not write to somebody's terminal with it."""
+    """Escape control characters, so that a `sub` cannot send them to the terminal."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

@@ -1,7 +1,7 @@
-"""May somebody subscribe or publish: what the database answers, and the class of its reason.
+"""Asks a database whether a caller may subscribe or publish, and classifies the reason.
 
-A subscribe is `rowcast.check_subscribe`, a publish is `rowcast.publish_as`, as bridges call them.
-The transaction around them is rolled back.
+It calls `rowcast.check_subscribe` and `rowcast.publish_as` as bridges do, in a transaction that is
+rolled back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .database import AccessRequest, Workbench, error_sentence
 
 __all__ = ["Decision", "check", "check_times"]
 
-# Our refusals, by SQLSTATE (sql/README.md), and Postgres' for a \u0000 in JSON.
+# Refusals of rowcast by SQLSTATE (sql/README.md); 22P05 is Postgres' own for \u0000 in JSON.
 REASONS = {
     "RCN02": "invalid channel",
     "RCM01": "invalid message",
@@ -29,7 +29,7 @@ REASONS = {
 }
 SPOKEN = {
     "allowed": "",
-    "denied": "no policy lets this through",
+    "denied": "no policy allows this",
     "no channel": "no channel matches the name",
     "disabled": "the channel that governs the name is disabled",
     "invalid channel": "this is not a channel name",
@@ -39,7 +39,12 @@ SPOKEN = {
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Yes or no, the class of the reason, and what the database said.
+    """The decision of the database; true if the access is allowed.
+
+    Args:
+        allowed: whether the caller may do it.
+        reason: the class of the reason, see below.
+        detail: the message of the database.
 
     Reasons are "allowed", "denied", "no channel", "disabled", "invalid channel",
     "invalid message", "policy error" and "timeout".
@@ -59,12 +64,15 @@ class Decision:
 
     @property
     def outcome(self) -> str:
-        """What it is in the words of `rowcast.verdict`: allow, deny or error."""
+        """Return "allow", "deny" or "error", as `rowcast.verdict` does."""
         return "allow" if self.allowed else "error" if self.reason == "policy error" else "deny"
 
 
 def check(workbench: Workbench, question: AccessRequest) -> Decision:
-    """Ask the database; a trial must be under way, and the role must be one it can become."""
+    """Return the decision of the database.
+
+    The caller must be in a `Workbench.trial` and have called `Workbench.ensure_role`.
+    """
     try:
         with workbench.connection.transaction(force_rollback=True):
             if question.action == "subscribe":
@@ -82,7 +90,7 @@ def check(workbench: Workbench, question: AccessRequest) -> Decision:
 
 
 def check_times(workbench: Workbench, question: AccessRequest, repeat: int) -> tuple[float, float]:
-    """Return the median and the least of the milliseconds of a question, round trip included."""
+    """Return the median and the minimum of `repeat` checks in ms, round trips included."""
     taken = []
     for _ in range(repeat):
         begun = time.perf_counter()
@@ -97,14 +105,14 @@ def check_times(workbench: Workbench, question: AccessRequest, repeat: int) -> t
 def _of_check(workbench: Workbench, question: AccessRequest, row: dict[str, Any]) -> Decision:
     if row["allowed"]:
         return Decision(True, "allowed")
-    # For a subscription a pattern that has no row is no channel; for a person it is no name.
+    # Bridges answer "no channel" for a pattern without a row; here it is an invalid name.
     if row["error"] == "RCN02" or (
         row["channel_id"] is None and not row["error"] and not workbench.is_name(question.channel)
     ):
         return _answer("invalid channel")
     if row["error"]:
         return Decision(False, "policy error", row["error"])
-    # A pattern is judged by its own row, which is not the one that governs a name.
+    # The row of a pattern itself decides, not the one that would govern it as a name.
     enabled = row["enabled"] if "enabled" in row else workbench.enabled(question)
     return _answer("no channel" if enabled is None else "denied" if enabled else "disabled")
 

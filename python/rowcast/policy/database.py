@@ -1,7 +1,7 @@
-"""The SQL of the workbench: each statement one call, and all of it undone, whatever it did.
+"""The queries of the workbench, in transactions that are rolled back.
 
-What is asked runs as a caller role inside the functions that bridges call. A policy that writes,
-a fixture, a policy file under trial: all of it is in a transaction that is rolled back.
+Checks run as a caller role inside the functions that bridges call. Whatever a policy, a fixture or
+a policy file writes is undone with the transaction.
 """
 
 from __future__ import annotations
@@ -57,26 +57,26 @@ POLICY_TEXTS = "select object, statement from rowcast.policy_texts()"
 POLICY_CONTEXT_TEXTS = "select object, statement from rowcast.policy_context_texts()"
 LITERAL_CHANNELS = "select c.pattern from public.realtime_channels as c where rowcast.is_name(c.pattern) order by 1"  # noqa: E501
 
-# Milliseconds: as long as a bridge lets a question take, and how long it waits for a lock.
+# Milliseconds: the query timeout of a bridge, which a check has too.
 TIMEOUT = "5000"
-# While tables are locked, for everybody to be asked.
+# For checks of a dry run, during which tables are locked.
 BRIEF = "500"
-# Fixtures may be many rows.
+# For fixtures, which may have many rows.
 LONG_TIMEOUT = "60000"
 LOCK_TIMEOUT = "2000"
 
 
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
-    """May somebody with this role and these claims (JSON text) do this?
+    """A request of a caller to subscribe or publish.
 
     Args:
         action: "subscribe" or "publish".
         role: a caller role.
-        claims: JSON text of the verified token.
-        channel: a name.
-        event: of a publish.
-        payload: of a publish, JSON text.
+        claims: the claims of the verified token, JSON text.
+        channel: a channel name.
+        event: the event of a publish.
+        payload: the payload of a publish, JSON text.
         type: "message" or "broadcast".
     """
 
@@ -90,11 +90,11 @@ class AccessRequest:
 
 
 class Workbench:
-    """A connection that asks, and leaves nothing behind.
+    """A connection for checks that leave nothing behind.
 
     Args:
-        connection: of the migrating role or of the caller login; it may be in a transaction, whose
-            changes are then seen and kept.
+        connection: a connection of the migrating role or of the caller login. It may be in a
+            transaction; its changes are then visible and stay.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -102,24 +102,24 @@ class Workbench:
 
     @contextmanager
     def trial(self) -> Iterator[None]:
-        """Undo in the end whatever is done in the block, settings and roles included.
+        """Roll back everything done in the block, including settings and roles.
 
         Raises:
-            DatabaseError: the database refused what was asked in the block.
+            DatabaseError: the database refused a statement in the block.
         """
         with database_errors(self.connection), self.connection.transaction(force_rollback=True):
             self.set_timeouts()
             yield
 
     def set_timeouts(self, timeout: str = TIMEOUT) -> None:
-        """Let no statement of this transaction run or wait for long."""
+        """Set statement_timeout (milliseconds) and lock_timeout for this transaction."""
         self.connection.execute(LIMIT_TIME, [timeout, LOCK_TIMEOUT])
 
     def ensure_role(self, role: str) -> None:
-        """See to it that this login can become `role` until the trial ends.
+        """Make sure that this login can become `role` until the trial ends.
 
         Raises:
-            DatabaseError: no token may name the role, or this login has no right to become it.
+            DatabaseError: tokens may not name the role, or this login may not become it.
         """
         login = self.connection.info.user
         self._refuse_others(role)
@@ -131,15 +131,15 @@ class Workbench:
             if str(refused.diag.source_function).startswith("aclcheck"):
                 raise self._unfit() from refused
         except errors.InvalidParameterValue as unknown:
-            raise DatabaseError(f"There is no role {role} in this cluster.") from unknown
-        # Who made the role, or may make roles at all on 15, may lend it to himself.
+            raise DatabaseError(f"Role {role} does not exist in this cluster.") from unknown
+        # The creator of a role, and on 15 any role with CREATEROLE, may grant it to itself.
         names = (sql.Identifier(role), sql.Identifier(login))
         try:
             with self.connection.transaction():
                 self.connection.execute(sql.SQL("grant {} to {}").format(*names))
         except errors.InsufficientPrivilege as refused:
             raise DatabaseError(
-                f"The login {login} may not become {role}: let an administrator run: "
+                f"The login {login} may not become {role}. Ask an administrator to run: "
                 f'grant "{role}" to "{login}";'
             ) from refused
 
@@ -150,22 +150,22 @@ class Workbench:
             raise self._unfit() from refused
         if role not in roles:
             raise DatabaseError(
-                f"No token may name the role {role}: the caller roles are {', '.join(roles)} "
+                f"Tokens may not name the role {role}. The caller roles are {', '.join(roles)} "
                 "(rowcast.settings.caller_roles)."
             )
 
     def _unfit(self) -> DatabaseError:
         return DatabaseError(
-            f"The login {self.connection.info.user} may not ask the policies: name the migrating "
-            "role, or rowcast_caller, with --database-url."
+            f"The login {self.connection.info.user} may not check policies. Give the URL of the "
+            "migrating role or of rowcast_caller with --database-url."
         )
 
     def is_name(self, channel: str) -> bool:
-        """Say whether this is a channel name at all."""
+        """Say whether this is a valid channel name."""
         return bool(self._value(IS_NAME, channel))
 
     def enabled(self, question: AccessRequest) -> bool | None:
-        """Say whether the channel that governs the name is enabled; None when there is none."""
+        """Say whether the governing channel is enabled; None if no channel matches."""
         with self.connection.transaction(force_rollback=True):
             row = self.check_subscribe(question.role, [question.claims], [question.channel])[0]
         enabled: bool | None = row["enabled"]
@@ -174,36 +174,36 @@ class Workbench:
     def check_subscribe(
         self, role: str, claims: Sequence[str], channels: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """Ask `rowcast.check_subscribe`, as a bridge does."""
+        """Return the rows of `rowcast.check_subscribe`, called as bridges do."""
         return self._rows(CHECK, role, list(claims), list(channels))
 
     def publish_as(self, question: AccessRequest) -> None:
-        """Insert the message by `rowcast.publish_as`, as a bridge does.
+        """Insert the message with `rowcast.publish_as`, as bridges do.
 
         Raises:
-            psycopg.Error: it was refused.
+            psycopg.Error: the database refused it.
         """
         q = question
         values = [[q.claims], [q.channel], [q.type], [q.event], [q.payload], [None]]
         self.connection.execute(PUBLISH, [q.role, *values])
 
     def matching_channels(self, channel: str) -> list[dict[str, Any]]:
-        """Return the channels whose patterns match, the governing one first."""
+        """Return the channels whose patterns match; the first one governs the name."""
         return self._rows(MATCHING_CHANNELS, channel)
 
     def barriers(self, action: str, role: str) -> list[dict[str, Any]]:
-        """Return what decides besides the policies."""
+        """Return what decides besides the policies: role, row level security, grants."""
         return self._rows(BARRIERS, action, role)
 
     def policies(self, action: str, role: str) -> list[dict[str, Any]]:
-        """Return the policies of the table that is asked."""
+        """Return the policies of the table that the action checks."""
         return self._rows(POLICIES, action, role)
 
     def evaluate(self, question: AccessRequest, expressions: Sequence[str]) -> list[dict[str, Any]]:
-        """Evaluate expressions as the caller; one that takes too long ends all of them.
+        """Evaluate expressions as the caller.
 
         Raises:
-            psycopg.errors.QueryCanceled: it took too long.
+            psycopg.errors.QueryCanceled: one of them took too long, which ends all of them.
         """
         q = question
         with self.connection.transaction(force_rollback=True):
@@ -213,30 +213,34 @@ class Workbench:
             )  # fmt: skip
 
     def verdict(self, permissive: Sequence[bool], said: Sequence[str | None]) -> list[str]:
-        """Return which of allow, deny and error can come of it."""
+        """Return the outcomes (allow, deny, error) that these values make possible."""
         outcomes: list[str] = self._value(VERDICT, list(permissive), list(said))
         return outcomes
 
     def plan(self, question: AccessRequest, expression: str) -> Any:
-        """Return how an expression would be executed without sequential scans, or None."""
+        """Return the plan of an expression with sequential scans disabled, or None."""
         q = question
         with self.connection.transaction(force_rollback=True):
             return self._value(PLAN, q.action, q.role, q.claims, q.channel, expression)
 
     def rows_of(self, table: str) -> int:
-        """Return the estimated size of a table; -1 when it was never analysed."""
+        """Return the estimated number of rows of a table; -1 if it was never analysed."""
         rows: int = self._value(ROWS, table)
         return rows
 
     def run_sql(self, text: str, what: str) -> None:
-        """Run SQL of a team, of any number of statements, in the present transaction.
+        """Run any number of statements of a team in the current transaction.
+
+        Args:
+            text: the statements.
+            what: where they come from, for error messages.
 
         Raises:
-            DatabaseError: it failed, or tried to end the transaction; the message says where.
+            DatabaseError: a statement failed or tried to end the transaction.
         """
         if not text.strip():
             return
-        # EXECUTE refuses COMMIT, which would make all that was tried before it real.
+        # EXECUTE refuses COMMIT, which would otherwise keep everything before it.
         body = sql.SQL("begin execute {}; end").format(sql.Literal(text))
         script = sql.SQL("do {}").format(sql.Literal(body.as_string(self.connection)))
         try:
@@ -250,12 +254,12 @@ class Workbench:
             raise DatabaseError(f"{what}: {error_sentence(problem)}") from problem
 
     def run_sql_in_savepoint(self, text: str, what: str) -> None:
-        """The same in a transaction that whoever gave the connection ends as he likes."""
+        """Like `run_sql`, in a savepoint: the owner of the connection ends the transaction."""
         with self.connection.transaction():
             self.run_sql(text, what)
 
     def add_channel(self, columns: Mapping[str, Any]) -> None:
-        """Make a channel; one of this pattern that exists is changed."""
+        """Create a channel, or change the one that has this pattern."""
         names = sql.SQL(", ").join(map(sql.Identifier, columns))
         values = sql.SQL(", ").join(map(sql.Placeholder, columns))
         changes = sql.SQL(", ").join(
@@ -265,7 +269,7 @@ class Workbench:
         self.connection.execute(sql.SQL(statement).format(names, values, changes), columns)
 
     def drop_policies(self) -> None:
-        """Drop every policy of the two tables but our own."""
+        """Drop all policies of the two tables except that of rowcast."""
         for row in self._rows(POLICY_NAMES):
             policy, table = (
                 sql.Identifier(row["policyname"]),
@@ -274,21 +278,21 @@ class Workbench:
             self.connection.execute(sql.SQL("drop policy {} on {}").format(policy, table))
 
     def recheck(self) -> bool:
-        """Have bridges ask again for the clients they have; false where that is not known."""
+        """Make bridges recheck their clients; return False if this version cannot."""
         if not self._value(HAS_RECHECK):
             return False
         self._rows(RECHECK)
         return True
 
     def census_ask(self) -> UUID | None:
-        """Ask bridges who is connected; None when no bridge is running."""
+        """Ask bridges for their subscriptions; return None if no bridge is running."""
         request: UUID | None = self._value(CENSUS_ASK)
         return request
 
     def census_read(
         self, request: UUID, patience: float
     ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-        """Wait for the answers at most so many seconds, and take them.
+        """Wait up to `patience` seconds for the answers, and read them.
 
         Returns:
             The columns of `rowcast.census_wait`, and the rows of `rowcast.census_read`.
@@ -311,7 +315,7 @@ class Workbench:
         return self.connection.execute(POLICY_CONTEXT_TEXTS).fetchall()
 
     def literal_channels(self) -> list[str]:
-        """Return the channels that are names themselves."""
+        """Return the channels whose pattern is a plain name."""
         return [row["pattern"] for row in self._rows(LITERAL_CHANNELS)]
 
     def _rows(self, query: str, *parameters: Any) -> list[dict[str, Any]]:
@@ -329,7 +333,7 @@ def connect_workbench(url: str) -> Iterator[Workbench]:
     """Connect for the length of a block.
 
     Raises:
-        DatabaseError: no connection.
+        DatabaseError: the database cannot be reached.
     """
     try:
         connection = psycopg.connect(
@@ -347,10 +351,10 @@ def connect_workbench(url: str) -> Iterator[Workbench]:
 
 @contextmanager
 def database_errors(connection: Connection) -> Iterator[None]:
-    """Turn what the database refuses into sentences.
+    """Translate errors of the database into one sentence each.
 
     Raises:
-        DatabaseError: something was refused in the block.
+        DatabaseError: the database refused a statement in the block.
     """
     try:
         yield
@@ -358,7 +362,7 @@ def database_errors(connection: Connection) -> Iterator[None]:
         if "rowcast." not in str(gone):
             raise DatabaseError(error_sentence(gone)) from gone
         raise DatabaseError(
-            f"The database {connection.info.dbname} has no rowcast, or an older one: "
+            f"The database {connection.info.dbname} does not have this version of rowcast: "
             "run `rowcast migrate` first."
         ) from gone
     except psycopg.Error as problem:
@@ -366,7 +370,7 @@ def database_errors(connection: Connection) -> Iterator[None]:
 
 
 def error_sentence(problem: psycopg.Error) -> str:
-    """Say in one line what the server said."""
+    """Return message and hint of the server as one line."""
     message = " ".join(str(problem.diag.message_primary or problem).split()).rstrip(".")
     hint = problem.diag.message_hint
     return f"{message[:1].upper()}{message[1:]}." + (f" {hint}" if hint else "")

@@ -31,13 +31,13 @@ ENABLED = "select c.relrowsecurity from pg_catalog.pg_class as c where c.oid = %
 TEMP_LAST = "select set_config('search_path', current_setting('search_path') || ', pg_temp', true)"
 SCRATCH = "create temporary table {} (like {}) on commit drop"
 
-# What belongs to rowcast, and no file of a team mentions.
+# Policies of rowcast itself, which files of a team do not mention.
 OURS = {"rowcast_publisher"}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyDefinition:
-    """A policy in words of the server."""
+    """A policy with its expressions as the server deparses them."""
 
     name: str
     permissive: bool
@@ -49,7 +49,7 @@ class PolicyDefinition:
 
 @dataclass(frozen=True, slots=True)
 class TableName:
-    """A table by its full name."""
+    """A table name with its schema."""
 
     schema: str
     name: str
@@ -59,13 +59,13 @@ class TableName:
 
     @property
     def identifier(self) -> sql.Identifier:
-        """For statements."""
+        """The quoted name for statements."""
         return sql.Identifier(self.schema, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyChange:
-    """What has to be done for one policy."""
+    """The statements that change one policy."""
 
     table: TableName
     policy: str
@@ -115,14 +115,14 @@ def diff_policies(
     """Compare the policies of a table.
 
     Args:
-        table: of both.
-        live: those that stand.
-        wanted: those that the files make.
+        table: their table.
+        live: the policies of the database, by name.
+        wanted: the policies of the files, by name.
         dropped: names that the files drop.
-        prune: also drop what the files do not mention.
+        prune: whether to drop policies that the files do not mention.
 
     Returns:
-        What to do, and the names of policies that are left alone, unmentioned.
+        The changes, and the names of unmentioned policies that stay.
     """
     found: list[PolicyChange] = []
     kept: list[str] = []
@@ -143,7 +143,7 @@ def diff_policies(
 
 
 def create_policy(table: TableName, policy: PolicyDefinition) -> sql.Composed:
-    """Return the statement that makes a policy."""
+    """Return the CREATE POLICY statement of a policy."""
     kind = "permissive" if policy.permissive else "restrictive"
     return sql.SQL("create policy {} on {} as {} for {} to {}{}{}").format(
         sql.Identifier(policy.name),
@@ -159,7 +159,10 @@ def create_policy(table: TableName, policy: PolicyDefinition) -> sql.Composed:
 def _between(
     table: TableName, before: PolicyDefinition, after: PolicyDefinition
 ) -> list[sql.Composed]:
-    """ALTER POLICY changes neither kind nor command, and takes no expression away."""
+    """Return ALTER POLICY, or DROP and CREATE where that cannot express the change.
+
+    ALTER POLICY cannot change kind or command, and cannot remove an expression.
+    """
     stuck = (before.permissive, before.command) != (after.permissive, after.command)
     taken = (before.using and not after.using) or (before.check and not after.check)
     if stuck or taken:
@@ -172,12 +175,12 @@ def _between(
 
 
 def drop_policy(table: TableName, name: str) -> sql.Composed:
-    """Return the statement that drops a policy."""
+    """Return the DROP POLICY statement of a policy."""
     return sql.SQL("drop policy {} on {}").format(sql.Identifier(name), table.identifier)
 
 
 def enable_row_security(table: TableName) -> sql.Composed:
-    """Return the statement that makes policies count."""
+    """Return the statement that enables row level security."""
     return sql.SQL("alter table {} enable row level security").format(table.identifier)
 
 
@@ -188,7 +191,7 @@ def _roles(roles: Sequence[str]) -> sql.Composed:
 
 
 def _clause(template: str, expression: str | None) -> sql.Composable:
-    # The server's own text, in which a brace is a brace.
+    # The text of the server may contain braces, so it is not formatted.
     if expression is None:
         return sql.SQL("")
     before, _, after = template.partition("{}")

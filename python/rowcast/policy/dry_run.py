@@ -1,8 +1,8 @@
-"""Who would lose or gain a channel: asked before a change and after it, in a transaction that is
-undone.
+"""Finds callers that a change of policies would take a channel from, or give one to.
 
-The tables that change are locked from the first statement on until all have been asked, so for
-those who are connected, who may be many, the time to ask is limited.
+It checks them before and after the change, in a transaction that is rolled back. The change locks
+its tables until all checks have run, so the time for checks of connected callers, which may be
+many, is limited.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .statements import Script
 
 __all__ = ["AccessChange", "DryRun", "describe_changes", "dry_run"]
 
-# Questions in a statement, as bridges ask them.
+# Checks in one statement, as many as bridges use.
 BATCH = 200
-# Lines that are printed of those who lose or gain.
+# Lines printed about callers that lose or gain a channel.
 MOST = 50
 
 
 @dataclass(frozen=True, slots=True)
 class AccessChange:
-    """Whether somebody may subscribe, before and after."""
+    """Whether a listener may subscribe before and after the change."""
 
     listener: Listener
     before: bool
@@ -42,13 +42,13 @@ class AccessChange:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What would change, for whom.
+    """The effect of a change on listeners.
 
     Args:
-        difference: what the database would be made.
-        access: of those who were asked.
-        unasked: how many sessions there was no time for.
-        refused: roles this login cannot become, and why.
+        difference: the changes that `apply` would make.
+        access: one entry for each listener that was checked.
+        unasked: the number of sessions that there was no time for.
+        refused: roles that this login cannot become, with the reason.
     """
 
     difference: PolicyDiff
@@ -65,18 +65,18 @@ def dry_run(
     prune: bool,
     limit: float | None = None,
 ) -> DryRun:
-    """Apply, ask for each listener before and after, and roll back.
+    """Apply the files, check each listener before and after, and roll back.
 
     Args:
-        workbench: of the migrating role.
+        workbench: a workbench of the migrating role.
         script: the files.
-        listeners: who is asked for.
-        prune: also drop what the files do not mention.
-        limit: how many seconds the asking may take, each time; with it, who cannot be asked is
-            left out, and said to be.
+        listeners: the listeners to check.
+        prune: whether to drop policies that the files do not mention.
+        limit: seconds that each of the two rounds of checks may take. With a limit, listeners that
+            cannot be checked are counted instead of raising an error.
 
     Raises:
-        DatabaseError: a statement failed, or without a limit a role cannot be had.
+        DatabaseError: a statement failed; or, without a limit, this login cannot become a role.
     """
     with database_errors(workbench.connection), workbench.trial():
         refused: dict[str, str] = {}
@@ -101,7 +101,7 @@ def dry_run(
 
 
 def describe_changes(access: Sequence[AccessChange]) -> Iterator[str]:
-    """Say who loses or gains, a line for each person and channel, those of most sessions first."""
+    """Yield a line for each caller that loses or gains a channel, most sessions first."""
     changed: Counter[str] = Counter()
     for entry in access:
         if entry.before != entry.after:
@@ -114,13 +114,13 @@ def describe_changes(access: Sequence[AccessChange]) -> Iterator[str]:
         yield f"and {len(changed) - MOST} more"
     if access and not changed:
         number = sum(entry.listener.sessions for entry in access)
-        yield f"nobody of {number} loses or gains a channel"
+        yield f"none of {number} sessions loses or gains a channel"
 
 
 def _ask(
     workbench: Workbench, listeners: Iterable[Listener], limit: float | None
 ) -> dict[Listener, bool]:
-    """Ask until the time is up; those of the most sessions first."""
+    """Check listeners until the time is up; those with the most sessions come first."""
     until = inf if limit is None else time.monotonic() + limit
     if limit is not None:
         workbench.set_timeouts(BRIEF)
@@ -131,7 +131,7 @@ def _ask(
         try:
             found.update(zip(batch, _check(workbench, batch), strict=True))
         except psycopg.Error:
-            # It took too long: because of one of them, who must not decide for the others.
+            # One listener took too long. Check them one by one, so that it only decides for itself.
             if len(batch) > 1:
                 waiting += [[one] for one in reversed(batch)]
             else:

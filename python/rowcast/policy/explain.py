@@ -1,4 +1,4 @@
-"""Why somebody may or may not: the channel, each policy, the verdict, and what is really so."""
+"""Explains a decision: the channel, each policy, the verdict, and what the database does."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .plan_warnings import warnings
 
 __all__ = ["Explanation", "PolicyReport", "explain_access"]
 
-# What the first barrier that is in the way makes of the policies.
+# Barriers that make the database skip the policies, which allows.
 PASSES = ("row level security", "bypass")
-# Reasons for which no policy is asked at all.
+# Reasons for which policies are not evaluated at all.
 UNASKED = {"no channel", "disabled", "invalid channel", "invalid message"}
 
 
 @dataclass(slots=True)
 class PolicyReport:
-    """One policy of the table, and what it says to this caller."""
+    """One policy of the table and its value for this caller."""
 
     name: str
     permissive: bool
@@ -40,20 +40,20 @@ class PolicyReport:
 
     @property
     def counts(self) -> bool:
-        """Whether it takes part in the decision."""
+        """Whether the policy takes part in the decision."""
         return self.applies and self.expression is not None
 
     @property
     def why_not(self) -> str:
-        """Why it takes no part."""
+        """Why the policy does not take part; empty if it does."""
         if not self.applies:
             return f"does not apply: for {self.command} to {', '.join(self.roles)}"
-        return "" if self.expression is not None else "counts for nothing: it has no expression"
+        return "" if self.expression is not None else "has no effect: it has no expression"
 
 
 @dataclass(slots=True)
 class Explanation:
-    """All that was found out; `agrees` compares the verdict with reality."""
+    """The parts of an explanation; `agrees` compares the verdict with the real decision."""
 
     question: AccessRequest
     table: str
@@ -67,10 +67,10 @@ class Explanation:
 
     @property
     def agrees(self) -> bool:
-        """Whether the database does what the policies seem to say."""
+        """Whether the database decides as the policies say."""
         if self.answer.reason == "timeout":
             return any(p.error.startswith("57014") for p in self.policies)
-        # A missing grant is an error to Postgres and a refusal to the caller.
+        # A missing grant is an error for Postgres and a refusal for the caller.
         seen = {"error": "deny"}.get(self.answer.outcome, self.answer.outcome)
         return self.answer.outcome in self.verdict or (bool(self.reason) and seen in self.verdict)
 
@@ -78,7 +78,15 @@ class Explanation:
 def explain_access(
     workbench: Workbench, question: AccessRequest, *, plans: bool = True
 ) -> Explanation:
-    """Find out; a trial must be under way, and the role must be one it can become."""
+    """Explain the decision about a request.
+
+    The caller must be in a `Workbench.trial` and have called `Workbench.ensure_role`.
+
+    Args:
+        workbench: an open workbench.
+        question: the request.
+        plans: whether to look for expensive expressions, too.
+    """
     channels = [
         {**row, "governs": row["place"] == 1}
         for row in workbench.matching_channels(question.channel)
@@ -128,7 +136,7 @@ def _look(workbench: Workbench, question: AccessRequest, policy: PolicyReport, p
         lacking = str(problem)
     nodes = list(policy.tree.nodes()) if policy.tree else []
     try:
-        # Alone first: one arm that takes too long must not take the value of the whole with it.
+        # Alone first: a slow arm must not hide the value of the whole expression.
         (whole,) = workbench.evaluate(question, [policy.expression])
         policy.said, policy.ms, policy.error = whole["said"], whole["ms"], _error(whole)
         for node, row in zip(nodes, _evaluated(workbench, question, nodes), strict=True):
@@ -151,7 +159,7 @@ def _evaluated(
 def _look_at_sides(
     workbench: Workbench, question: AccessRequest, nodes: list[ExpressionNode]
 ) -> None:
-    """A comparison that is not true is understood when both sides are seen."""
+    """Evaluate both sides of comparisons that are not true, for the reader."""
     puzzling = [node for node in nodes if node.sides and node.said != "true"]
     texts = [side for node in puzzling for side in node.sides]
     if texts:
@@ -168,13 +176,13 @@ def _error(row: dict[str, Any]) -> str:
 def _decided(
     channel: str, channels: list[dict[str, Any]], barriers: list[dict[str, Any]], answer: Decision
 ) -> tuple[list[str], str]:
-    """What is decided without the policies: outcome and reason; nothing when they decide."""
+    """Return outcome and reason of a decision without policies; empty if they decide."""
     if not channels:
         return ["deny"], "no channel matches the name"
     if not channels[0]["enabled"]:
         return ["deny"], "the channel that governs the name is disabled"
     if "*" in channel and not channels[0]["wildcard"]:
-        return ["deny"], "nobody may subscribe to the pattern itself: its wildcard is false"
+        return ["deny"], "callers may not subscribe to the pattern itself: its wildcard is false"
     if answer.reason in UNASKED:
         return ["deny"], answer.detail
     for barrier in barriers:

@@ -1,4 +1,4 @@
-"""The AND, OR and NOT of a policy's expression, as a tree of expressions to evaluate one by one."""
+"""Splits a policy's expression at AND, OR and NOT into parts that are evaluated one by one."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ COMPARISONS = {"=", "<>", "<", ">", "<=", ">=", "~~", "~"}
 
 
 class UnreadableError(RowcastError):
-    """pglast does not know the grammar of an expression."""
+    """pglast cannot parse an expression."""
 
 
 @dataclass(slots=True)
 class ExpressionNode:
-    """One node: an operator over its arms, or a leaf; and what it said.
+    """One node, an operator with its arms or a leaf, and its value.
 
     Attributes:
-        operator: "AND", "OR", "NOT", or nothing for a leaf.
+        operator: "AND", "OR", "NOT", or "" for a leaf.
         text: SQL of the whole node.
-        arms: what the operator joins.
-        sides: of a leaf that compares: SQL of the left and of the right side.
-        said: "true", "false", None for NULL, "error".
+        arms: the operands.
+        sides: SQL of the left and the right side, if the leaf is a comparison.
+        said: the value: "true", "false", None for NULL, "error".
         error: SQLSTATE and message.
-        values: what the sides were.
+        values: the values of the sides.
     """
 
     operator: str
@@ -42,13 +42,13 @@ class ExpressionNode:
     values: tuple[str | None, ...] = ()
 
     def nodes(self) -> Iterator[ExpressionNode]:
-        """Yield this node and all below it."""
+        """Yield this node and all nodes below it."""
         yield self
         for arm in self.arms:
             yield from arm.nodes()
 
     def shown(self) -> Mapping[str, Any]:
-        """Return it as it stands in JSON."""
+        """Return the node as a JSON object."""
         found: dict[str, Any] = {"value": self.said, "text": self.text}
         if self.operator:
             found |= {"operator": self.operator, "arms": [arm.shown() for arm in self.arms]}
@@ -60,11 +60,11 @@ class ExpressionNode:
 
 
 def parse_tree(expression: str) -> ExpressionNode:
-    """Parse what the server deparsed.
+    """Parse an expression that the server deparsed.
 
     Raises:
         MissingExtraError: pglast is not installed.
-        UnreadableError: the server is newer than pglast, and so is the expression.
+        UnreadableError: the server is newer than pglast, and the expression uses newer syntax.
     """
     pglast = load_pglast()
     try:

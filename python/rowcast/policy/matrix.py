@@ -1,4 +1,4 @@
-"""Who may do what: personas by channels, as a table, and compared with an earlier one."""
+"""Checks all personas on all channels, prints the result as a table, and compares snapshots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ACTIONS", "Matrix", "as_csv", "as_json", "as_table", "compare", "mea
 ACTIONS = ("subscribe", "publish")
 WORDS = {"subscribe": "sub", "publish": "pub"}
 
-# persona → channel → action → "allow", or the reason of the refusal
+# persona → channel → action → "allow" or the reason of the refusal
 Matrix = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 
@@ -27,10 +27,10 @@ def measure(
     event: str,
     payload: str,
 ) -> Matrix:
-    """Ask for everybody and everything; a trial must be under way.
+    """Check each persona on each channel; the caller must be in a `Workbench.trial`.
 
     Raises:
-        DatabaseError: a role cannot be had.
+        DatabaseError: this login may not become the role of a persona.
     """
     for role in sorted({persona.role for persona in personas}):
         workbench.ensure_role(role)
@@ -51,7 +51,7 @@ def measure(
 def as_table(matrix: Matrix, *, markdown: bool) -> str:
     """Return a row for each channel and a column for each persona.
 
-    In a cell stand sub and pub for what is allowed, and ! where a policy raised an error.
+    A cell has sub and pub for what is allowed, and ! if a policy raised an error.
     """
     channels = list(dict.fromkeys(channel for row in matrix.values() for channel in row))
     rows = [["channel", *matrix]]
@@ -73,7 +73,7 @@ def _cell(answers: Mapping[str, str]) -> str:
 
 
 def as_json(matrix: Matrix) -> str:
-    """Return the matrix in the form of a snapshot: sorted, one channel a line in reviews."""
+    """Return the matrix as a snapshot: sorted and indented, so that reviews show changes."""
     return json.dumps(matrix, indent=2, sort_keys=True, ensure_ascii=False)
 
 
@@ -89,7 +89,7 @@ def as_csv(matrix: Matrix) -> str:
 
 
 def compare(before: Matrix, now: Matrix) -> list[str]:
-    """Return a line for each answer that is another one."""
+    """Return a line for each answer that differs."""
     was, is_now = _flat(before), _flat(now)
     lines = []
     for key in sorted(was.keys() | is_now.keys()):

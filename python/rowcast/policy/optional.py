@@ -1,4 +1,4 @@
-"""What the workbench needs beyond the daemon, loaded when it is needed: pglast is GPL."""
+"""Loads pglast and sqlfluff on demand. They are optional, because pglast is under the GPL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["MissingExtraError", "load_pglast", "need", "parse_expression"]
 
 
 class MissingExtraError(RowcastError):
-    """A library of the extra is not installed; the message says how to install it."""
+    """A library of the extra `policy` is not installed; the message says how to install it."""
 
 
 def need(name: str) -> Any:
@@ -44,7 +44,7 @@ def parse_expression(text: str) -> Any:
 
     Raises:
         MissingExtraError: pglast is not installed.
-        pglast.parser.ParseError: it is none.
+        pglast.parser.ParseError: it is not an expression.
     """
     (statement,) = load_pglast().parse_sql("select " + text)
     return statement.stmt.targetList[0].val

@@ -1,4 +1,4 @@
-"""Who asks: a role and the claims of a token, by name from a file or as given."""
+"""Personas: named callers, each a role with the claims of a token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFAULT_FILE = Path("policies/personas.toml")
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """Somebody: the name people call him, his role, and the claims of his token."""
+    """A caller with a readable name, a role, and the claims of its token."""
 
     name: str
     role: str
@@ -34,7 +34,7 @@ class Persona:
 
     @property
     def text(self) -> str:
-        """The claims as a bridge passes them on: JSON that also names the role."""
+        """The claims as bridges pass them to the database: JSON text that includes the role."""
         return json.dumps({**self.claims, "role": self.role}, default=str)
 
     def __str__(self) -> str:
@@ -42,10 +42,12 @@ class Persona:
 
 
 def from_claims(claims: Mapping[str, Any], role: str | None, name: str = "") -> Persona:
-    """Make a persona of claims; the role is the one given, or that of the claims.
+    """Create a persona from claims; the role is the given one, or that of the claims.
+
+    Without either it is `authenticated` if there is a `sub`, and otherwise `anon`.
 
     Raises:
-        UsageError: the role is none.
+        UsageError: the role is not a string.
     """
     chosen = role or claims.get("role") or ("authenticated" if claims.get("sub") else "anon")
     if not isinstance(chosen, str):
@@ -57,7 +59,7 @@ def read_personas(path: Path) -> dict[str, Persona]:
     """Read the personas of a file.
 
     Raises:
-        UsageError: it cannot be read, or is not what it should be.
+        UsageError: the file cannot be read, or has mistakes.
     """
     return personas_of(read_toml(path), path)
 
@@ -66,7 +68,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text())
@@ -77,10 +79,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def channels_of(document: Mapping[str, Any], path: Path) -> list[Any]:
-    """Return the list `channels` of a document, empty when there is none.
+    """Return the list `channels` of a document, empty if it is missing.
 
     Raises:
-        UsageError: it is no list.
+        UsageError: it is not a list.
     """
     channels = document.get("channels", [])
     if not isinstance(channels, list):
@@ -89,10 +91,10 @@ def channels_of(document: Mapping[str, Any], path: Path) -> list[Any]:
 
 
 def personas_of(document: Mapping[str, Any], path: Path) -> dict[str, Persona]:
-    """Return the `[personas.NAME]` tables of a document, and `anon`, who is always there.
+    """Return the `[personas.NAME]` tables of a document, and `anon`, which always exists.
 
     Raises:
-        UsageError: one of them is not as it should be.
+        UsageError: one of them has mistakes.
     """
     found = {"anon": Persona("anon", "anon", {})}
     tables = document.get("personas", {})
@@ -100,7 +102,7 @@ def personas_of(document: Mapping[str, Any], path: Path) -> dict[str, Persona]:
         raise UsageError(f"{path}: write personas as [personas.alice].")
     for name, table in tables.items():
         if not isinstance(table, dict) or table.keys() - {"role", "claims"}:
-            raise UsageError(f"{path}: persona {name} has a role and claims, and nothing else.")
+            raise UsageError(f"{path}: persona {name} may only have a role and claims.")
         claims = table.get("claims", {})
         if not isinstance(claims, dict):
             raise UsageError(f'{path}: claims of {name} are a table, like {{ sub = "alice" }}.')

@@ -1,4 +1,4 @@
-"""What a plan says about the price of a policy: no index, and functions called for each row."""
+"""Finds in a query plan what makes a policy expensive: missing indexes, calls for each row."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .optional import load_pglast, parse_expression
 
 __all__ = ["warnings"]
 
-# How plans refer to sub-plans, which is no SQL.
+# References of plans to sub-plans, which are not SQL.
 SUBPLAN = re.compile(r"\((?:hashed )?(?:Sub|Init)Plan \d+\)(?:\.col\d+)?|\$\d+")
-# Inlined away, these are what is left of our helpers, and the callers wrote those.
+# What remains of inlined helpers, and the helpers that the author of the policy wrote.
 HELPERS = {"current_setting": "auth.user_id() or the like"}
 
 
 def warnings(plan: Any, rows_of: Callable[[str], int]) -> list[str]:
-    """Return what makes an expression dear.
+    """Return sentences about what makes an expression expensive.
 
     Args:
-        plan: what `rowcast.plan_policy` returned: a sequential scan in it has no index instead.
-        rows_of: the estimated size of a table, -1 when nobody knows.
+        plan: a plan of `rowcast.plan_policy`: a sequential scan in it has no index to replace it.
+        rows_of: returns the estimated number of rows of a table, -1 if unknown.
     """
     found: list[str] = []
     for node in _nodes(plan[0]["Plan"]) if plan else ():
@@ -49,7 +49,7 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 
 def _parts(condition: str, alias: str) -> tuple[set[str], set[str]]:
-    """Columns of `alias` in a condition, and functions in it that look at no column."""
+    """Return the columns of `alias` in a condition, and calls in it that use no column."""
     pglast = load_pglast()
     ast = pglast.ast
     try:
@@ -77,7 +77,7 @@ def _parts(condition: str, alias: str) -> tuple[set[str], set[str]]:
         return inside
 
     columns_in(tree)
-    # Only the innermost name tells who calls: split_part(current_setting(…)) reads a setting.
+    # Only the innermost call names the helper: split_part(current_setting(…)) reads a setting.
     if "current_setting" in calls:
         calls = {"current_setting"} | {c for c in calls if "." in c}
     return columns, {c for c in calls if "." in c or c in HELPERS}

@@ -1,7 +1,7 @@
-"""A pytest plugin: a team tests its policies in its own suite, on its own fixtures.
+"""A pytest plugin that tests policies in a team's own suite, with its own fixtures.
 
-It is loaded by the entry point `rowcast_policies`, works with the connections of pytest-postgresql
-or with any other of psycopg, and commits nothing.
+pytest loads it by the entry point `rowcast_policies`. It works with connections of
+pytest-postgresql, or with any other psycopg connection, and commits nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Policies", "load_rowcast", "rowcast_policies"]
 def load_rowcast(
     *, host: str, port: int, user: str, dbname: str, password: str | None, **_: Any
 ) -> None:
-    """Install rowcast: for the argument `load` of the factories of pytest-postgresql."""
+    """Install rowcast; pass this as `load` to the factories of pytest-postgresql."""
     from psycopg.conninfo import make_conninfo
 
     from rowcast.install.migrate import migrate
@@ -34,10 +34,11 @@ def load_rowcast(
 
 
 class Policies:
-    """The policies of one database, asked in the transaction of a test.
+    """The policies of one database, checked in the transaction of a test.
 
     Args:
-        connection: of a superuser or of the migrating role; it sees what the test has inserted.
+        connection: a connection of a superuser or of the migrating role. Checks see what the test
+            has inserted on it.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -46,15 +47,18 @@ class Policies:
         self._workbench: Workbench = Workbench(connection)
 
     def apply(self, path: Path | str) -> None:
-        """Run a file of policies; it lives as long as the transaction of the test.
+        """Run a policy file; its effect ends with the transaction of the test.
 
         Raises:
-            DatabaseError: a statement failed; the message says where.
+            DatabaseError: a statement failed; the message names file and line.
         """
         self._workbench.run_sql_in_savepoint(Path(path).read_text(), str(path))
 
     def persona(self, role: str | None = None, **claims: Any) -> Persona:
-        """Return somebody with these claims; `authenticated` when there is a `sub`, or `anon`."""
+        """Return a caller with these claims.
+
+        Without a role it is `authenticated` if there is a `sub`, and otherwise `anon`.
+        """
         from .personas import from_claims
 
         return from_claims(claims, role)
@@ -66,12 +70,12 @@ class Policies:
         channel: str,
         event: str = "message",
         payload: Mapping[str, Any] | None = None,
-        type: str = "message",  # noqa: A002 (as the column is called)
+        type: str = "message",  # noqa: A002 (the name of the column)
     ) -> Decision:
-        """Ask as a bridge would; the answer is true when it is allowed, and says why not.
+        """Check as a bridge would; the result is true if allowed, and otherwise has a reason.
 
         Raises:
-            DatabaseError: it cannot be asked.
+            DatabaseError: the database cannot be asked, or the role cannot be used.
         """
         from .check import check
 
@@ -89,10 +93,10 @@ class Policies:
         payload: Mapping[str, Any] | None = None,
         type: str = "message",  # noqa: A002
     ) -> str:
-        """Return what `rowcast policy explain` would print.
+        """Return the text that `rowcast policy explain` prints.
 
         Raises:
-            DatabaseError: it cannot be asked.
+            DatabaseError: the database cannot be asked, or the role cannot be used.
         """
         from .explain import explain_access
         from .render import explanation_text
@@ -103,10 +107,10 @@ class Policies:
             return explanation_text(explain_access(self._workbench, question), str(persona))
 
     def run(self, path: Path | str) -> None:
-        """Run a file of cases as `rowcast policy test` does.
+        """Run a `*.test.toml` file as `rowcast policy test` does.
 
         Raises:
-            AssertionError: cases failed; the message has their explanations.
+            AssertionError: cases failed; the message explains each.
             DatabaseError: policies or fixtures cannot be applied.
         """
         from .cases import read_case_file, run_cases
@@ -134,5 +138,5 @@ class Policies:
 
 @pytest.fixture
 def rowcast_policies() -> Callable[[Connection], Policies]:
-    """Makes a `Policies` of a connection: ``policies = rowcast_policies(postgresql)``."""
+    """Return a function that makes `Policies`: ``policies = rowcast_policies(postgresql)``."""
     return Policies

@@ -1,7 +1,7 @@
-"""Recipes as a beginning: copies under a name of their own, with their cases.
+"""Copies recipes with their cases into a team's folder.
 
-Policies are renamed after the file, because two copies of one recipe would otherwise drop each
-other's.
+Policies are renamed after the new file. Otherwise two copies of one recipe would drop each other's
+policies.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Recipe:
 
     @property
     def story(self) -> str:
-        """The first sentence of the file."""
+        """The first sentence of the comment at the top of the file."""
         comment = " ".join(
             line.removeprefix("--").strip()
             for line in self.sql.partition("\n\n")[0].splitlines()
@@ -59,7 +59,7 @@ def write(name: str, template: str, folder: Path) -> tuple[Path, Path]:
     """Write ``NAME.sql`` and ``NAME.test.toml`` into a folder; return their paths.
 
     Raises:
-        UsageError: the name is none, there is no such recipe, or a file exists already.
+        UsageError: the name is not valid, the recipe does not exist, or a file exists already.
     """
     if not NAME.fullmatch(name):
         raise UsageError(
@@ -67,7 +67,7 @@ def write(name: str, template: str, folder: Path) -> tuple[Path, Path]:
         )
     known = recipes()
     if template not in known:
-        raise UsageError(f"There is no recipe {template}; there are {', '.join(known)}.")
+        raise UsageError(f"Recipe {template} does not exist; use one of {', '.join(known)}.")
     files = folder / f"{name}.sql", folder / f"{name}.test.toml"
     for path in files:
         if path.exists():

@@ -1,4 +1,4 @@
-"""An explanation in words, and as JSON."""
+"""Prints an explanation as text and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .expression_tree import ExpressionNode
 __all__ = ["explanation_json", "explanation_text"]
 
 SIDE = 60
-# The printer spells out the type of every constant.
+# pglast prints the type of every constant.
 CONSTANT = re.compile(r"CAST\(('(?:[^']|'')*') AS text\)")
 
 
@@ -89,7 +89,7 @@ def _lines(explanation: Explanation, who: str) -> Iterator[str]:
     yield f"by the policies: {' or '.join(explanation.verdict)}{_why(explanation)}"
     yield f"by the database: {explanation.answer}"
     if not explanation.agrees:
-        yield "MISMATCH: the database does not do what its policies seem to say."
+        yield "MISMATCH: the database does not decide as its policies say."
 
 
 def _policy(policy: PolicyReport) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _arm(arm: ExpressionNode, indent: str) -> Iterator[str]:
 
 def _said(said: str | None, error: str) -> str:
     if said is None:
-        return "NULL (no yes: a deny)"
+        return "NULL (not true: a deny)"
     return f"ERROR {error}" if said == "error" else said
 
 

@@ -1,6 +1,6 @@
-"""Policy files as text: statements with their places, and the comments that disable rules.
+"""Parses policy files: statements with their places, and comments that disable lint rules.
 
-The grammar is the server's own (pglast). Statements are split before they are parsed, because a
+The grammar is the server's own (pglast). Statements are split before they are parsed, because the
 parser stops at its first error, and a file may have several.
 """
 
@@ -36,10 +36,11 @@ class Statement:
     """One statement of a file, or one inside a ``do`` block.
 
     Attributes:
-        index: which top-level statement of the file it is, or stands in.
-        node: its parsed tree.
-        start: where it begins in the text of the file.
-        inside: it stands in a block, whose tree does not tell where in a line something is.
+        source: the file.
+        index: the number of the top-level statement that it is, or is inside.
+        node: the parsed tree.
+        start: its offset in the text of the file.
+        inside: whether it is inside a block, whose tree has no offsets within a line.
     """
 
     source: Source
@@ -49,7 +50,7 @@ class Statement:
     inside: bool = False
 
     def at(self, node: Any = None) -> int:
-        """Return where in the file a node of this statement begins."""
+        """Return the offset of a node of this statement in the file."""
         if self.inside or node is None:
             return self.start
         offsets = [n.location for n, _ in walk(node) if getattr(n, "location", None) is not None]
@@ -58,7 +59,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Disable:
-    """A comment ``-- rowcast:disable=CODES reason``, and the statement that it is for."""
+    """A comment ``-- rowcast:disable=CODES reason`` and the statement that it applies to."""
 
     codes: tuple[str, ...]
     reason: str
@@ -68,7 +69,7 @@ class Disable:
 
 @dataclass(frozen=True, slots=True)
 class SyntaxFault:
-    """A statement that is not SQL."""
+    """A statement that cannot be parsed."""
 
     message: str
     offset: int
@@ -76,12 +77,12 @@ class SyntaxFault:
 
 @dataclass(slots=True)
 class Source:
-    """A file: its text, and what was found in it.
+    """The text of a file and its parsed statements.
 
     Attributes:
         slices: from the first to the last token of each top-level statement.
-        ends: behind the semicolon of each.
-        lines: where lines begin.
+        ends: the offset after the semicolon of each.
+        lines: the offsets at which lines begin.
     """
 
     name: str
@@ -110,17 +111,17 @@ def find_sql_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             files = sorted(path.rglob("*.sql"))
             if not files:
-                raise UsageError(f"There is no .sql file in {path}.")
+                raise UsageError(f"{path} does not contain a .sql file.")
             found += files
         elif path.exists():
             found.append(path)
         else:
-            raise UsageError(f"There is no file {path}: name policy files, or their folder.")
+            raise UsageError(f"{path} does not exist: name policy files, or their folder.")
     return list(dict.fromkeys(found))
 
 
 def read_source(path: Path) -> Source:
-    """Split and parse a file; what is wrong with it is in its `faults`.
+    """Read and parse a file; statements that cannot be parsed are in its `faults`.
 
     Raises:
         MissingExtraError: pglast is not installed.
@@ -134,7 +135,11 @@ def read_source(path: Path) -> Source:
 
 
 def parse_source(name: str, text: str) -> Source:
-    """The same with the text of a file.
+    """Parse SQL text.
+
+    Args:
+        name: the name of the file, or of the object in a database, for findings.
+        text: the statements.
 
     Raises:
         MissingExtraError: pglast is not installed.
@@ -178,11 +183,11 @@ def walk(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[An
 
 
 def _split(tokens: Any) -> Iterator[tuple[slice, int]]:
-    """From the first to the last token of each statement, and the end of its semicolon.
+    """Yield the slice of each statement, first to last token, and the end of its semicolon.
 
-    pglast's own splitter drops what does not begin with a keyword, such as a mistyped one. A
-    semicolon within ``begin atomic … end`` is none of ours, and one inside the parentheses of a
-    rule neither; anywhere else it is taken for the end, because a parenthesis may be missing.
+    pglast's own splitter drops text that does not begin with a keyword, such as a mistyped one. A
+    semicolon within ``begin atomic … end`` or within the parentheses of a rule does not end a
+    statement. Anywhere else it does, because a parenthesis may be missing.
     """
     first: int | None = None
     words: list[str] = []
@@ -216,7 +221,7 @@ def _fault(error: Any, piece: slice) -> SyntaxFault:
 
 
 def _block(pglast: Any, statement: Statement, text: str) -> Iterator[Statement]:
-    """What a ``do`` block in plpgsql runs, as far as it is not put together at run time."""
+    """Yield the statements of a ``do`` block in plpgsql, except dynamic SQL."""
     if not isinstance(statement.node, pglast.ast.DoStmt):
         return
     try:
@@ -260,7 +265,7 @@ def _disables(source: Source, tokens: Any) -> Iterator[Disable]:
 
 
 def _owner(source: Source, offset: int) -> int | None:
-    """The statement that a comment is for: around it, before it in its line, or after it."""
+    """Return the index of the statement around a comment, before it in its line, or after it."""
     line = source.place(offset)[0]
     for index, piece in enumerate(source.slices):
         if offset < piece.stop or source.place(source.ends[index])[0] == line:

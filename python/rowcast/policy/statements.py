@@ -1,8 +1,8 @@
-"""Policy files: which statements are about policies, and what stands beside them.
+"""Reads policy files for `apply`: the policies, and the statements beside them.
 
-What a file may hold besides can run again and again, because `apply` runs it each time: functions,
+Statements beside the policies must be repeatable, because every `apply` runs them: functions,
 views, grants, comments, blocks, and tables that are created if they do not exist. Everything else
-belongs into a migration.
+belongs in a migration.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class PolicyStatement:
     Args:
         where: file and line.
         verb: "create", "alter" or "drop".
-        table: as written.
-        policy: its name.
-        node: the parsed statement; of its own for each policy.
+        table: the name of the table as written.
+        policy: the name of the policy.
+        node: the parsed statement.
     """
 
     where: str
@@ -50,12 +50,12 @@ class PolicyStatement:
     node: Any
 
     def on_scratch(self, name: str) -> str:
-        """Return the statement for a temporary table of the name of the table."""
+        """Return the statement for a temporary table called `name`."""
         pglast = load_pglast()
         table = self.node.table
         table.schemaname, table.relname = "pg_temp", name
         for reference in _references(pglast, self.node):
-            # public.t.column is the row of public.t, and the scratch table is not in public
+            # public.t.column refers to public.t, but the scratch table is not in public
             if len(reference.fields) == 3 and reference.fields[1].sval == name:
                 reference.fields = reference.fields[1:]
         return str(pglast.stream.RawStream()(self.node))
@@ -63,7 +63,13 @@ class PolicyStatement:
 
 @dataclass(frozen=True, slots=True)
 class SideStatement:
-    """What is run as it stands; `enables` is the table of an ENABLE ROW LEVEL SECURITY."""
+    """A statement beside the policies, which runs as it is written.
+
+    Args:
+        where: file and line.
+        text: the statement.
+        enables: the table, if the statement is only ENABLE ROW LEVEL SECURITY.
+    """
 
     where: str
     text: str
@@ -79,10 +85,10 @@ class Script:
 
 
 def read_script(paths: Sequence[Path]) -> Script:
-    """Read files, and of directories all ``*.sql``.
+    """Read files, and all ``*.sql`` of directories.
 
     Raises:
-        UsageError: one cannot be read or parsed, or holds what belongs into a migration.
+        UsageError: a file cannot be read or parsed, or a statement belongs in a migration.
         MissingExtraError: pglast is not installed.
     """
     policies: list[PolicyStatement] = []
@@ -128,13 +134,13 @@ def _of(pglast: Any, node: Any, text: str, where: str) -> Iterator[PolicyStateme
         yield SideStatement(where, text)
     else:
         raise UsageError(
-            f"{where}: this cannot run again and again (write CREATE OR REPLACE, IF EXISTS or "
-            "IF NOT EXISTS), or it belongs into a migration."
+            f"{where}: this statement is not repeatable. Write CREATE OR REPLACE, IF EXISTS or "
+            "IF NOT EXISTS, or move it into a migration."
         )
 
 
 def _enabled(pglast: Any, node: Any) -> tuple[str, ...]:
-    """The table of ``alter table … enable row level security``."""
+    """Return the table of ``alter table … enable row level security``, or nothing."""
     if not isinstance(node, pglast.ast.AlterTableStmt) or len(node.cmds) != 1:
         return ()
     enables = node.cmds[0].subtype == pglast.enums.AlterTableType.AT_EnableRowSecurity

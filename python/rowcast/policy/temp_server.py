@@ -1,4 +1,4 @@
-"""A PostgreSQL for the length of a test, with rowcast in it, gone afterwards."""
+"""Starts a temporary PostgreSQL with rowcast in it, for the length of a block."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DATABASE = "policies"
 
 @contextmanager
 def temporary_server() -> Iterator[str]:
-    """Yield the URL of a migrated database on a server that is started for this.
+    """Yield the URL of a migrated database on a server that exists only for the block.
 
     Raises:
-        EmbeddedError: there is no server to be had here; the message says what to do.
+        EmbeddedError: a server cannot be started here; the message says what to do.
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-policy-"))
     try:
-        home.chmod(0o711)  # as root the server is another user, and must get through
+        home.chmod(0o711)  # run by root, the server is another user and must be able to enter
         server = embedded.start(home / "data", durable=False)
         try:
             with command_database.connect(server.url()) as database:
@@ -34,6 +34,8 @@ def temporary_server() -> Iterator[str]:
             migrate(server.url(DATABASE), env={})
             yield server.url(DATABASE)
         finally:
-            embedded.stop(server, mode="immediate")  # nothing in it is worth a checkpoint
+            embedded.stop(
+                server, mode="immediate"
+            )  # its data is thrown away, so a checkpoint is not needed
     finally:
         shutil.rmtree(home)

@@ -11,7 +11,7 @@ from . import apply, check, files, lint, matrix, test
 __all__ = ["add"]
 
 ABOUT = """\
-What a team needs that writes its policies in SQL. Every sub-command has --help.
+Tools for teams that write their policies in SQL. Every sub-command has --help.
 
 example:
   rowcast policy new chat --template room_members
@@ -22,7 +22,7 @@ example:
 
 
 def add(commands: Commands) -> None:
-    """Describe the command and its sub-commands."""
+    """Add `rowcast policy` and its sub-commands to the parser."""
     summary = "Write, check and understand policies."
     parser = commands.add_parser(
         "policy",

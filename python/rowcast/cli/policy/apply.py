@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 FILES = """\
-The files hold CREATE, ALTER and DROP POLICY, and beside them what can run again: functions,
-views, grants, blocks, CREATE TABLE IF NOT EXISTS. The server says what a policy means, so
-spelling does not matter. Compared are the policies of realtime_channels, of realtime_messages and
-of the tables that the files name; those that no file mentions stay, unless --prune is given.
+The files contain CREATE, ALTER and DROP POLICY, and repeatable statements: functions, views,
+grants, blocks, CREATE TABLE IF NOT EXISTS. The server says what a policy means, so spelling does
+not matter. The command compares the policies of realtime_channels, realtime_messages and the
+tables that the files name. Policies that the files do not mention stay, unless --prune is given.
 """
 
-# Seconds that a dry run may lock tables for, to ask for those who are connected.
+# Seconds that a dry run may lock tables for while it checks connected callers.
 LOCKED = 2.0
 
 DIFF = f"""\
-Prints the fewest statements that would make the database what the files say. Nothing is changed:
+Prints the fewest statements that would make the database match the files. Nothing is changed:
 statements beside the policies are run and rolled back.
 
 {FILES}
@@ -43,13 +43,13 @@ example:
 
 APPLY = f"""\
 Runs what `rowcast policy diff` prints, in one transaction that waits for locks only briefly and
-tries again; then has the bridges ask again for the clients that are connected.
+tries again. Afterwards the bridges recheck all connected clients.
 
 {FILES}
-With --dry-run nothing is changed, and it tells who of those that are connected now would lose or
-gain a channel: all bridges are asked, for five seconds at most. With --sessions it asks for others
-instead, from a TOML file of [[session]] tables, each with as = "persona" (or role and claims) and
-channels = […]. While they are asked, the tables that change are locked.
+With --dry-run nothing is changed, and the command prints which connected callers would lose or
+gain a channel. It asks all bridges for at most five seconds. With --sessions it checks the sessions
+of a TOML file instead: [[session]] tables, each with as = "persona" (or role and claims) and
+channels = […]. The tables that change are locked during the checks.
 
 example:
   rowcast policy apply policies --dry-run
@@ -58,28 +58,38 @@ example:
 
 
 def add(commands: Commands) -> None:
-    """Describe the sub-commands."""
+    """Add `rowcast policy diff` and `rowcast policy apply` to the parser."""
     summary = "Compare policy files with the database."
     parser = command(commands, "diff", _diff, summary, DIFF)
     _add_files(parser)
     summary = "Make the policies of the database those of the files."
     parser = command(commands, "apply", _apply, summary, APPLY)
     _add_files(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print it, and change nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the changes without making them"
+    )
     parser.add_argument(
         "--sessions",
         metavar="FILE",
         type=Path,
-        help="with --dry-run: ask for these, not for clients",
+        help="with --dry-run: check these sessions, not connected clients",
     )
-    parser.add_argument("--no-census", action="store_true", help="with --dry-run: ask for nobody")
+    parser.add_argument(
+        "--no-census", action="store_true", help="with --dry-run: do not check connected clients"
+    )
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "paths", metavar="PATH", nargs="*", type=Path, help="files or directories; policies"
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        type=Path,
+        help="files or directories; ./policies by default",
     )
-    parser.add_argument("--prune", action="store_true", help="drop policies that no file mentions")
+    parser.add_argument(
+        "--prune", action="store_true", help="drop policies that the files do not mention"
+    )
     add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
 
 
@@ -101,31 +111,29 @@ def _apply(args: argparse.Namespace) -> int:
     from rowcast.policy.statements import read_script
 
     if (args.sessions or args.no_census) and not args.dry_run:
-        raise UsageError(
-            "--sessions and --no-census are about what would happen: give --dry-run, too."
-        )
+        raise UsageError("--sessions and --no-census only work with --dry-run.")
     script = read_script(args.paths or [Path("policies")])
     listeners = _listeners(args.sessions) if args.sessions else None
     with connect_workbench(workbench_url(args)) as workbench:
         if args.dry_run:
-            _rehearse(args, workbench, script, listeners)
+            _dry_run(args, workbench, script, listeners)
             return 0
         found, told = apply(workbench, script, _tell, prune=args.prune)
         _print(workbench, found)
     if not found and found.sides:
         _tell("the other statements of the files were run")
     if (found or found.sides) and not told:
-        _tell("bridges ask again within a minute for the clients that are connected")
+        _tell("bridges recheck connected clients within a minute")
     return 0
 
 
-def _rehearse(
+def _dry_run(
     args: argparse.Namespace,
     workbench: Workbench,
     script: Script,
     listeners: list[Listener] | None,
 ) -> None:
-    """Ask for the listeners of a file, or else for those that are connected."""
+    """Check the listeners of a file, or else those that are connected."""
     from rowcast.policy.census import CensusReport, take_census
     from rowcast.policy.dry_run import describe_changes, dry_run
 
@@ -141,17 +149,17 @@ def _rehearse(
     for line in describe_changes(done.access):
         print(line)
     for role, reason in done.refused.items():
-        _tell(f"nobody of role {role} was asked for: {reason}")
+        _tell(f"callers of role {role} were not checked: {reason}")
     if done.unasked:
         _tell(
-            f"{_count(done.unasked, 'session')} not asked for: the tables would have been locked "
+            f"{_count(done.unasked, 'session')} not checked: the tables would have been locked "
             f"for more than {LOCKED:.0f} seconds"
         )
 
 
 def _print_census(census: CensusReport) -> None:
     if not census.bridges:
-        print("nobody is connected: no bridge is running")
+        print("no bridge is running, so callers cannot be connected")
         return
     number = sum(listener.sessions for listener in census.listeners)
     people = len({listener.who for listener in census.listeners})
@@ -160,9 +168,11 @@ def _print_census(census: CensusReport) -> None:
         f"{_count(number, 'subscription')} of {_count(people, 'caller')}"
     )
     if census.answered < census.bridges:
-        _tell("some bridges did not answer: others may lose a channel, too")
+        _tell("some bridges did not answer: their callers may lose a channel, too")
     if census.left_out:
-        _tell(f"{census.left_out} subscriptions were too many for the bridges to tell")
+        _tell(
+            f"{census.left_out} subscriptions exceeded the limit of an answer and were not checked"
+        )
 
 
 def _count(number: int, of: str) -> str:
@@ -173,7 +183,7 @@ def _print(workbench: Workbench, found: PolicyDiff) -> None:
     for statement in found.statements():
         print(f"{statement.as_string(workbench.connection)};")
     for table, policy in found.kept:
-        _tell(f'policy "{policy}" on {table} is in no file and stays; --prune drops it')
+        _tell(f'policy "{policy}" on {table} is not in the files and stays; --prune drops it')
     if not found:
         print("the policies are the same")
 

@@ -14,11 +14,11 @@ from .options import add_request, persona_of, request_of, workbench_url
 __all__ = ["add_can", "add_explain"]
 
 CAN = """\
-Asks what a bridge would ask, with the functions that it calls, and rolls back. Prints allow or
+Checks what a bridge would check, with the functions that it calls, and rolls back. Prints allow or
 deny with the class of the reason: denied, no channel, disabled, invalid channel, invalid message,
-policy error, timeout. The login is the migrating role or rowcast_caller.
+policy error, timeout. Log in as the migrating role or as rowcast_caller.
 
-Exit codes: 0 allow, 3 deny, 1 it could not be asked, 2 wrong usage.
+Exit codes: 0 allow, 3 deny, 1 the check failed, 2 wrong usage.
 
 example:
   rowcast policy can subscribe chat:room1 --as alice
@@ -27,12 +27,12 @@ example:
 """
 
 EXPLAIN = """\
-Shows which channel governs the name and what it shadows; for each policy whether it applies, what
-it says and how long that takes, with the value of every AND, OR and NOT in it; what its plan lacks;
-and whether the database then does what the policies seem to say. Nothing is written. The login is
-the migrating role. With only psql, select * from rowcast.explain_access(…) has most of it.
+Shows which channel governs the name and which channels it shadows; for each policy whether it
+applies, its value and time, with the value of every AND, OR and NOT in it; what makes its plan
+expensive; and whether the database decides as the policies say. Nothing is written. Log in as the
+migrating role. In psql, select * from rowcast.explain_access(…) shows most of this.
 
-Exit codes: 0 explained, 1 the verdict is not what the database does, 2 wrong usage.
+Exit codes: 0 explained, 1 the database does not decide as the policies say, 2 wrong usage.
 
 example:
   rowcast policy explain subscribe chat:room1 --as alice
@@ -42,7 +42,7 @@ example:
 
 def add_can(commands: Commands) -> None:
     """Add `rowcast policy can` to the parser."""
-    parser = command(commands, "can", _can, "Say whether somebody may do something.", CAN)
+    parser = command(commands, "can", _can, "Check whether a caller may subscribe or publish.", CAN)
     add_request(parser)
     parser.add_argument(
         "--repeat", type=int, default=0, metavar="N", help="also print the median time of N checks"
@@ -51,7 +51,7 @@ def add_can(commands: Commands) -> None:
 
 def add_explain(commands: Commands) -> None:
     """Add `rowcast policy explain` to the parser."""
-    parser = command(commands, "explain", _explain, "Show why somebody may or may not.", EXPLAIN)
+    parser = command(commands, "explain", _explain, "Explain why a caller may or may not.", EXPLAIN)
     add_request(parser)
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="text by default"
@@ -63,7 +63,7 @@ def _can(args: argparse.Namespace) -> int:
     from rowcast.policy.database import connect_workbench
 
     if args.repeat < 0:
-        raise UsageError(f"--repeat {args.repeat}: use a number of checks.")
+        raise UsageError(f"--repeat {args.repeat}: use a positive number of checks.")
     asked = request_of(args, persona_of(args))
     with (
         connect_workbench(workbench_url(args, "ROWCAST_CALLER_URL")) as workbench,
@@ -94,8 +94,8 @@ def _explain(args: argparse.Namespace) -> int:
         print(explanation_text(found, str(persona)))
     if not found.agrees:
         print(
-            "rowcast: the verdict by the policies is not what the database does: "
-            "a policy is volatile, or looks at what is not in the row; please report it.",
+            "rowcast: the database does not decide as the policies say: "
+            "a policy is volatile, or depends on more than the row; please report it.",
             file=sys.stderr,
         )
     return 0 if found.agrees else 1

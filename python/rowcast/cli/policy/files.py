@@ -13,7 +13,7 @@ __all__ = ["add_new", "add_port"]
 
 NEW = """\
 Copies a recipe into NAME.sql, with policies named after it, and its cases into NAME.test.toml.
-Existing files are never overwritten. --list tells which recipes there are.
+Existing files are never overwritten. --list prints the recipes.
 
 example:
   rowcast policy new chat --template room_members
@@ -22,8 +22,9 @@ example:
 PORT = """\
 Prints policies written for realtime.channels and realtime.messages of InsForge, or for
 realtime.messages of Supabase, as policies for public.realtime_channels and
-public.realtime_messages. What cannot be said here stays as a comment with the reason, and is
-listed on standard error with what else there is to know. Statements about other tables stay.
+public.realtime_messages. A policy that cannot be ported stays as a comment with the reason. The
+reasons, and notes about the others, are printed on standard error. Statements about other tables
+stay.
 
 exit code: 0 all was ported, 1 something was not, 2 a file that is not SQL, wrong usage
 
@@ -34,25 +35,29 @@ example:
 
 def add_new(commands: Commands) -> None:
     """Add `rowcast policy new` to the parser."""
-    parser = command(commands, "new", _new, "Begin a policy file with a recipe.", NEW)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of the files, such as chat")
-    parser.add_argument("--template", metavar="RECIPE", help="which recipe; see --list")
+    parser = command(commands, "new", _new, "Create a policy file from a recipe.", NEW)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the files, such as chat")
+    parser.add_argument("--template", metavar="RECIPE", help="the recipe to copy; see --list")
     parser.add_argument(
-        "--into", type=Path, default=Path("policies"), metavar="DIR", help="folder; ./policies"
+        "--into",
+        type=Path,
+        default=Path("policies"),
+        metavar="DIR",
+        help="directory to write to; ./policies by default",
     )
-    parser.add_argument("--list", action="store_true", help="print the recipes and end")
+    parser.add_argument("--list", action="store_true", help="print the recipes and exit")
 
 
 def add_port(commands: Commands) -> None:
     """Add `rowcast policy port` to the parser."""
     parser = command(commands, "port", _port, "Rewrite policies of other systems.", PORT)
-    parser.add_argument("file", metavar="FILE", help="policies; - reads standard input")
+    parser.add_argument("file", metavar="FILE", help="the policy file; - reads standard input")
     parser.add_argument(
         "--from",
         dest="system",
         choices=("insforge", "supabase"),
         required=True,
-        help="for which system they were written",
+        help="the system that they were written for",
     )
 
 
@@ -66,14 +71,14 @@ def _new(args: argparse.Namespace) -> int:
             print(recipe.name.ljust(width), recipe.story)
         return 0
     if not args.name or not args.template:
-        raise UsageError("Name the file and the recipe: rowcast policy new chat --template open.")
+        raise UsageError("Give a name and a recipe, like: rowcast policy new chat --template open.")
     sql, cases = write(args.name, args.template, args.into)
     print(f"wrote {sql} and {cases}")
     print("next:")
-    print(f" - Read the first lines of {sql}, and change what is different with you.")
-    print(f" - Look for mistakes: rowcast policy lint {sql}")
-    print(f" - Say who can do what in {cases}, and ask: rowcast policy test {cases}")
-    print(f" - Apply it: rowcast policy apply {sql}, or put it into your own migrations.")
+    print(f" - Read the first lines of {sql}, and adapt it to your tables.")
+    print(f" - Find mistakes: rowcast policy lint {sql}")
+    print(f" - Describe in {cases} who can do what, and run: rowcast policy test {cases}")
+    print(f" - Apply it: rowcast policy apply {sql}, or copy it into your own migrations.")
     return 0
 
 

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 ABOUT = """\
-Reads policy files with the grammar of PostgreSQL and finds what lets too many through, refuses
-everybody, fails, or is slow. With --database-url it also reads the policies of a database, and asks
-rowcast.policy_lint(), which knows tables, grants and indexes.
+Parses policy files with the grammar of PostgreSQL and finds policies that allow too much, refuse
+every caller, fail, or are slow. With --database-url it also checks the policies of a database with
+the functions and views around them, and calls rowcast.policy_lint(), which knows privileges, roles
+and indexes.
 
-Paths are files or folders; ./policies where neither paths nor a database are given. A comment
+Paths are files or folders; ./policies if neither paths nor a database are given. A comment
 `-- rowcast:disable=RCL101 the reason` disables a rule for the statement below it or around it.
 
-exit code: 0 nothing of the level of --fail-on, 1 something, 2 a file that is not SQL, wrong usage
+exit code: 0 no finding at the level of --fail-on, 1 findings, 2 a file that is not SQL, wrong usage
 
 example:
   rowcast policy lint policies --fail-on error
@@ -35,26 +36,26 @@ LEVELS = ("error", "warning", "info")
 
 
 def add(commands: Commands) -> None:
-    """Describe the command."""
+    """Add `rowcast policy lint` to the parser."""
     parser = command(commands, "lint", _run, "Find mistakes in policies.", ABOUT)
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files or folders")
-    add_database_url(parser, "the owner or the bridge login, to ask the database as well")
+    add_database_url(parser, "the owner or the bridge login, to check the database as well")
     parser.add_argument(
         "--format",
         choices=("text", "json", "sarif", "github"),
         default="text",
-        help="for people, for programs, for code scanning, or for the log of GitHub's actions",
+        help="for readers, for programs, for code scanning, or for the log of GitHub Actions",
     )
     parser.add_argument(
         "--fail-on", choices=LEVELS, default="warning", help="lowest level for exit code 1"
     )
     parser.add_argument(
-        "--style", action="store_true", help="also check the form of the files with sqlfluff"
+        "--style", action="store_true", help="also check the style of the files with sqlfluff"
     )
     parser.add_argument(
-        "--style-config", action="store_true", help="print the configuration of sqlfluff and end"
+        "--style-config", action="store_true", help="print the configuration of sqlfluff and exit"
     )
-    parser.add_argument("--explain", metavar="CODE", help="explain a rule, or `all`, and end")
+    parser.add_argument("--explain", metavar="CODE", help="explain a rule, or `all`, and exit")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -104,6 +105,6 @@ def _explain(code: str) -> int:
         return 0
     rule = RULES.get(code.upper())
     if rule is None:
-        raise UsageError(f"There is no rule {code}; there are {', '.join(sorted(RULES))}.")
+        raise UsageError(f"Rule {code} does not exist; use one of {', '.join(sorted(RULES))}.")
     print(explain_rule(rule))
     return 0

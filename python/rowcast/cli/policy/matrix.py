@@ -15,13 +15,13 @@ from .options import PERSONAS, text_or_file, workbench_url
 __all__ = ["add"]
 
 ABOUT = """\
-Asks for every persona and every channel, subscribe and publish, and prints a table: sub, pub, both,
-- for neither, ! where a policy raises an error. The channels are those given, or `channels` of the
-personas' file, or those of the database that are no patterns.
+Checks subscribe and publish for every persona and every channel, and prints a table: sub, pub,
+both, - for neither, ! if a policy raises an error. The channels are those given, or `channels` of
+the personas' file, or those of the database whose pattern is a plain name.
 
---snapshot FILE keeps the answers as JSON: the first time it writes them, afterwards it prints what
-is another answer now, and --update writes them again. Kept beside the policies, its changes show in
-reviews.
+--snapshot FILE keeps the answers as JSON. The first run writes the file, later runs print the
+answers that differ, and --update writes the file again. Keep it beside the policies, so that
+reviews show what a change does.
 
 Exit codes: 0 written or the same, 4 it differs, 1 an error, 2 wrong usage.
 
@@ -32,16 +32,28 @@ example:
 
 
 def add(commands: Commands) -> None:
-    """Describe the sub-command."""
+    """Add `rowcast policy matrix` to the parser."""
     parser = command(commands, "matrix", _run, "Show who may do what.", ABOUT)
     parser.add_argument("channels", metavar="CHANNEL", nargs="*")
     parser.add_argument("--personas", metavar="FILE", type=Path, help=PERSONAS)
-    parser.add_argument("--event", default="message", help="of the publish; message by default")
-    parser.add_argument("--payload", metavar="JSON", default="{}", help="or @FILE; {} by default")
     parser.add_argument(
-        "--format", choices=("text", "markdown", "json", "csv"), default="text", help="text first"
+        "--event", default="message", help="event of the publish; message by default"
     )
-    parser.add_argument("--snapshot", metavar="FILE", type=Path, help="write it, or compare")
+    parser.add_argument(
+        "--payload",
+        metavar="JSON",
+        default="{}",
+        help="payload of the publish, or @FILE; {} by default",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("text", "markdown", "json", "csv"),
+        default="text",
+        help="text by default",
+    )
+    parser.add_argument(
+        "--snapshot", metavar="FILE", type=Path, help="write the snapshot, or compare with it"
+    )
     parser.add_argument("--update", action="store_true", help="write the snapshot again")
     add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
 
@@ -61,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     ):
         channels = args.channels or listed or workbench.literal_channels()
         if not channels:
-            raise UsageError(f"Name channels, or write channels = […] into {path}.")
+            raise UsageError(f"Give channels as arguments, or write channels = […] into {path}.")
         payload = text_or_file(args.payload)
         found = matrix.measure(workbench, personas, channels, args.event, payload)
     if args.snapshot:
@@ -85,7 +97,7 @@ def _snapshot(path: Path, found: Any, update: bool) -> int:
         reason = problem.strerror or problem
         raise UsageError(f"{path} cannot be read or written: {reason}.") from problem
     except (ValueError, AttributeError) as problem:
-        raise UsageError(f"{path} is no snapshot of a matrix: {problem}.") from problem
+        raise UsageError(f"{path} is not a snapshot of a matrix: {problem}.") from problem
     for line in lines:
         print(line)
     if before is None or update:

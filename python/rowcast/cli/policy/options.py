@@ -1,4 +1,4 @@
-"""What the sub-commands of `rowcast policy` share: who asks, what is asked, and where."""
+"""Options that sub-commands of `rowcast policy` share: the caller, the request, the database."""
 
 from __future__ import annotations
 
@@ -21,22 +21,29 @@ PERSONAS = "file of [personas.NAME] tables (policies/personas.toml by default)"
 
 
 def add_caller(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say who asks, and which database."""
-    parser.add_argument("--as", dest="persona", metavar="NAME", help="persona of the file")
+    """Add the options for the caller and the database."""
+    parser.add_argument(
+        "--as", dest="persona", metavar="NAME", help="name of a persona in the file"
+    )
     parser.add_argument("--personas", metavar="FILE", type=Path, help=PERSONAS)
     parser.add_argument("--claims", metavar="JSON", help="claims of a token, instead of a persona")
-    parser.add_argument("--role", help="caller role; by default the one of the claims")
+    parser.add_argument("--role", help="caller role; by default that of the claims")
     add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say what is asked."""
+    """Add the arguments for a request and its caller."""
     parser.add_argument("action", choices=("subscribe", "publish"))
     parser.add_argument("channel", metavar="CHANNEL")
     parser.add_argument(
-        "event", metavar="EVENT", nargs="?", help="of a publish; message by default"
+        "event", metavar="EVENT", nargs="?", help="event of a publish; message by default"
     )
-    parser.add_argument("--payload", metavar="JSON", default="{}", help="or @FILE; {} by default")
+    parser.add_argument(
+        "--payload",
+        metavar="JSON",
+        default="{}",
+        help="payload of a publish, or @FILE; {} by default",
+    )
     parser.add_argument(
         "--type", choices=("message", "broadcast"), default="message", help="message by default"
     )
@@ -47,37 +54,37 @@ def persona_of(args: argparse.Namespace) -> Persona:
     """Return the persona that the arguments name or describe.
 
     Raises:
-        UsageError: they name nobody.
+        UsageError: they do not describe exactly one persona.
     """
     from rowcast.policy import personas
 
     if args.persona and (args.claims or args.role):
-        raise UsageError("--as names a persona; --claims and --role describe one: give either.")
+        raise UsageError("Give either --as, or --claims and --role, but not both.")
     if args.persona:
         path = args.personas or personas.DEFAULT_FILE
         known = personas.read_personas(path) if args.personas or path.exists() else {}
         known = known or personas.personas_of({}, path)
         if args.persona not in known:
-            raise UsageError(f"{path} has no persona {args.persona}; it has {', '.join(known)}.")
+            raise UsageError(f"Persona {args.persona} is not in {path}; use {', '.join(known)}.")
         return known[args.persona]
     if not (args.claims or args.role):
-        raise UsageError("Say who asks: --as NAME, or --claims JSON, or --role ROLE.")
+        raise UsageError("Give the caller: --as NAME, --claims JSON, or --role ROLE.")
     claims = _json(args.claims or "{}", "--claims")
     if not isinstance(claims, dict):
-        raise UsageError('--claims is a JSON object, like {"sub": "alice"}.')
+        raise UsageError('--claims must be a JSON object, like {"sub": "alice"}.')
     return personas.from_claims(claims, args.role)
 
 
 def request_of(args: argparse.Namespace, persona: Persona) -> AccessRequest:
-    """Return what the arguments ask.
+    """Return the request that the arguments describe.
 
     Raises:
-        UsageError: the payload is no JSON, or a subscribe has an event.
+        UsageError: the payload is not JSON, or a subscribe has an event.
     """
     from rowcast.policy.database import AccessRequest
 
     if args.action == "subscribe" and args.event:
-        raise UsageError("A subscribe has no event: leave it out.")
+        raise UsageError("A subscribe does not have an event: leave it out.")
     payload = text_or_file(args.payload)
     _json(payload, "--payload")
     return AccessRequest(
@@ -92,7 +99,7 @@ def request_of(args: argparse.Namespace, persona: Persona) -> AccessRequest:
 
 
 def text_or_file(given: str) -> str:
-    """Return what is given, or what the file holds that is named with @.
+    """Return the given text, or the content of the file that it names with @.
 
     Raises:
         UsageError: the file cannot be read.
@@ -106,7 +113,7 @@ def text_or_file(given: str) -> str:
 
 
 def workbench_url(args: argparse.Namespace, *others: str) -> str:
-    """Return the database that is meant: of the migrating role, or of the other variables."""
+    """Return the URL from --database-url, ROWCAST_MIGRATE_URL or the other variables."""
     return database_url(args, "ROWCAST_MIGRATE_URL", *others)
 
 

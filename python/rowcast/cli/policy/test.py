@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 ABOUT = """\
-Runs the cases of TOML files, of a directory all *.test.toml; each asks under its real role, in a
-transaction that is rolled back. Without --database-url it starts a PostgreSQL for the length
-of the test (rowcast[dev]). A case that would pass without the policies, too, fails. A failure
-comes with its explanation.
+Runs the cases of TOML files, or of all *.test.toml in a directory. Each case is checked under its
+real role in a transaction that is rolled back. Without --database-url the command starts a
+PostgreSQL for the test (rowcast[dev]). A case fails, too, if it would also pass without the
+policies. Failures are explained.
 
-  policies = ["chat.sql"]                       the .sql of the same name when left out
+  policies = ["chat.sql"]                       the .sql of the same name by default
   channels = ["chat:*"]
   fixtures = "insert into members values ('room1', 'alice')"
   [personas.alice]
@@ -40,14 +40,18 @@ example:
 
 
 def add(commands: Commands) -> None:
-    """Describe the sub-command."""
-    parser = command(commands, "test", _run, "Run the cases that stand beside policies.", ABOUT)
+    """Add `rowcast policy test` to the parser."""
+    parser = command(commands, "test", _run, "Run the test cases of policies.", ABOUT)
     parser.add_argument(
-        "paths", metavar="PATH", nargs="*", type=Path, help="files or directories; policies"
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        type=Path,
+        help="files or directories; ./policies by default",
     )
     add_database_url(parser, "the migrating role; ROWCAST_MIGRATE_URL is not read")
     parser.add_argument("--junit", metavar="FILE", type=Path, help="also write JUnit XML")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only what fails")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only failures")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -88,7 +92,7 @@ def _print(path: str, results: list[CaseResult], quiet: bool) -> None:
 
 @contextmanager
 def _database(url: str | None) -> Iterator[str]:
-    """The database that is named; production is never meant by leaving it out."""
+    """Yield the given URL, or that of a temporary server: never production by default."""
     if url:
         yield url
         return

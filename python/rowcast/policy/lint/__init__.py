@@ -1,4 +1,4 @@
-"""`rowcast policy lint`: rules over policy files, each a function that documents itself."""
+"""The linter of `rowcast policy lint`: each rule is a function that documents itself."""
 
 from __future__ import annotations
 

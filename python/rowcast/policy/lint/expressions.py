@@ -1,4 +1,4 @@
-"""Reading the expressions of policies: which helper is called, which table a column is of."""
+"""Answers questions about expressions: which helper is called, which table a column belongs to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IDENTITY = {
     for schema in ("auth", "rowcast")
     for name in ("uid", "user_id", "jwt", "role", "email")
 }
-# What asks for the name that is being subscribed to, however many rows there are.
+# Helpers that return the name being subscribed to, for all rows; with their number of arguments.
 CONTEXT = {"rowcast.channel_name": 0, "realtime.channel_name": 0, "realtime.topic": 0} | {
     f"rowcast.{name}": 1 for name in ("segment", "segment_uuid", "segment_int")
 }
@@ -57,26 +57,26 @@ Above = tuple[Any, ...]
 
 
 def called(node: Any) -> str:
-    """Return the name of the function that a node calls, without pg_catalog; or nothing."""
+    """Return the name of the called function without pg_catalog; empty for other nodes."""
     if not isinstance(node, need("pglast.ast").FuncCall):
         return ""
     return qualified(node.funcname).removeprefix("pg_catalog.")
 
 
 def calls(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every call in a tree: name and node."""
+    """Yield name and node of every call in a tree."""
     for node, _ in walk(tree):
         if name := called(node):
             yield name, node
 
 
 def is_helper(node: Any) -> bool:
-    """It tells who asks, or for what: the same for each row of a statement."""
+    """Say whether a node identifies the caller or the channel: the same for all rows."""
     return called(node) in IDENTITY or names_channel(node)
 
 
 def names_channel(node: Any) -> bool:
-    """It asks for the name of the statement, not of the row."""
+    """Say whether a node returns the channel name of the statement, not of the row."""
     name = called(node)
     if name == "current_setting":
         return constant((node.args or (None,))[0]) in ("rowcast.channel_name", "realtime.topic")
@@ -84,17 +84,17 @@ def names_channel(node: Any) -> bool:
 
 
 def nullable(tree: Any) -> bool:
-    """A helper in it is NULL for callers without a token, or names without such a part."""
+    """Say whether a helper in a tree can be NULL, for example without a token."""
     return any(is_helper(node) for node, _ in walk(tree))
 
 
 def constant(node: Any) -> str | None:
-    """Return the text of a literal."""
+    """Return the text of a literal, or None."""
     return getattr(getattr(node, "val", None), "sval", None)
 
 
 def is_true(node: Any) -> bool:
-    """It is true whatever the row and whoever asks."""
+    """Say whether an expression is true for every row and every caller."""
     ast, enums = need("pglast.ast"), need("pglast.enums")
     if isinstance(node, ast.A_Const):
         return getattr(node.val, "boolval", False) is True
@@ -110,13 +110,13 @@ def is_true(node: Any) -> bool:
 
 
 def is_false(node: Any) -> bool:
-    """It is the constant false."""
+    """Say whether an expression is the constant false."""
     constant = isinstance(node, need("pglast.ast").A_Const)
     return constant and getattr(node.val, "boolval", None) is False
 
 
 def comparisons(tree: Any, *, deep: bool = True) -> Iterator[tuple[Any, Any, str, Above]]:
-    """Yield both sides, the operator and the ancestors of each comparison, also those of IN."""
+    """Yield left, right, operator and ancestors of each comparison, including those of IN."""
     ast, kind = need("pglast.ast"), need("pglast.enums").A_Expr_Kind
     for node, above in walk(tree):
         if isinstance(node, ast.A_Expr) and node.name[-1].sval in ("=", "<>", "<", ">", "<=", ">="):
@@ -130,7 +130,7 @@ def comparisons(tree: Any, *, deep: bool = True) -> Iterator[tuple[Any, Any, str
 
 
 def wrapped(above: Above) -> bool:
-    """It stands in a sub-select that yields one value and reads no table."""
+    """Say whether a node is inside a scalar sub-select that does not read a table."""
     ast, scalar = need("pglast.ast"), need("pglast.enums").SubLinkType.EXPR_SUBLINK
     return any(
         isinstance(node, ast.SubLink)
@@ -141,15 +141,15 @@ def wrapped(above: Above) -> bool:
 
 
 def in_subselect(above: Above) -> bool:
-    """It stands in a sub-select that reads a table."""
+    """Say whether a node is inside a sub-select that reads a table."""
     select = need("pglast.ast").SelectStmt
     return any(isinstance(node, select) and node.fromClause for node in above)
 
 
 def scopes(above: Above) -> Iterator[dict[str, str | None]]:
-    """What a name can mean at some place: relations of the sub-selects around, inmost first.
+    """Yield the relations (alias to table) of the enclosing sub-selects, innermost first.
 
-    The table of an alias is None when it is a function or a sub-select.
+    The table of an alias is None if it is a function or a sub-select.
     """
     select = need("pglast.ast").SelectStmt
     for node in reversed(above):
@@ -170,7 +170,7 @@ def _relations(items: Any) -> Iterator[tuple[str, str | None]]:
 
 
 def columns(policy: Policy) -> Iterator[tuple[tuple[str, ...], Any, Above]]:
-    """Yield the parts of each column name in the expressions, the node and its ancestors."""
+    """Yield name parts, node and ancestors of each column in the expressions of a policy."""
     column = need("pglast.ast").ColumnRef
     for node, above in policy.walk():
         if isinstance(node, column):
@@ -180,7 +180,7 @@ def columns(policy: Policy) -> Iterator[tuple[tuple[str, ...], Any, Above]]:
 def resolve(
     parts: tuple[str, ...], above: Above, policy: Policy, files: Files
 ) -> tuple[str | None, str]:
-    """Return table and column that a name means; the table is None where that is not known."""
+    """Return the table and column that a name refers to; the table is None if unknown."""
     relation = policy.table.partition(".")[2]
     *qualifier, column = parts
     for scope in scopes(above):
@@ -200,7 +200,7 @@ def resolve(
 
 
 def kind_of(node: Any, above: Above, policy: Policy, files: Files) -> str | None:
-    """Return ``uuid``, ``text`` or ``number``, as far as that can be known from the files."""
+    """Return ``uuid``, ``text`` or ``number``; None if the files do not show the type."""
     ast, enums = need("pglast.ast"), need("pglast.enums")
     if isinstance(node, ast.TypeCast):
         return None if node.typeName.arrayBounds else KINDS.get(node.typeName.names[-1].sval)

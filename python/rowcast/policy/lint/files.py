@@ -1,7 +1,7 @@
-"""What policy files say together: policies, tables, functions, views, grants.
+"""Collects what policy files define together: policies, tables, functions, views, grants.
 
-Rules ask this instead of single statements, because a table may be made in one file and get its
-policies in another.
+Rules use this instead of single statements, because one file may create a table and another its
+policies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 CHANNELS = "public.realtime_channels"
 MESSAGES = "public.realtime_messages"
 
-# The columns of the two tables that policies are written for, and what they hold.
+# The columns of the two tables that policies are written for, with their types.
 KNOWN = {
     CHANNELS: {
         "id": "uuid",
@@ -68,10 +68,10 @@ class Policy:
     """A ``create policy`` or an ``alter policy``.
 
     Attributes:
-        command: ``select``, ``insert``, ``update``, ``delete`` or ``all``; empty when an altered
+        command: ``select``, ``insert``, ``update``, ``delete`` or ``all``; empty if an altered
             policy is not created in these files.
-        roles: as written; ``public`` for everybody.
-        everybody: no TO was written, or PUBLIC.
+        roles: the roles as written; ``public`` without TO.
+        everybody: whether it is for every role: without TO, or to PUBLIC.
     """
 
     statement: Statement
@@ -87,7 +87,7 @@ class Policy:
 
     @property
     def expressions(self) -> tuple[Any, ...]:
-        """USING and WITH CHECK, as far as they are written."""
+        """USING and WITH CHECK, if they are written."""
         return tuple(e for e in (self.using, self.check) if e is not None)
 
     def walk(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -97,7 +97,7 @@ class Policy:
 
     @property
     def reads(self) -> list[tuple[str, Any]]:
-        """The tables of its sub-selects, with the node that names each."""
+        """The tables of its sub-selects, each with the node that names it."""
         ast = need("pglast.ast")
         made = {n.ctename for n, _ in self.walk() if isinstance(n, ast.CommonTableExpr)}
         return [
@@ -108,7 +108,7 @@ class Policy:
 
     @property
     def selects(self) -> bool:
-        """It decides about reading."""
+        """Whether it applies to reading."""
         return self.command in ("select", "all")
 
 
@@ -141,7 +141,7 @@ class Function:
 
     @property
     def tables(self) -> set[str]:
-        """What it reads or writes."""
+        """The tables that it reads or writes."""
         range_var = need("pglast.ast").RangeVar
         return {table_name(n) for tree in self.body for n, _ in walk(tree) if type(n) is range_var}
 
@@ -164,7 +164,7 @@ class View:
 
 @dataclass(slots=True)
 class Files:
-    """All that the files say."""
+    """Everything that the files define."""
 
     sources: tuple[Source, ...]
     policies: list[Policy] = field(default_factory=list)
@@ -177,7 +177,7 @@ class Files:
 
     @classmethod
     def of(cls, sources: Iterable[Source]) -> Files:
-        """Gather what stands in files that were read."""
+        """Collect the definitions of parsed files."""
         files = cls(tuple(sources))
         for source in files.sources:
             for statement in source.statements:
@@ -191,13 +191,13 @@ class Files:
             yield from source.statements
 
     def columns(self, table: str) -> dict[str, str] | None:
-        """Return the columns of a table with their types; None when they are not known."""
+        """Return the columns of a table with their types; None if the files do not show them."""
         if table in KNOWN:
             return KNOWN[table]
         return self.tables[table].columns if table in self.tables else None
 
     def policies_for_reading(self, table: str) -> list[Policy]:
-        """Return the policies that decide which rows of a table are seen."""
+        """Return the policies that decide which rows of a table are visible."""
         return [p for p in self.policies if p.table == table and p.selects]
 
     def functions_named(self, name: str) -> list[Function]:
@@ -283,7 +283,7 @@ class Files:
 
 
 def table_name(node: Any) -> str:
-    """Return ``schema.table``; a name without a schema is taken to be in public."""
+    """Return ``schema.table``; a name without a schema is assumed to be in public."""
     return f"{node.schemaname or 'public'}.{node.relname}"
 
 
@@ -335,7 +335,7 @@ def _function_name(names: Any) -> str:
 
 
 def _body(statement: Statement, language: str, text: str) -> Iterator[Any]:
-    """The trees inside a body that is a string; nothing where it is not SQL that we can read."""
+    """Yield the trees of a body that is a string; nothing if it cannot be parsed."""
     pglast = need("pglast")
     try:
         if language == "sql":

@@ -1,4 +1,4 @@
-"""Findings for people and for programs: text, JSON, SARIF, annotations of GitHub."""
+"""Formats findings as text, JSON, SARIF, or annotations of GitHub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GITHUB_LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "no
 
 
 def text(findings: Sequence[Finding]) -> str:
-    """One line a finding, its hint below, and a last line that counts."""
+    """Return one line per finding with its hint below, and a summary as the last line."""
     lines = []
     for finding in _open(findings):
         lines.append(f"{finding.where}: {finding.level} {finding.code} {finding.message}")
@@ -30,7 +30,7 @@ def text(findings: Sequence[Finding]) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return how many findings there are of each level."""
+    """Return the number of findings of each level."""
     shown = _open(findings)
     disabled = len(findings) - len(shown)
     tail = f" ({disabled} disabled)" if disabled else ""
@@ -46,7 +46,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    """One object: ``findings``, in the order of the text, and ``summary``, a count per level."""
+    """Return an object: ``findings`` in text order, ``summary`` with counts per level."""
     shown = _open(findings)
     listed = [
         {
@@ -67,10 +67,10 @@ def to_json(findings: Sequence[Finding]) -> str:
 
 
 def github(findings: Sequence[Finding]) -> str:
-    """Workflow commands, which GitHub shows beside the lines of a pull request.
+    """Return workflow commands, which GitHub shows beside the lines of a pull request.
 
-    The escapes are those of the toolkit: a percent sign and line ends in a message, and commas
-    and colons in a property too.
+    Escapes follow GitHub's toolkit: percent signs and line ends in messages, and also commas and
+    colons in properties.
     """
     lines = []
     for finding in _open(findings):
@@ -90,7 +90,7 @@ def github(findings: Sequence[Finding]) -> str:
 
 
 def sarif(findings: Sequence[Finding]) -> str:
-    """A SARIF 2.1.0 log; disabled findings are in it, suppressed in source with their reason."""
+    """Return a SARIF 2.1.0 log; disabled findings are suppressed in source with their reason."""
     codes = sorted({finding.code for finding in findings})
     rules = [_sarif_rule(code, RULES.get(code)) for code in codes]
     results = [_sarif_result(finding, codes.index(finding.code)) for finding in findings]
@@ -105,7 +105,7 @@ def sarif(findings: Sequence[Finding]) -> str:
 
 
 def explain_rule(rule: Rule) -> str:
-    """What a rule is about, with a snippet that breaks it and one that does not."""
+    """Return the documentation of a rule, with a snippet that breaks it and one that does not."""
     places = {"files": "in files", "database": "in a database", "psql": "by policy_lint()"}
     found = " and ".join(places[place] for place in rule.found_in)
     parts = [

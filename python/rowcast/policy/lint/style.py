@@ -1,4 +1,4 @@
-"""The form of policy files, as sqlfluff checks and mends it with the configuration shipped here."""
+"""Checks and fixes the style of policy files with sqlfluff and the shipped configuration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .findings import Finding, Level
 
 __all__ = ["style_findings", "tidy"]
 
-# Where things stand and how they are spelt. Other rules rewrite: USING becomes ON, for one.
+# Rules of layout and spelling. Other rules rewrite the SQL: for example USING becomes ON.
 FORM = "layout,capitalisation,convention.casting_style"
 
 
 def style_findings(paths: Iterable[Path]) -> Iterator[Finding]:
-    """Yield what sqlfluff finds: by its own codes, as info.
+    """Yield the findings of sqlfluff under its own codes, as info.
 
     Raises:
         MissingExtraError: sqlfluff is not installed.
@@ -39,7 +39,7 @@ def style_findings(paths: Iterable[Path]) -> Iterator[Finding]:
 
 
 def tidy(text: str) -> str:
-    """Return SQL in the form that the configuration asks for.
+    """Return SQL in the style of the configuration.
 
     Raises:
         MissingExtraError: sqlfluff is not installed.

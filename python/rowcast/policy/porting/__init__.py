@@ -1,4 +1,4 @@
-"""`rowcast policy port`: policies written for other systems, as policies of rowcast."""
+"""Rewrites policies of other systems as policies of rowcast, for `rowcast policy port`."""
 
 from __future__ import annotations
 

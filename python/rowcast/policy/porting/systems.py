@@ -1,8 +1,8 @@
-"""What the two systems call their tables and columns, and what those are here.
+"""Maps tables and columns of two other systems to those of rowcast.
 
-A rewriter changes the expression of one policy for one of our tables. What it cannot say here it
-refuses with a sentence, and the policy is not ported: a condition that is left out would open
-what it closed.
+A rewriter changes the expression of one policy for one of our tables. If it cannot express a
+condition it refuses with a sentence, and the policy is not ported: leaving the condition out would
+allow what it refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IDENTITY = {"auth.uid", "rowcast.uid"}
 
 
 class NotPortableError(RowcastError):
-    """A condition means something that there is no word for here; the message says what."""
+    """A condition cannot be expressed in rowcast; the message says which."""
 
 
 @dataclass(slots=True)
@@ -42,18 +42,18 @@ class System:
     """Rewrites expressions written for another system.
 
     Attributes:
-        files: the file, for the columns of tables that it makes.
-        remarks: sentences about what reads the same and is not.
+        files: the file, for the columns of tables that it creates.
+        remarks: sentences about parts that look the same but differ.
     """
 
     files: Files
     remarks: list[str] = field(default_factory=list)
 
     def targets(self, table: str, command: str) -> dict[str, str]:
-        """Return for which of our tables a policy is, and for which command there.
+        """Return the tables of rowcast that a policy becomes, each with its command.
 
         Raises:
-            NotPortableError: for none.
+            NotPortableError: the policy does not have a counterpart.
         """
         raise NotImplementedError
 
@@ -61,20 +61,20 @@ class System:
         """Return an expression for a policy on one of our tables.
 
         Raises:
-            NotPortableError: it means what there is no word for.
+            NotPortableError: it cannot be expressed here.
         """
         raise NotImplementedError
 
     def remark(self, sentence: str) -> None:
-        """Say something once."""
+        """Add a remark, but only once."""
         if sentence not in self.remarks:
             self.remarks.append(sentence)
 
     def own(self, node: Any, above: tuple[Any, ...], relation: str) -> str:
-        """Return the column's name if it is one of the table of the policy; or nothing.
+        """Return the name of a column if it belongs to the table of the policy, or nothing.
 
-        A bare name in a sub-select is the inner table's if that has such a column. Where nobody
-        knows that, it stays: if it meant the outer table, PostgreSQL will not find it.
+        An unqualified name in a sub-select belongs to the inner table if that has such a column. If
+        its columns are unknown the name stays: if it meant the outer table, PostgreSQL reports it.
         """
         names = parts(node)
         inner = list(scopes(above))
@@ -92,21 +92,21 @@ class System:
 class Supabase(System):
     """Supabase Realtime: one table, `realtime.messages`, for receiving and sending.
 
-    A policy there is asked with a row that nobody sent: its `extension` says whether about
-    broadcasts or about presence. Here presence follows listening, so an expression is taken as it
-    is for broadcasts.
+    Supabase evaluates a policy on a made-up row, whose `extension` says whether it is about
+    broadcasts or presence. In rowcast presence follows subscribing, so the expression is taken as
+    it is for broadcasts.
     """
 
     def targets(self, table: str, command: str) -> dict[str, str]:
         if table != "realtime.messages":
-            raise NotPortableError(f"{table} has no counterpart here.")
+            raise NotPortableError(f"{table} does not have a counterpart here.")
         found = {
             "select": {CHANNELS: "select"},
             "insert": {MESSAGES: "insert"},
             "all": {CHANNELS: "select", MESSAGES: "insert"},
         }
         if command not in found:
-            raise NotPortableError("messages are never changed or deleted by callers here.")
+            raise NotPortableError("callers never change or delete messages here.")
         return found[command]
 
     def rewrite(self, expression: Any, table: str) -> Any:
@@ -120,18 +120,18 @@ class Supabase(System):
         if shown["broadcast"].lower() == "false":
             if shown["presence"].lower() != "false":
                 raise NotPortableError(
-                    "it is about presence alone, which has no policy of its own here: whoever may "
-                    "listen to a channel sees and tracks presence there."
+                    "it is about presence alone, which does not have its own policy here: callers "
+                    "that may listen to a channel see and track presence there."
                 )
             if shown["postgres_changes"].lower() != "false":
                 raise NotPortableError(
-                    "it is about postgres_changes, which there are none of here: a table publishes "
-                    "its changes with rowcast.attach() to those who may listen to the channel."
+                    "it is about postgres_changes, which rowcast does not have: rowcast.attach() "
+                    "makes a table publish its changes to callers that may listen to the channel."
                 )
-            raise NotPortableError("it never lets a broadcast through.")
+            raise NotPortableError("it never allows a broadcast.")
         if shown["presence"] != shown["broadcast"]:
             self.remark(
-                "Presence was decided apart; here whoever may listen sees and tracks presence."
+                "Presence had its own condition; here callers that may listen see and track it."
             )
         return answers["broadcast"]
 
@@ -145,8 +145,8 @@ class Supabase(System):
                 replaced = self._column(node, name, table, extension)
             elif parts(node) in (("topic",), ("extension",)):
                 self.remark(
-                    f"{parts(node)[0]} inside a sub-select is taken for a column of the inner "
-                    "table; where it was that of realtime.messages, write its table before it."
+                    f"{parts(node)[0]} inside a sub-select is taken as a column of the inner "
+                    "table; if it was that of realtime.messages, qualify it with its table."
                 )
             return segments(replaced, table)
 
@@ -161,10 +161,10 @@ class Supabase(System):
             return literal(True)  # every channel is
         here = {"payload": "payload", "event": "event_name", "inserted_at": "created_at"}
         if name in here and table == MESSAGES:
-            self.remark(f"{name} is that of each message here; there it was not known yet.")
+            self.remark(f"{name} is that of the message here; there it was not known yet.")
             return column("realtime_messages", here[name])
         if name in (*here, "id", "updated_at"):
-            raise NotPortableError(f"{name} is not known when somebody asks to listen.")
+            raise NotPortableError(f"{name} is not known when a caller subscribes.")
         return node
 
 
@@ -175,22 +175,22 @@ class InsForge(System):
         if table == "realtime.channels":
             if command == "all":
                 self.remark(
-                    "Only listening was ported; who may make channels is decided by your grants "
-                    "and further policies on realtime_channels."
+                    "Only listening was ported; your grants and further policies on "
+                    "realtime_channels decide about creating channels."
                 )
             elif command != "select":
-                self.remark(f"Callers have no grant to {command} channels here until you give it.")
+                self.remark(f"Callers may not {command} channels here until you grant it.")
             return {CHANNELS: "select" if command == "all" else command}
         if table == "realtime.messages" and command in ("select", "insert"):
             return {MESSAGES: command}
         if table == "realtime.messages" and command == "all":
             raise NotPortableError(
-                "it is for every command: publishing and history are different questions here, "
-                "write one policy for INSERT and one for SELECT."
+                "it is for every command: publishing and history are separate here, so write one "
+                "policy for INSERT and one for SELECT."
             )
         if table == "realtime.messages":
-            raise NotPortableError("messages are never changed or deleted by callers here.")
-        raise NotPortableError(f"{table} has no counterpart here.")
+            raise NotPortableError("callers never change or delete messages here.")
+        raise NotPortableError(f"{table} does not have a counterpart here.")
 
     def rewrite(self, expression: Any, table: str) -> Any:
         relation = "channels" if table == CHANNELS else "messages"
@@ -201,7 +201,7 @@ class InsForge(System):
             name = self.own(node, above, relation)
             if name == "sender_id" and not any(map(_as_text, above[-1:])):
                 raise NotPortableError(
-                    "sender_id is text here, because not every subject is a UUID: compare it with "
+                    "sender_id is text here, because a subject need not be a UUID: compare it with "
                     "text."
                 )
             if name and len(parts(node)) > 1:
@@ -213,7 +213,7 @@ class InsForge(System):
         return transform(transform(deepcopy(expression), change), fold)
 
     def _patterns(self, node: Any, above: tuple[Any, ...]) -> None:
-        """A pattern in a comparison is one of ours: ``*`` for ``%``."""
+        """Rewrite ``%`` to ``*`` in a text that is compared with a pattern."""
         ast = need("pglast.ast")
         if not isinstance(node, ast.A_Expr) or node.name[-1].sval not in ("=", "<>"):
             return
@@ -235,7 +235,7 @@ class InsForge(System):
 
 
 def _as_text(node: Any) -> bool:
-    """``sender_id = auth.uid()``: the uuid becomes the text that sender_id is here."""
+    """Rewrite ``sender_id = auth.uid()`` to text, because sender_id is text here."""
     ast = need("pglast.ast")
     if not isinstance(node, ast.A_Expr) or node.name[-1].sval != "=":
         return False

@@ -1,4 +1,4 @@
-"""Rewriting expressions as trees: replaced parts, and what then is known to be true or false."""
+"""Rewrites expression trees, and folds parts that are then known to be true or false."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Rewrite = Callable[[Any, Above], Any]
 
 
 def transform(node: Any, change: Rewrite, above: Above = ()) -> Any:
-    """Return a tree in which `change` has replaced nodes, the inner ones first.
+    """Return a tree in which `change` has replaced nodes, inner nodes first.
 
-    The tree given is changed, too.
+    The given tree is modified.
     """
     if isinstance(node, tuple):
         return tuple(transform(element, change, above) for element in node)
@@ -49,14 +49,14 @@ def transform(node: Any, change: Rewrite, above: Above = ()) -> Any:
 
 
 def parts(node: Any) -> tuple[str, ...]:
-    """Return the parts of a column's name; nothing for another node."""
+    """Return the parts of a column name; empty for other nodes."""
     if not isinstance(node, need("pglast.ast").ColumnRef):
         return ()
     return tuple(getattr(part, "sval", "*") for part in node.fields)
 
 
 def column(*names: str) -> Any:
-    """Return a column's name as a node."""
+    """Return a column reference as a node."""
     ast = need("pglast.ast")
     return ast.ColumnRef(fields=tuple(ast.String(sval=name) for name in names))
 
@@ -79,7 +79,7 @@ def literal(value: str | bool) -> Any:
 
 
 def boolean(node: Any) -> bool | None:
-    """Return the value of a node that is the constant true or false."""
+    """Return the value of a boolean constant; None for other nodes."""
     if not isinstance(node, need("pglast.ast").A_Const) or node.isnull:
         return None
     value = getattr(node.val, "boolval", None)
@@ -87,7 +87,7 @@ def boolean(node: Any) -> bool | None:
 
 
 def text_of(node: Any) -> str | None:
-    """Return the value of a node that is a text constant, also of one that is cast to text."""
+    """Return the value of a text constant, also with a cast to text; None for other nodes."""
     ast = need("pglast.ast")
     if isinstance(node, ast.TypeCast) and node.typeName.names[-1].sval in ("text", "varchar"):
         node = node.arg
@@ -95,10 +95,10 @@ def text_of(node: Any) -> str | None:
 
 
 def fold(node: Any, above: Above) -> Any:
-    """Replace a node by what it always is; for `transform`.
+    """Replace a node by its constant value; for `transform`.
 
-    Comparisons of constants, AND, OR, NOT, EXISTS of no row, and sub-selects that only hold a
-    constant or a name.
+    It folds comparisons of constants, AND, OR, NOT, EXISTS without rows, and sub-selects that only
+    contain a constant or a name.
     """
     ast, enums = need("pglast.ast"), need("pglast.enums")
     if isinstance(node, ast.A_Expr):
@@ -156,14 +156,14 @@ def _joined(node: Any) -> Any:
 
 
 def name_of(table: str) -> Any:
-    """Return what tells the name in a policy on a table: on messages it is the row's."""
+    """Return the channel name in a policy on a table: for messages that of the row."""
     if table == MESSAGES:
         return column("realtime_messages", "channel_name")
     return call("rowcast.channel_name")
 
 
 def segments(node: Any, table: str) -> Any:
-    """Replace ``split_part(name, ':', n)``, and casts of it, by helpers that never fail."""
+    """Replace ``split_part(name, ':', n)`` and casts of it by helpers that never fail."""
     ast, enums = need("pglast.ast"), need("pglast.enums")
     if called(node) == "split_part" and len(node.args) == 3:
         name, separator, number = node.args
@@ -171,7 +171,7 @@ def segments(node: Any, table: str) -> Any:
             return call(SEGMENT, *((name,) if table == MESSAGES else ()), number)
     if isinstance(node, ast.A_Expr) and node.kind == enums.A_Expr_Kind.AEXPR_NULLIF:
         empty = isinstance(node.rexpr, ast.A_Const) and text_of(node.rexpr) == ""
-        # Where the part is missing the helper is NULL already.
+        # The helper is already NULL if the part is missing.
         return node.lexpr if called(node.lexpr) == SEGMENT and empty else node
     if isinstance(node, ast.TypeCast) and not node.typeName.arrayBounds:
         argument, kind = _unwrapped(node.arg), node.typeName.names[-1].sval
@@ -184,7 +184,7 @@ def segments(node: Any, table: str) -> Any:
 
 
 def _unwrapped(node: Any) -> Any:
-    """What a sub-select without a table yields."""
+    """Return the value of a sub-select without a table, or the node itself."""
     ast = need("pglast.ast")
     if isinstance(node, ast.SubLink) and not node.subselect.fromClause:
         targets = list(node.subselect.targetList or ())

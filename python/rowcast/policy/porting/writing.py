@@ -1,7 +1,7 @@
-"""Writing the ported file: policies anew, comments and all else as they were.
+"""Writes the ported file: new policies, with comments and all other statements unchanged.
 
-What cannot be ported stays in the file as a comment, with the sentence that says why, so that
-nobody has to compare two files to see what is missing.
+A statement that cannot be ported stays in the file as a comment with the reason, so that readers
+see what is missing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ WIDTH = 98
 
 @dataclass(frozen=True, slots=True)
 class Ported:
-    """The new file, and what was said about the old one.
+    """The new file and remarks about it.
 
     Attributes:
-        refused: why something was not ported: the name of the policy or statement, and a sentence.
-        remarks: what to know about what was.
+        text: the new file.
+        refused: one sentence per policy or statement that was not ported, with its name.
+        remarks: sentences about what differs in ported policies.
     """
 
     text: str
@@ -46,8 +47,8 @@ def port_policies(name: str, text: str, system: str) -> Ported:
     """Port the policies of a file.
 
     Args:
-        name: what to call the file in errors.
-        text: its content.
+        name: the name of the file in errors.
+        text: the content of the file.
         system: one of `SYSTEMS`.
 
     Raises:
@@ -71,7 +72,7 @@ class _Writer:
         self._listening = False
 
     def write(self) -> Ported:
-        """Go through the statements with what stands between them."""
+        """Port all statements, with the comments between them."""
         text, end = self._source.text, 0
         blocks: list[str] = []
         for statement in self._source.statements:
@@ -96,7 +97,9 @@ class _Writer:
                 return self._refuse(f"policy {policy.name!r}", str(problem), text)
         if isinstance(node, ast.AlterPolicyStmt) and node.table.schemaname == "realtime":
             return self._refuse(
-                f"policy {node.policy_name!r}", "an ALTER needs what it alters: create it.", text
+                f"policy {node.policy_name!r}",
+                "ALTER POLICY needs the policy that it alters: write CREATE POLICY.",
+                text,
             )
         if self._is_dropped(node):
             return ""
@@ -111,7 +114,7 @@ class _Writer:
             if policy.command == "all" and given is None:
                 given = policy.using
             if given is None:
-                raise NotPortableError("it has no condition.")
+                raise NotPortableError("it does not have a condition.")
             condition = self._system.rewrite(given, table)
             check = policy.check if command not in ("insert", "select") else None
             checked = self._system.rewrite(check, table) if check is not None else None
@@ -124,9 +127,9 @@ class _Writer:
     ) -> str:
         text, comment = _text(condition), ""
         if boolean(condition) is True and table == CHANNELS:
-            text = "enabled"  # a disabled channel is not listened to anyway
+            text = "enabled"  # disabled channels cannot be subscribed to anyway
         elif boolean(condition) is True:
-            comment = "-- rowcast:disable=RCL101 so it was before: everybody whom TO names\n"
+            comment = "-- rowcast:disable=RCL101 as before: every caller that TO names\n"
         name = _quoted(policy.name)
         kind = "" if policy.permissive else "as restrictive "
         roles = ", ".join(map(_quoted, policy.roles))
@@ -142,7 +145,7 @@ class _Writer:
         return f"drop policy if exists {name} on {table};\n{comment}{tidy(made).strip()}"
 
     def _is_dropped(self, node: Any) -> bool:
-        """What the new file does by itself: dropping policies, and what `migrate` has done."""
+        """Say whether a statement is not needed: the new file or `migrate` does it."""
         ast, enums = need("pglast.ast"), need("pglast.enums")
         if isinstance(node, ast.DropStmt) and node.removeType == enums.ObjectType.OBJECT_POLICY:
             return all(names[0].sval == "realtime" for names in node.objects)
@@ -159,11 +162,13 @@ class _Writer:
             return self._refuse("a grant", "`rowcast migrate` grants what callers need.", text)
         if isinstance(node, ast.CreateFunctionStmt | ast.CreatePolicyStmt | ast.DoStmt):
             self._system.remark(
-                f"A {kind} that names schema realtime was left as it is: make sure that what it "
-                "calls exists here, and give functions for messages the channel_name as argument."
+                f"A {kind} that names schema realtime was left unchanged: make sure that what it "
+                "calls exists here, and pass channel_name to functions for messages."
             )
             return f"{text};"
-        return self._refuse(f"a statement ({kind})", "it is about the other system's tables.", text)
+        return self._refuse(
+            f"a statement ({kind})", "it is about tables of the other system.", text
+        )
 
     def _refuse(self, what: str, why: str, text: str) -> str:
         self._refused.append(f"{what}: {why}")
@@ -175,17 +180,17 @@ class _Writer:
     def _all_remarks(self) -> tuple[str, ...]:
         if self._listening:
             self._system.remark(
-                "Every name needs a channel that governs it: insert its pattern into "
+                "Every name needs a channel that governs it: insert patterns into "
                 "realtime_channels."
             )
             self._system.remark(
-                "Reading history has policies of its own: see recipe history_for_subscribers."
+                "History needs its own policies: see recipe history_for_subscribers."
             )
         return tuple(self._system.remarks)
 
 
 def _comments(between: str, blocks: list[str]) -> str:
-    """What stands above a statement; a comment behind the one before stays in its line."""
+    """Return the comments above a statement; one after the previous statement stays there."""
     behind, _, above = between.partition("\n")
     if not blocks:
         return between.strip("\n")
@@ -195,7 +200,7 @@ def _comments(between: str, blocks: list[str]) -> str:
 
 
 def _text(condition: Any) -> str:
-    """An expression as SQL, the arms of its first AND or OR each in a line."""
+    """Return an expression as SQL, each arm of its top AND or OR on its own line."""
     printer, ast = need("pglast.stream").RawStream, need("pglast.ast")
     kinds = need("pglast.enums").BoolExprType
     if not isinstance(condition, ast.BoolExpr) or condition.boolop == kinds.NOT_EXPR:
