@@ -1,7 +1,7 @@
--- Authenticated only: whoever has a token with a subject may listen and publish on every enabled
--- channel; the anonymous key may do neither. For teams in which everybody may see everything.
--- Lets through: all channels, also those made tomorrow. Mark the exceptions with another recipe.
--- Cost: nothing to look up.
+-- Authenticated only: callers whose token has a subject may listen and publish on every enabled
+-- channel; the anonymous key may do neither. For teams in which every user may see everything.
+-- Allows: all channels, including future ones. Restrict exceptions with another recipe.
+-- Cost: no lookup.
 
 drop policy if exists authenticated_only_subscribe on public.realtime_channels;
 create policy authenticated_only_subscribe on public.realtime_channels

@@ -1,8 +1,8 @@
--- Members: who stands in channel_members may publish to the channel. A membership is for a channel
--- row, so it holds for every name that the row governs: give each room a row of its own, or compare
+-- Members: users in channel_members may publish to the channel. A membership belongs to a channel
+-- row, so it covers every name that the row governs: give each room its own row, or compare
 -- rowcast.segment(channel_name, 2) with a table of rooms instead.
--- Lets through: publishing by members. Take another recipe for who may listen.
--- Cost: one probe of the primary key per message.
+-- Allows: publishing by members. Add another recipe for listening.
+-- Cost: one primary key lookup per message.
 
 do $$
 begin
@@ -17,7 +17,7 @@ begin
 end;
 $$;
 
--- The policy below reads the table with the rights of the caller, who sees himself alone.
+-- The policy below reads the table with the rights of the caller, and callers see only their rows.
 grant select on public.channel_members to anon, authenticated;
 
 drop policy if exists "Users can see their own memberships" on public.channel_members;

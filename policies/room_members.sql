@@ -1,9 +1,9 @@
--- Room members: `chat:{room}` is for those who stand in room_members with that room. They may
--- listen and publish; who is added may do so at once, who is removed loses the room at the next
--- check, within a minute. One channel row serves all rooms, however many:
+-- Room members: users in room_members may listen and publish to `chat:{room}` of their rooms. A new
+-- member may do so at once; a removed member loses the room at the next check, within a minute. One
+-- channel row serves any number of rooms:
 -- insert into realtime_channels (pattern) values ('chat:*');
--- Lets through: members, to their rooms. Add history_for_subscribers to let them read back.
--- Cost: one probe of the primary key per question and per message.
+-- Allows: members, in their rooms. Add history_for_subscribers to let them read past messages.
+-- Cost: one primary key lookup per check and per message.
 
 do $$
 begin
@@ -18,7 +18,7 @@ begin
 end;
 $$;
 
--- The policies below read the table with the rights of the caller, who sees himself alone.
+-- The policies below read the table with the rights of the caller, and callers see only their rows.
 grant select on public.room_members to authenticated;
 
 drop policy if exists room_members_own on public.room_members;

@@ -1,9 +1,9 @@
--- Tenant claim: whoever has a token of a tenant may listen to and publish on every enabled channel
--- below `tenant:{tenant}`, and on no other tenant's. The tenant is the claim `tenant`, which your
--- issuer must set; never take it from user_metadata, which users write themselves.
+-- Tenant claim: callers with a token of a tenant may listen to and publish on every enabled channel
+-- below `tenant:{tenant}`, but not on those of other tenants. The tenant is the claim `tenant`,
+-- which your issuer must set; never take it from user_metadata, which users can write themselves.
 -- insert into realtime_channels (pattern) values ('tenant:*:**');
--- Lets through: all colleagues, to all channels of the tenant. Without the claim nobody.
--- Cost: nothing to look up; the claims are read once per question.
+-- Allows: all users of a tenant, on all its channels. Callers without the claim are refused.
+-- Cost: no lookup; the claims are read once per check.
 
 drop policy if exists tenant_claim_subscribe on public.realtime_channels;
 create policy tenant_claim_subscribe on public.realtime_channels

@@ -1,9 +1,9 @@
--- User topics: `user:alice`, `user:alice:inbox` and whatever lies below are alice's alone. She may
--- listen to them and publish to them, from any device; everybody else goes through SQL, such as a
--- trigger that notifies her. Make the channels once, for all users:
+-- User topics: `user:alice`, `user:alice:inbox` and all names below them belong to alice. Only she
+-- may listen to them and publish to them, from any device; others go through SQL, such as a trigger
+-- that notifies her. Create the channels once, for all users:
 -- insert into realtime_channels (pattern) values ('user:*'), ('user:*:**');
--- Lets through: one subject per name; without a subject nobody.
--- Cost: nothing to look up, the name and the token tell.
+-- Allows: one subject per name; callers without a subject are refused.
+-- Cost: no lookup; the name and the token decide.
 
 drop policy if exists user_topics_subscribe on public.realtime_channels;
 create policy user_topics_subscribe on public.realtime_channels

@@ -72,7 +72,7 @@ def test_the_cases_of_a_recipe_hold(tx: Connection, recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", policy_files(), ids=lambda path: path.stem)
 def test_a_recipe_tells_its_story_and_its_cost(recipe: Path) -> None:
     head = recipe.read_text().partition("\n\n")[0]
-    assert "-- Lets through: " in head
+    assert "-- Allows: " in head
     assert "Cost: " in head
 
 
