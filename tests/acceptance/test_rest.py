@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from rowcast.bridge.rest.handlers import Handlers
+from rowcast.bridge.rest.calls import Calls
 from rowcast.bridge.rest.routes import BASE, ROUTES
 from support import pg
 from support.bridge_process import Daemon, daemon, open_bridge, open_channels, token
@@ -153,7 +153,7 @@ def test_a_refused_body_is_explained(bridge: Daemon, body: bytes, words: tuple[s
         ("limit=1001", "$.limit"),
         ("limit=", "$.limit"),
         ("limit=ten", "$.limit"),
-        ("limit=1&limit=2", "limit is there twice"),
+        ("limit=1&limit=2", "limit is given twice"),
         ("offset=-1", "$.offset"),
         ("since=yesterday", "$.since"),
         ("since=2024-01-15T10:30:00", "$.since"),
@@ -485,8 +485,8 @@ def test_every_route_has_a_handler_and_a_place_in_the_document(bridge: Daemon) -
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     }
-    assert described == {(route.method, route.path, route.does) for route in ROUTES}
-    assert all(callable(getattr(Handlers, route.does)) for route in ROUTES)
+    assert described == {(route.method, route.path, route.name) for route in ROUTES}
+    assert all(callable(getattr(Calls, route.name)) for route in ROUTES)
 
 
 def test_pages_of_any_origin_are_allowed_by_default(bridge: Daemon) -> None:

@@ -84,7 +84,11 @@ def test_the_table_of_events_is_that_of_the_code() -> None:
 
 def test_the_table_of_routes_is_that_of_the_code() -> None:
     assert table("python/docs/rest.md", "REST") == [
-        [f"`{r.method} {r.path}`", "administrators" if r.admin else "everybody", r.about]
+        [
+            f"`{r.method} {r.path}`",
+            "administrators" if r.admin else "callers, administrators",
+            r.about,
+        ]
         for r in ROUTES
     ]
 

@@ -30,8 +30,7 @@ from .http.websocket import Sockets
 from .hub import Hub
 from .model import Message
 from .node import Node
-from .phoenix.broadcast import Broadcasts
-from .phoenix.door import PhoenixDoor
+from .phoenix.door import Broadcasts, PhoenixDoor
 from .port import BACKLOG, listen, url_of
 from .presence.attendance import Attendance
 from .presence.audience import Audience
@@ -39,8 +38,7 @@ from .presence.members import Tracking
 from .presence.updates import Presence
 from .replay import Replays
 from .requests import Requests
-from .rest.calls import Administration
-from .rest.handlers import Handlers
+from .rest.calls import Calls
 from .rest.server import Rest
 from .resume_handles import ResumeHandles
 from .revocation import Rechecks
@@ -90,7 +88,6 @@ class _Bridge:
         )
         sender = Sender(Guard(settings.webhook_allow_cidrs), settings.webhook_timeout)
         self.outbox = Outbox(self.database, sender, settings)
-        administration = Administration(self.database)
         access = Access(self.database, settings)
         replays = Replays(self.database, settings, self.hub, self.feed)
         facts = self.database.facts
@@ -122,11 +119,11 @@ class _Bridge:
         )
         self.sockets = Sockets(settings, self.hub, requests)
         phoenix = PhoenixDoor(self.sockets, verifier, self.handles)
-        handlers = Handlers(administration, access, facts)
-        self.rest = Rest(settings, verifier, handlers)
-        broadcasts = Broadcasts(self.rest, handlers)
-        socketio = SocketIODoor(settings, self.sockets, requests, self.rest)
-        self.doors = (self.rest, self.sockets, phoenix, broadcasts, socketio)
+        calls = Calls(self.database, access)
+        rest = Rest(settings, verifier, calls)
+        broadcasts = Broadcasts(settings, rest, calls)
+        socketio = SocketIODoor(settings, self.sockets, requests)
+        self.doors = (rest, self.sockets, phoenix, broadcasts, socketio)
         self._frozen = FREEZE_FROM
 
     async def deliver(
@@ -242,7 +239,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] | None = Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
-        build(bridge.doors, bridge.sockets, bridge.rest, bridge.feed, max_body=settings.max_frame),
+        build(settings, bridge.doors, bridge.sockets, bridge.feed),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=1,

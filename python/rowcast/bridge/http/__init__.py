@@ -1,4 +1,4 @@
-"""The HTTP server: routes, WebSockets, static files."""
+"""The HTTP application: doors, WebSockets, responses, health and static files."""
 
 from __future__ import annotations
 

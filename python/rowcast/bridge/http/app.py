@@ -1,4 +1,4 @@
-"""The routes of the daemon."""
+"""The HTTP application: the routes of all doors, health, metrics and static files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from rowcast.bridge.feed import Feed
-from rowcast.bridge.rest.problems import problem
-from rowcast.bridge.rest.server import Rest
+from rowcast.config import Settings
+from rowcast.errors import Refusal
 from rowcast.observe import exposition
 
+from .responses import add_cors, problem
 from .websocket import Sockets
 
-__all__ = ["build"]
+__all__ = ["Door", "build"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Pages of any origin may load the client; it is public.
+# The client is public: pages of any origin may load it.
 WEB_FILES = {
     "/": ("index.html", "text/html"),
     "/client.js": ("client.js", "text/javascript"),
@@ -29,39 +30,38 @@ WEB_FILES = {
 
 
 class Door(Protocol):
-    """A group of routes."""
+    """A group of routes for one kind of client."""
 
     def install(self, router: web.UrlDispatcher) -> None:
         """Add the routes."""
 
 
 def build(
-    doors: Iterable[Door], sockets: Sockets, rest: Rest, feed: Feed, *, max_body: int
+    settings: Settings, doors: Iterable[Door], sockets: Sockets, feed: Feed
 ) -> web.Application:
     """Build the application.
 
     Args:
-        doors: their routes are served.
+        settings: allowed origins, and the largest body of a request.
+        doors: serve the clients.
         sockets: the WebSockets of all doors; while they drain, the server is not ready.
-        rest: the REST door, which says which pages may read an answer.
-        feed: while it does not read, the server is not ready.
-        max_body: bytes of a request's body.
+        feed: reads the database; while it cannot, the server is not ready.
     """
-    app = web.Application(middlewares=[_problems(rest)], client_max_size=max_body)
+    app = web.Application(middlewares=[_json_errors(settings)], client_max_size=settings.max_frame)
     for door in doors:
         door.install(app.router)
     for path, (name, kind) in WEB_FILES.items():
         app.router.add_get(path, _file(name, kind))
 
     async def livez(_request: web.Request) -> web.Response:
-        # Never asks the database: an outage of it must not become a restart loop of ours.
+        # Never asks the database: its outage must not become a restart loop of the bridge.
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
         if sockets.draining:
-            return problem("unavailable", "The server is going away.")
+            return problem(Refusal("unavailable", "The server is going away."))
         if not feed.up.is_set():
-            return problem("unavailable", "The database cannot be reached.")
+            return problem(Refusal("unavailable", "The database cannot be reached."))
         return web.Response(text="ok\n")
 
     async def metrics(_request: web.Request) -> web.Response:
@@ -83,20 +83,22 @@ def _file(name: str, kind: str) -> Handler:
     return handle
 
 
-def _problems(rest: Rest) -> Middleware:
-    """What the router refuses by itself is answered in JSON, too, and pages may read it."""
+def _json_errors(settings: Settings) -> Middleware:
+    """Answer in JSON, with CORS headers, what the router refuses by itself."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except web.HTTPNotFound:
-            response = problem("not_found", f"There is nothing at {request.path}.")
+            refusal = Refusal("not_found", f"There is nothing at {request.path}.")
+            response = problem(refusal)
         except web.HTTPMethodNotAllowed as error:
-            response = problem(
-                "method_not_allowed", f"{request.path} does not take {request.method}."
+            refusal = Refusal(
+                "method_not_allowed", f"{request.path} does not support {request.method}."
             )
+            response = problem(refusal)
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        return rest.shared(request, response)
+        return add_cors(request, response, settings.allowed_origins)
 
     return middleware

@@ -1,4 +1,4 @@
-"""WebSockets: bytes in and out of a session."""
+"""WebSockets of all doors: bytes in and out of sessions, and the drain at shutdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from aiohttp import WSMsgType, web
 
 from rowcast.bridge.hub import Hub
 from rowcast.bridge.requests import Requests
-from rowcast.bridge.rest.problems import problem
 from rowcast.bridge.session import Session
 from rowcast.bridge.wire.native import NATIVE
 from rowcast.bridge.wire.protocol import Status, Wire
@@ -22,25 +21,29 @@ from rowcast.config import Settings
 from rowcast.errors import CLOSE, Refusal
 from rowcast.observe import observe
 
+from .responses import problem
+
 __all__ = ["SocketPipe", "Sockets"]
 
 Pong: TypeAlias = Callable[[Session, bytes], None]
 
-# A client that closes in order (RFC 6455, section 7.4.1): done, or no code at all. A page that
-# is left says 1001, also when it is only loaded again.
+# Close codes of a client that does not come back (RFC 6455, section 7.4.1): done, or without a
+# code. A page that the user leaves closes with 1001, also when it is only reloaded.
 GOODBYE = {1000, 1005}
 LINGER_ABORT = struct.pack("ii", 1, 0)
-# Clients sent away per second, if that takes at most this share of the drain; in steps of seconds.
-LEAVE_RATE = 500
-LEAVE_SHARE = 0.8
-LEAVE_STEP = 0.01
-LONGEST_PAUSE = 30.0
-BURST = 256
+LEAVE_RATE = 500  # clients closed per second of a drain; more if LEAVE_SHARE demands it
+LEAVE_SHARE = 0.8  # of the drain's time, within which all closes are sent
+LEAVE_STEP = 0.01  # seconds; shorter waits are skipped
+LONGEST_PAUSE = 30.0  # seconds that a short drain may add to the pause before a reconnect
+BURST = 256  # clients told before other tasks run
 
 
 class SocketPipe:
-    """A session's way to its client: frames go to the transport as they are, because the
-    library's writer would build each of them again for every client."""
+    """A session's pipe to its client (see `session.Pipe`).
+
+    Frames are written to the transport as they are, because aiohttp's writer would build each of
+    them again for every client.
+    """
 
     def __init__(self, request: web.Request, response: web.WebSocketResponse, grace: float) -> None:
         self._transport = request.transport
@@ -75,8 +78,8 @@ class SocketPipe:
             await self._closing
 
     def abort(self) -> None:
-        """Reset what is still open. Without the linger option the kernel would go on keeping
-        megabytes for a client that does not read."""
+        """Reset the connection if it is still open. Without the linger option the kernel would
+        keep megabytes for a client that does not read."""
         if self._transport is None or self._transport.is_closing():
             return
         raw = self._transport.get_extra_info("socket")
@@ -87,12 +90,12 @@ class SocketPipe:
 
 
 class Sockets:
-    """WebSockets of all doors, and the native door itself, `/realtime`.
+    """Serves the WebSockets of all doors, and is the native door itself, `/realtime`.
 
     Args:
         settings: limits and allowed origins.
-        hub: to count clients.
-        requests: what handles their frames.
+        hub: has all sessions.
+        requests: executes the clients' operations.
     """
 
     def __init__(self, settings: Settings, hub: Hub, requests: Requests) -> None:
@@ -100,7 +103,7 @@ class Sockets:
         self._hub = hub
         self._requests = requests
         self.draining = False
-        self._open = 0  # also those whose clients have not answered the close yet
+        self._open = 0  # connections, until clients have answered the close
         self._emptied = asyncio.Event()
         self._emptied.set()
 
@@ -110,9 +113,8 @@ class Sockets:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one client of the native wire until it is gone."""
-        refusal = self.refusal(request)
-        if refusal is not None:
-            return problem(refusal.code, str(refusal))
+        if refusal := self.reject_reason(request):
+            return problem(refusal)
         token = request.query.get("token") or request.query.get("apikey") or ""
         return await self.serve(request, NATIVE, token)
 
@@ -127,14 +129,14 @@ class Sockets:
 
         Args:
             request: the handshake.
-            wire: what it speaks.
-            token: from the handshake, or empty: then one must come in time.
-            pong: told of each pong of the client, where the wire writes pings of its own.
+            wire: the codec of the client.
+            token: from the handshake; if it is empty, the client must send one in time.
+            pong: called for each pong of the client, for wires that write pings of their own.
         """
         response = web.WebSocketResponse(
             heartbeat=self._settings.heartbeat,
             compress=False,
-            # Over our own limit a frame is refused, far over it the connection is closed.
+            # A frame over `max_frame` is refused; over this limit the connection is closed.
             max_msg_size=self._settings.max_frame * 4,
             decode_text=False,
             autoping=pong is None,
@@ -176,21 +178,21 @@ class Sockets:
                 pong(session, bytes(message.data))
 
     def enter(self) -> None:
-        """A connection is open."""
+        """Count a connection that was opened."""
         self._open += 1
         self._emptied.clear()
 
     def leave(self) -> None:
-        """It is closed."""
+        """Count a connection that was closed."""
         self._open -= 1
         if not self._open:
             self._emptied.set()
 
     async def drain(self) -> None:
-        """Send everybody away, and wait until they are gone or the time is up.
+        """Close all clients, and wait until they are gone or the time is up.
 
-        All at once they would come back all at once: the closes are spread, and what does not
-        fit into the time is left to the clients, which are told how long to wait.
+        The closes are spread, because clients closed at once would reconnect at once. If the time
+        is too short for that, clients are told to wait longer before they reconnect.
         """
         self.draining = True
         sessions = list(self._hub.sessions)
@@ -213,8 +215,13 @@ class Sockets:
             async with asyncio.timeout_at(began + self._settings.drain_timeout):
                 await self._emptied.wait()
 
-    def refusal(self, request: web.Request, *, upgrade: bool = True) -> Refusal | None:
-        """Why this handshake is refused, or None; `upgrade` is whether it must be a WebSocket's."""
+    def reject_reason(self, request: web.Request, *, upgrade: bool = True) -> Refusal | None:
+        """Return why a handshake is rejected, or None if it is accepted.
+
+        Args:
+            request: the handshake.
+            upgrade: whether it must ask for a WebSocket.
+        """
         origin = request.headers.get("Origin")
         allowed = self._settings.allowed_origins
         if origin is not None and "*" not in allowed and origin not in allowed:
@@ -223,6 +230,7 @@ class Sockets:
             return Refusal("invalid_frame", "This is a WebSocket endpoint: connect with ws://.")
         if self.draining or len(self._hub.sessions) >= self._settings.max_sessions:
             return Refusal(
-                "unavailable", "This server takes no more clients: try another or later."
+                "unavailable",
+                "This server does not accept more clients now: try later, or another one.",
             )
         return None

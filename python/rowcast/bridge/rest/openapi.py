@@ -1,4 +1,4 @@
-"""The OpenAPI document of the REST API, made of the table of routes."""
+"""The OpenAPI document of the REST API, made from the table of routes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .routes import BASE, Route
 
 __all__ = ["document"]
 
-# What any route can answer, and what any that takes a body can.
+# Codes that any route can answer with, and those of any route with a body
 ANY = ("invalid_request", "unauthorized", "invalid_token", "token_expired", "forbidden",
        "rate_limited", "internal", "unavailable")  # fmt: skip
 WITH_BODY = ("payload_too_large",)
@@ -181,7 +181,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     """Return the document.
 
     Args:
-        routes: the table that the server serves.
+        routes: the table of routes that the server uses.
     """
     paths: dict[str, Any] = {}
     components = dict(ANSWERS)
@@ -193,8 +193,8 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {
             "title": "rowcast",
             "version": __version__,
-            "description": "Channels, messages and statistics. Errors have the codes of the"
-            " catalogue, the same as on the WebSocket.",
+            "description": "Channels, messages, statistics and webhooks. Errors have the same codes"
+            " as on the WebSocket.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": paths,
@@ -211,7 +211,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
 
 def _operation(route: Route, components: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": route.does,
+        "operationId": route.name,
         "summary": route.about,
         "parameters": _parameters(route),
         "responses": {str(route.status): _answer(route), **_refusals(route)},
@@ -233,7 +233,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         found.append({"name": "id", "in": "path", "required": True, "schema": schema})
     (_,), defined = msgspec.json.schema_components([route.query], ref_template=TEMPLATE)
     for name, schema in defined[route.query.__name__]["properties"].items():
-        # A parameter that is not there is no null: it cannot be written in a URL.
+        # An absent parameter is not null, which cannot be written in a URL.
         kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
         found.append({"name": name, "in": "query", "required": False, "schema": kinds[0]})
     return found
@@ -247,10 +247,10 @@ def _answer(route: Route) -> dict[str, Any]:
     if route.paged:
         answer["headers"] = {
             "X-Next-Cursor": {
-                "description": "`cursor` of the next page, when there may be one.",
+                "description": "The `cursor` of the next page, if there may be one.",
                 "schema": {"type": "string"},
             },
-            "Link": {"description": "The same as an address.", "schema": {"type": "string"}},
+            "Link": {"description": "The address of the next page.", "schema": {"type": "string"}},
         }
     return answer
 

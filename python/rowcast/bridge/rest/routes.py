@@ -1,5 +1,7 @@
-"""The REST API as one table: what each route takes and answers. The server and the OpenAPI
-document are both made of it, so they cannot differ."""
+"""The REST API as one table: the input and the answer of each route.
+
+The server and the OpenAPI document are both made from this table, so they cannot differ.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ ChannelId = Annotated[
 
 
 class Query(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Parameters in the URL; this one is of routes that take none."""
+    """Parameters in the URL; this base class is for routes without parameters."""
 
 
 class ChannelQuery(Query, frozen=True, kw_only=True):
@@ -58,14 +60,14 @@ class ChannelQuery(Query, frozen=True, kw_only=True):
 
 
 class ChannelsQuery(ChannelQuery, frozen=True, kw_only=True):
-    """Which part of the list."""
+    """A part of the list of channels."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
     offset: Offset = 0
 
 
 class StatisticsQuery(Query, frozen=True, kw_only=True):
-    """Of which messages."""
+    """The messages to count."""
 
     channel_id: ChannelId | None = None
     channel_name: Name | None = None
@@ -73,7 +75,7 @@ class StatisticsQuery(Query, frozen=True, kw_only=True):
 
 
 class MessagesQuery(StatisticsQuery, frozen=True, kw_only=True):
-    """Which messages, and which page of them."""
+    """The messages to list, and the page of them."""
 
     event_name: Name | None = None
     sender_id: Annotated[str, Meta(min_length=1, max_length=1000)] | None = None
@@ -84,19 +86,19 @@ class MessagesQuery(StatisticsQuery, frozen=True, kw_only=True):
 
 
 class ChannelNameQuery(Query, frozen=True, kw_only=True):
-    """Of which name."""
+    """The channel to describe."""
 
     channel_name: Name
 
 
 class EndpointsQuery(Query, frozen=True, kw_only=True):
-    """Of which channel."""
+    """The channel whose endpoints to list."""
 
     channel_id: UUID | None = None
 
 
 class DeliveriesQuery(EndpointsQuery, frozen=True, kw_only=True):
-    """Which deliveries, and which page of them: `cursor` is `next` of the one before."""
+    """The deliveries to list, and the page of them: `cursor` is `next` of the previous page."""
 
     state: Literal["pending", "delivered", "failed", "cancelled"] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
@@ -111,11 +113,11 @@ class Body(
     frozen=True,
     kw_only=True,
 ):
-    """What is sent as JSON. What is left out stays unset, which is not null."""
+    """A JSON body. An absent member is unset, which is not the same as null."""
 
 
 class ChannelChanges(Body, frozen=True, kw_only=True):
-    """What is left out stays as it is."""
+    """Changes of a channel; absent members keep their values."""
 
     pattern: Name | UnsetType = UNSET
     description: Text | UnsetType | None = UNSET
@@ -127,7 +129,7 @@ class ChannelChanges(Body, frozen=True, kw_only=True):
 
 
 class NewChannel(ChannelChanges, frozen=True, kw_only=True):
-    """A pattern, and what else is to differ from the defaults."""
+    """A new channel; absent members get their defaults."""
 
     pattern: Name
 
@@ -146,7 +148,8 @@ NewMessages = Annotated[list[NewMessage], Meta(min_length=1, max_length=MAX_BATC
 
 
 class ConfigChanges(Body, frozen=True, kw_only=True):
-    """What is left out stays; retentionDays null keeps messages for ever."""
+    """Changes of the settings; absent ones keep their values. With retentionDays null, messages
+    are kept for ever."""
 
     retention_days: Annotated[float, Meta(ge=0.05, le=36500)] | UnsetType | None = UNSET
     broadcast_retention_seconds: Annotated[float, Meta(ge=10, le=86_400)] | UnsetType = UNSET
@@ -161,23 +164,23 @@ class Route:
     """One method of one path.
 
     Args:
-        method: of HTTP.
-        path: below `BASE`; ``{name}`` is an id.
-        does: name of the method of `Handlers`, and operationId.
+        method: the HTTP method.
+        path: the path below `BASE`; ``{id}`` is an id.
+        name: the operationId, and the method of `Calls` that answers.
         about: one sentence for the document.
-        answer: name of the schema that the answer has; its status.
-        status: of the answer.
-        query: parameters in the URL.
-        body: what is sent, or None.
-        admin: whether only administrators may.
+        answer: name of the schema of the answer.
+        status: HTTP status of the answer.
+        query: type of the parameters in the URL.
+        body: type of the body, or None.
+        admin: whether only administrators may call it.
         key: type of the id in the path.
-        paged: whether headers say where the next page is.
-        refusals: codes of the catalogue beside those that any route can answer.
+        paged: whether headers of the answer name the next page.
+        refusals: codes of the catalogue in addition to those that any route can answer.
     """
 
     method: str
     path: str
-    does: str
+    name: str
     about: str
     answer: str
     status: int = 200
@@ -192,7 +195,7 @@ class Route:
 ROUTES = (
     Route(
         "GET", "/channels", "list_channels",
-        "Channels, newest first: all for administrators, for others those they can see.",
+        "List channels, newest first: administrators get all, callers those they may see.",
         "Channels", query=ChannelsQuery,
     ),
     Route(
@@ -200,79 +203,80 @@ ROUTES = (
         query=ChannelQuery, body=NewChannel, admin=True, refusals=("conflict",),
     ),
     Route(
-        "GET", "/channels/{id}", "get_channel", "One channel.", "Channel",
+        "GET", "/channels/{id}", "get_channel", "Get a channel.", "Channel",
         query=ChannelQuery, refusals=("not_found",),
     ),
     Route(
-        "PUT", "/channels/{id}", "update_channel", "Change what is named of a channel.",
+        "PUT", "/channels/{id}", "update_channel", "Change the given members of a channel.",
         "Channel", query=ChannelQuery, body=ChannelChanges, admin=True,
         refusals=("not_found", "conflict"),
     ),
     Route(
-        "DELETE", "/channels/{id}", "delete_channel", "Delete a channel; its history stays.",
+        "DELETE", "/channels/{id}", "delete_channel", "Delete a channel and keep its history.",
         "Done", admin=True, refusals=("not_found",),
     ),
     Route(
         "GET", "/messages", "list_messages",
-        "Durable messages, newest first: all for administrators, for others what the SELECT"
-        " policies show.",
+        "List durable messages, newest first: administrators get all, callers those that their"
+        " SELECT policies show.",
         "Messages", query=MessagesQuery, paged=True, refusals=("not_found",),
     ),
     Route(
         "POST", "/messages", "publish",
-        "Publish a message, or an array of messages: all or none.", "Published", 201,
+        "Publish a message, or an array of messages in one transaction.", "Published", 201,
         body=NewMessage | NewMessages, refusals=("not_found",),
     ),
     Route(
         "DELETE", "/messages/{id}", "delete_message",
-        "Remove a message from history, from replay and from the screens of subscribers.",
+        "Delete a message from history and replay, and tell subscribers to remove it.",
         "Done", admin=True, refusals=("not_found",),
     ),
     Route(
         "GET", "/messages/stats", "get_statistics",
-        "Statistics: of anything for administrators, for others of a channelName to which they"
-        " may subscribe.",
+        "Get statistics of messages: administrators of all, callers of a channelName to which"
+        " they may subscribe.",
         "Statistics", query=StatisticsQuery, refusals=("not_found",),
     ),
     Route(
         "GET", "/presence", "get_presence",
-        "Who is present in a channel, for administrators and for whoever may subscribe to it.",
+        "List the members of a channel, for administrators and callers who may subscribe to it.",
         "Presence", query=ChannelNameQuery,
     ),
     Route(
         "GET", "/audience", "get_audience",
-        "How many sessions are subscribed to a channel at this moment, on all bridges.",
+        "Count the sessions on all bridges that are subscribed to a channel now.",
         "Audience", query=ChannelNameQuery,
     ),
     Route(
-        "GET", "/permissions", "get_permissions", "The policies that decide.", "Permissions",
+        "GET", "/permissions", "get_permissions", "List the policies that decide.", "Permissions",
         admin=True,
     ),
     Route(
-        "GET", "/config", "get_config", "How long and how much is kept.", "Config", admin=True,
+        "GET", "/config", "get_config", "Get the limits of retention, payloads and replay.",
+        "Config", admin=True,
     ),
     Route(
-        "PATCH", "/config", "update_config", "Change what is named of that.", "Config",
+        "PATCH", "/config", "update_config", "Change the given limits.", "Config",
         body=ConfigChanges, admin=True,
     ),
     Route(
         "GET", "/webhooks/endpoints", "list_endpoints",
-        "Where messages are sent, and how each receiver is doing.", "Endpoints",
+        "List webhook endpoints and their state.", "Endpoints",
         query=EndpointsQuery, admin=True,
     ),
     Route(
         "POST", "/webhooks/endpoints/{id}/rotate", "rotate_secret",
-        "Give an endpoint a new secret, shown here and never again; the old one goes on signing"
-        " beside it for a while.",
+        "Give an endpoint a new secret, which only this answer shows; for a while, deliveries are"
+        " signed with the old one as well.",
         "Secret", admin=True, refusals=("not_found", "conflict"),
     ),
     Route(
-        "GET", "/webhooks/deliveries", "list_deliveries", "Deliveries, newest first.",
+        "GET", "/webhooks/deliveries", "list_deliveries", "List deliveries, newest first.",
         "Deliveries", query=DeliveriesQuery, admin=True,
     ),
     Route(
         "GET", "/webhooks/deliveries/{id}/attempts", "list_attempts",
-        "What was sent when, and what was answered.", "Attempts", admin=True, key=int,
+        "List the attempts of a delivery, oldest first.", "Attempts", admin=True, key=int,
         refusals=("not_found",),
     ),
     Route(

@@ -1,4 +1,4 @@
-"""The door `/api/realtime`: reads a request as its route says, and answers every one in JSON."""
+"""The door `/api/realtime`: reads requests as their routes say, and answers all of them in JSON."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ import msgspec
 from aiohttp import web
 
 from rowcast.bridge.auth import Verifier
+from rowcast.bridge.http.responses import add_cors, is_allowed_page, json_response, problem
 from rowcast.bridge.model import Caller
 from rowcast.bridge.rate_limit import TokenBuckets
-from rowcast.bridge.refusals import Reader, refusal_for
 from rowcast.config import Settings
 from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
 
-from .handlers import Answer, Asked, Handlers
+from .calls import Call, Calls
 from .openapi import document
-from .problems import json_response, problem
 from .routes import BASE, ROUTES, Query, Route
 
 __all__ = ["Rest"]
 
 ALLOWED_HEADERS = "Authorization, Content-Type, apikey, x-client-info"
-EXPOSED_HEADERS = "Link, Retry-After, X-Next-Cursor"
 PREFLIGHT_SECONDS = "600"
-# Bodies may be larger than what Postgres takes, but not deeper than what is read here.
+# The error of msgspec for JSON that ends too early
 TRUNCATED = "Input data was truncated"
 
 
@@ -38,16 +36,16 @@ class Rest:
     Args:
         settings: limits and allowed origins.
         verifier: checks tokens.
-        handlers: what the routes do.
+        calls: executes the calls of the routes.
     """
 
-    def __init__(self, settings: Settings, verifier: Verifier, handlers: Handlers) -> None:
+    def __init__(self, settings: Settings, verifier: Verifier, calls: Calls) -> None:
         self._settings = settings
         self._verifier = verifier
-        self._handlers = handlers
+        self._calls = calls
         self._buckets = TokenBuckets(settings.frame_rate, settings.frame_burst)
         self._document = json.dumps(document(ROUTES)).encode()
-        self._methods: dict[str, list[str]] = {}
+        self._methods: dict[str, list[str]] = {}  # by path
 
     def install(self, router: web.UrlDispatcher) -> None:
         """Add the routes, the OpenAPI document and the answers to preflights."""
@@ -60,11 +58,9 @@ class Rest:
             router.add_route("OPTIONS", BASE + path, self._preflight)
 
     def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        does = getattr(self._handlers, route.does)
-
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                answer = await self._answer(request, route, does)
+                answer = await self._calls.run(route.name, await self._call(request, route))
                 response = json_response(answer.text.encode(), route.status, answer.headers)
                 if cursor := answer.headers.get("X-Next-Cursor"):
                     following = request.rel_url.update_query(cursor=cursor)
@@ -73,51 +69,36 @@ class Rest:
             except Refusal as refusal:
                 observe("refused", code=refusal.code, path=route.path)
                 metrics.refusals.labels(refusal.code).inc()
-                response = problem(refusal.code, str(refusal), refusal)
+                response = problem(refusal)
             except Exception:
                 observe("internal_error", exc_info=True)
-                response = problem("internal")
-            return self.shared(request, response)
+                response = problem(Refusal("internal"))
+            return self._add_cors(request, response)
 
         return handle
 
-    async def _answer(
-        self, request: web.Request, route: Route, does: Callable[[Asked], Awaitable[Answer]]
-    ) -> Answer:
-        caller, admin = await self.asking(request)
+    async def _call(self, request: web.Request, route: Route) -> Call:
+        caller, admin = await self.authenticate(request)
         if route.admin and not admin:
             raise Refusal(
                 "forbidden",
                 "Only administrators may do this.",
                 hint="Use a token whose role is in rowcast.settings.admin_roles.",
             )
-        asked = Asked(
+        return Call(
             caller,
             admin,
             _key(request, route),
             _query(request, route.query),
             None if route.body is None else await self._body(request, route.body),
         )
-        try:
-            return await does(asked)
-        except Refusal:
-            raise
-        except Exception as error:
-            reader = Reader.ADMINISTRATOR if admin else Reader.CALLER
-            raise refusal_for(error, reader) from error
 
-    async def asking(self, request: web.Request) -> tuple[Caller, bool]:
-        """Who asks, counted against the rate, and whether it is an administrator.
+    async def authenticate(self, request: web.Request) -> tuple[Caller, bool]:
+        """Return the caller, and whether it is an administrator; count the request.
 
         Raises:
             Refusal: no token, a bad one, or too many requests.
         """
-        caller = await self._caller(request)
-        client = caller.cursor_subject if caller.subject else f"{caller.role}@{request.remote}"
-        self._buckets.take(client)
-        return caller, self._verifier.is_administrator(caller)
-
-    async def _caller(self, request: web.Request) -> Caller:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else ""
         token = token or request.headers.get("apikey", "")
@@ -126,7 +107,10 @@ class Rest:
                 "unauthorized",
                 "Send a token: Authorization: Bearer <token>, or the header apikey.",
             )
-        return await self._verifier.identify(token, admin=True)
+        caller = await self._verifier.identify(token, admin=True)
+        client = caller.cursor_subject if caller.subject else f"{caller.role}@{request.remote}"
+        self._buckets.take(client)
+        return caller, self._verifier.is_administrator(caller)
 
     async def _body(self, request: web.Request, kind: Any) -> Any:
         try:
@@ -143,39 +127,22 @@ class Rest:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Refusal("invalid_request", f"Body: {_fault(data, error)}.") from None
 
-    # Origins
-
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
-        return self.shared(request, json_response(self._document, 200, {}))
+        return self._add_cors(request, json_response(self._document, 200, {}))
 
     async def _preflight(self, request: web.Request) -> web.StreamResponse:
         resource = request.match_info.route.resource
         assert resource is not None
         allowed = ", ".join([*self._methods[resource.canonical.removeprefix(BASE)], "OPTIONS"])
         response = web.Response(status=204, headers={"Allow": allowed})
-        if self._allows(request):
+        if is_allowed_page(request, self._settings.allowed_origins):
             response.headers["Access-Control-Allow-Methods"] = allowed
             response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
             response.headers["Access-Control-Max-Age"] = PREFLIGHT_SECONDS
-        return self.shared(request, response)
+        return self._add_cors(request, response)
 
-    def _allows(self, request: web.Request) -> bool:
-        origin = request.headers.get("Origin")
-        allowed = self._settings.allowed_origins
-        return origin is not None and ("*" in allowed or origin in allowed)
-
-    def shared(self, request: web.Request, response: web.Response) -> web.Response:
-        """Say who may read this. Never with credentials: a token comes in a header of the page's
-        own making, and a cookie would let any page act for its visitor."""
-        everybody = "*" in self._settings.allowed_origins
-        if not everybody:
-            response.headers["Vary"] = "Origin"
-        if self._allows(request):
-            response.headers["Access-Control-Allow-Origin"] = (
-                "*" if everybody else request.headers["Origin"]
-            )
-            response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
-        return response
+    def _add_cors(self, request: web.Request, response: web.Response) -> web.Response:
+        return add_cors(request, response, self._settings.allowed_origins)
 
 
 def _key(request: web.Request, route: Route) -> Any:
@@ -184,11 +151,11 @@ def _key(request: web.Request, route: Route) -> Any:
         return None
     try:
         key = route.key(text)
-        # Both types take more spellings than the one that we write.
+        # Both types accept spellings other than the one that answers have.
         if str(key) != text.lower():
             raise ValueError(text)
     except ValueError:
-        raise Refusal("invalid_request", f"There is no valid id in {request.path}.") from None
+        raise Refusal("invalid_request", f"The id in {request.path} is not valid.") from None
     return key
 
 
@@ -196,15 +163,15 @@ def _query(request: web.Request, kind: type[Query]) -> Query:
     given: dict[str, str] = {}
     for name, value in request.query.items():
         if name in given:
-            raise Refusal("invalid_request", f"Query: {name} is there twice.")
+            raise Refusal("invalid_request", f"Query: {name} is given twice.")
         given[name] = value
     try:
         query = msgspec.convert(given, kind, strict=False)
         for name in ("since", "until"):
             if moment := getattr(query, name, None):
-                moment.astimezone(UTC)  # the first and last hours of the calendar have none
+                moment.astimezone(UTC)  # raises for the first and last hours of the calendar
         for part in msgspec.structs.fields(kind):
-            # The word null would be read as if the parameter were not there.
+            # The word null would be read as an absent parameter.
             if part.encode_name in given and getattr(query, part.name) is None:
                 raise ValueError(f"{part.encode_name} cannot be null")
     except (msgspec.ValidationError, OverflowError, ValueError) as error:
@@ -213,13 +180,12 @@ def _query(request: web.Request, kind: type[Query]) -> Query:
 
 
 def _fault(data: bytes, error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError | msgspec.DecodeError):  # the latter since msgspec 0.23
-        try:
-            data.decode()
-        except UnicodeDecodeError as found:
-            return f"it is not UTF-8 (byte {found.start})"
+    try:
+        data.decode()  # msgspec does not tell the byte, and its error depends on its version
+    except UnicodeDecodeError as found:
+        return f"it is not UTF-8 (byte {found.start})"
     if isinstance(error, RecursionError):
-        return "it is too deep"
+        return "it is nested too deeply"
     if str(error) == TRUNCATED:
         return f"JSON ends too early (byte {len(data)})"
     return str(error)

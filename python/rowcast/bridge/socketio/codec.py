@@ -256,7 +256,7 @@ class SocketIO:
                 gone = [Change("leave", key, msgspec.Raw(b"{}")) for key in event.gone]
                 return _encode_changes(event.channel, [*gone, *event.events])
             case Status() if event.status == "draining":
-                return _encode_shutdown("The server is shutting down: you will be connected again.")
+                return _encode_shutdown("The server is going away: you will be connected again.")
         return b""
 
     def encode_messages(

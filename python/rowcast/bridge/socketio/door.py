@@ -1,4 +1,4 @@
-"""The door for InsForge's clients, and any others of Socket.IO: `/socket.io/`."""
+"""The door for InsForge's and other Socket.IO clients: handshakes and requests at `/socket.io/`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import secrets
 
 from aiohttp import WSMsgType, web
 
+from rowcast.bridge.http.responses import add_cors, problem
 from rowcast.bridge.http.websocket import SocketPipe, Sockets
 from rowcast.bridge.requests import Requests
-from rowcast.bridge.rest.problems import problem
-from rowcast.bridge.rest.server import Rest
 from rowcast.bridge.wire.frames import text_frame
 from rowcast.config import Settings
+from rowcast.errors import Refusal
 from rowcast.observe import observe
 
 from .codec import SocketIO
@@ -36,7 +36,7 @@ __all__ = ["SocketIODoor"]
 PATHS = ("/socket.io/", "/socket.io")
 VERSION = "4"
 TRANSPORTS = ("polling", "websocket")
-# https://socket.io/docs/v4/engine-io-protocol/: what a refused request is answered with.
+# Answers to bad requests, see https://socket.io/docs/v4/engine-io-protocol/
 UNKNOWN_TRANSPORT = (0, "Transport unknown")
 UNKNOWN_SID = (1, "Session ID unknown")
 BAD_METHOD = (2, "Bad handshake method")
@@ -45,22 +45,18 @@ UNKNOWN_VERSION = (5, "Unsupported protocol version")
 
 
 class SocketIODoor:
-    """Lets clients in, and serves what they request until they are gone.
+    """Accepts clients, and serves their requests until they are gone.
 
     Args:
-        settings: limits.
-        sockets: who may connect.
-        requests: what handles their packets.
-        rest: which pages may read our answers.
+        settings: limits and allowed origins.
+        sockets: accepts or rejects handshakes, and counts connections.
+        requests: executes the clients' operations.
     """
 
-    def __init__(
-        self, settings: Settings, sockets: Sockets, requests: Requests, rest: Rest
-    ) -> None:
+    def __init__(self, settings: Settings, sockets: Sockets, requests: Requests) -> None:
         self._settings = settings
         self._sockets = sockets
         self._requests = requests
-        self._rest = rest
         self._connections: dict[str, Connection] = {}
 
     def install(self, router: web.UrlDispatcher) -> None:
@@ -92,8 +88,8 @@ class SocketIODoor:
         polling = transport == "polling"
         if request.method != "GET":
             return self._bad(request, *BAD_METHOD)
-        if refusal := self._sockets.refusal(request, upgrade=not polling):
-            return self._rest.shared(request, problem(refusal.code, str(refusal)))
+        if refusal := self._sockets.reject_reason(request, upgrade=not polling):
+            return self._add_cors(request, problem(refusal))
         if not polling:
             return await self._websocket(request, None)
         connection = await self._open(request, None)
@@ -129,12 +125,12 @@ class SocketIODoor:
 
     async def _poll(self, request: web.Request, connection: Connection) -> web.StreamResponse:
         if connection.polling:
-            # Two clients with one sid, or one that has lost count.
+            # Either two clients have the same sid, or one polls twice at a time.
             connection.end()
             return self._bad(request, *BAD_REQUEST)
         body = await connection.poll()
         if connection.closing or request.transport is None or request.transport.is_closing():
-            # Where the client is gone, this is with it; it connects again.
+            # If the client is gone, these packets are lost; the client reconnects.
             connection.end()
         return self._text(request, body)
 
@@ -148,10 +144,10 @@ class SocketIODoor:
             for packet in split_packets(body, self._settings.frame_burst):
                 if connection.gone or connection.session.closed:
                     break
-                await self._take(connection, packet)
+                await self._receive_packet(connection, packet)
         except web.HTTPRequestEntityTooLarge:
             connection.end()
-            return self._rest.shared(request, problem("payload_too_large"))
+            return self._add_cors(request, problem(Refusal("payload_too_large")))
         except ValueError:
             connection.end()
             return self._bad(request, *BAD_REQUEST)
@@ -159,11 +155,13 @@ class SocketIODoor:
             connection.posting = False
         return self._text(request, b"ok")
 
-    async def _take(self, connection: Connection, packet: bytes, *, binary: bool = False) -> None:
-        """Take a packet of either transport.
+    async def _receive_packet(
+        self, connection: Connection, packet: bytes, *, binary: bool = False
+    ) -> None:
+        """Handle a packet of either transport.
 
         Raises:
-            ValueError: there is no such packet.
+            ValueError: it is not a packet of Engine.IO.
         """
         kind, data = packet[:1], packet[1:]
         if binary:
@@ -178,7 +176,7 @@ class SocketIODoor:
         elif kind == CLOSE:
             connection.end()
         elif kind not in (PING, UPGRADE, NOOP):
-            raise ValueError("no such packet")
+            raise ValueError("not a packet of Engine.IO")
 
     # WebSockets
 
@@ -194,7 +192,7 @@ class SocketIODoor:
     ) -> web.StreamResponse:
         response = web.WebSocketResponse(
             compress=False,
-            # Over our own limit a frame is refused, far over it the connection is closed.
+            # A frame over `max_frame` is refused; over this limit the connection is closed.
             max_msg_size=self._settings.max_frame * 4,
             decode_text=False,
         )
@@ -217,10 +215,10 @@ class SocketIODoor:
     async def _probed(
         self, response: web.WebSocketResponse, connection: Connection, pipe: SocketPipe
     ) -> bool:
-        """Whether the client goes over to this WebSocket. Until it says so, it polls."""
+        """Whether the client upgrades to this WebSocket; until it confirms that, it polls."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.auth_timeout):
-                # Of two that are open only one may take over: nobody would close the other.
+                # Only one WebSocket may take over, because a second one would never be closed.
                 if await _packet(response) != PING + PROBE or connection.has_socket:
                     return False
                 connection.probe(begins=True)
@@ -240,7 +238,9 @@ class SocketIODoor:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 data = message.data if isinstance(message.data, bytes) else message.data.encode()
                 try:
-                    await self._take(connection, data, binary=message.type is WSMsgType.BINARY)
+                    await self._receive_packet(
+                        connection, data, binary=message.type is WSMsgType.BINARY
+                    )
                 except ValueError:
                     return
 
@@ -251,21 +251,24 @@ class SocketIODoor:
             "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
             "Access-Control-Allow-Headers": "Authorization, Content-Type, apikey",
         }
-        return self._rest.shared(request, web.Response(status=204, headers=headers))
+        return self._add_cors(request, web.Response(status=204, headers=headers))
 
     def _text(self, request: web.Request, body: bytes) -> web.Response:
         response = web.Response(body=body, content_type="text/plain", charset="UTF-8")
         response.headers["Cache-Control"] = "no-store"
-        return self._rest.shared(request, response)
+        return self._add_cors(request, response)
 
     def _bad(self, request: web.Request, code: int, message: str) -> web.Response:
         body = json.dumps({"code": code, "message": message})
         response = web.Response(text=body, status=400, content_type="application/json")
-        return self._rest.shared(request, response)
+        return self._add_cors(request, response)
+
+    def _add_cors(self, request: web.Request, response: web.Response) -> web.Response:
+        return add_cors(request, response, self._settings.allowed_origins)
 
 
 async def _packet(response: web.WebSocketResponse) -> bytes:
-    """The next text frame; nothing where it is another one."""
+    """Return the next message if it is text, else an empty packet."""
     message = await response.receive()
     if message.type is not WSMsgType.TEXT:
         return b""
