@@ -1,4 +1,4 @@
-"""The fixtures of the workbench's tests: a team's database, and the command in its directory."""
+"""Fixtures for tests of the workbench: the database of a team, and the command in a directory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from support import pg
 from support.workbench import Run, runner
 
-# A team that may write policies and become its callers; no superuser.
+# A login that may write policies and become caller roles, without being a superuser.
 LOGIN = "rowcast_policy_team"
 
 
 @pytest.fixture(scope="session")
 def policy_login(server: pg.Server, rowcast_template: Any) -> str:
-    """The name of the team's login; the template has made the roles that it gets."""
+    """Return the name of the team's login. The template has created the roles that it gets."""
     with pg.cluster_lock(server.url()), psycopg.connect(server.url(), autocommit=True) as admin:
         known = admin.execute("select from pg_roles where rolname = %s", [LOGIN]).fetchone()
         if known is None:
@@ -28,14 +28,14 @@ def policy_login(server: pg.Server, rowcast_template: Any) -> str:
 
 @pytest.fixture
 def team_url(database: pg.Database, policy_login: str, db: psycopg.Connection[Any]) -> str:
-    """The URL of `database` for the team."""
+    """Return the URL of `database` for the login of the team."""
     db.execute(f"grant create on schema public to {policy_login}".encode())
     return database.server.url(database.name, policy_login, "rowcast-test")
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The directory in which the command runs."""
+    """Return the directory in which the command runs."""
     (tmp_path / "policies").mkdir()
     return tmp_path
 

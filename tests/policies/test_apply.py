@@ -1,4 +1,4 @@
-"""`rowcast policy diff` and `apply`: the server says what differs, and little is locked."""
+"""`rowcast policy diff` and `apply`: the server finds differences, and few locks are taken."""
 
 from __future__ import annotations
 
@@ -188,9 +188,8 @@ def test_every_recipe_can_be_applied_and_is_then_the_same(run: Run, recipe: str)
     assert run("diff", path)[:2] == (0, "the policies are the same\n")
 
 
-def test_policies_that_read_their_own_table_are_not_taken_for_the_scratch_table(
-    run: Run, write: Any, db: Connection
-) -> None:
+def test_policies_that_read_their_own_table(run: Run, write: Any, db: Connection) -> None:
+    """They are not read back as policies of the scratch table."""
     text = (
         "create policy q on realtime_messages for insert with check (exists ("
         "select from realtime_messages as m, realtime_channels as c"
@@ -245,7 +244,7 @@ def test_an_apply_that_fails_changes_nothing(run: Run, write: Any, db: Connectio
 def test_an_apply_that_changes_nothing_locks_nothing(
     run: Run, write: Any, db: Connection, database: pg.Database
 ) -> None:
-    """ACCESS EXCLUSIVE behind a reader would queue every publisher."""
+    """A waiting ACCESS EXCLUSIVE lock would queue every publisher behind a reader."""
     db.execute(LISTEN.encode())
     write(LISTEN)
     with database.connect(autocommit=False) as reader:
@@ -322,7 +321,7 @@ def test_a_dry_run_says_who_loses_and_gains(
 
 
 def test_bridges_are_told_where_they_can_be(run: Run, write: Any, db: Connection) -> None:
-    """Also when only a function beside the policies has changed."""
+    """Bridges recheck even if only a function beside the policies has changed."""
     if only(db, "select to_regproc('rowcast.recheck') is null"):
         db.execute(
             "create function rowcast.recheck(user_id text default null, channel text default null)"

@@ -1,4 +1,4 @@
-"""`rowcast policy can`: the bridge's own questions, with a reason, and nothing left behind."""
+"""`rowcast policy can`: checks as bridges do, gives a reason, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -178,14 +178,17 @@ def test_the_bridge_login_is_told_whom_to_name(
     assert "rowcast_bridge may not check policies" in err
 
 
-def test_a_login_that_may_not_become_the_caller_is_told_the_statement(
+def test_a_login_that_may_not_become_the_caller(
     database: pg.Database,
     db: Connection,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     home: Path,
 ) -> None:
-    """A member of the owner who is nobody's administrator."""
+    """The error has the GRANT statement for an administrator.
+
+    The login is a member of the owner, but does not administer any role.
+    """
     with pg.cluster_lock(database.server.url()):
         db.execute("drop role if exists rowcast_outsider")
         db.execute("create role rowcast_outsider login password 'rowcast-test'")
@@ -196,7 +199,7 @@ def test_a_login_that_may_not_become_the_caller_is_told_the_statement(
         code, _, err = run("can", "subscribe", "room:alice", "--as", "alice")
         assert code == 1
         assert 'Ask an administrator to run: grant "authenticated" to "rowcast_outsider";' in err
-        # Whoever may grant the role lends it to himself, and gives it back.
+        # A login that may grant the role grants it to itself until the rollback.
         before = picture(db, "rowcast_outsider")
         db.execute("grant authenticated to rowcast_outsider with admin option")
         if database.server.version >= 16:
@@ -213,7 +216,7 @@ def test_a_login_that_may_not_become_the_caller_is_told_the_statement(
 
 @pytest.mark.parametrize("action", ["subscribe", "publish"])
 def test_a_check_costs_less_than_a_millisecond(run: Run, action: str) -> None:
-    """By the fastest: on a machine that does other things, the median is about those."""
+    """Compare the fastest checks: on a busy machine the median measures other processes."""
     arguments = ("said", "--payload", '{"n": 1}') if action == "publish" else ()
     code, out, _ = run("can", action, "room:alice", *arguments, "--as", "alice", "--repeat", "300")
     assert code == 0
@@ -260,7 +263,7 @@ def test_a_connection_in_a_transaction_is_left_in_it(database: pg.Database) -> N
 
 
 def test_the_trial_message_is_the_one_that_would_be_stamped(db: Connection) -> None:
-    """A policy may read any column, such as the audience of a room that is full."""
+    """A policy may read any column, such as the audience of a full room."""
     db.execute("create policy all_of_it on public.realtime_messages for insert with check (true)")
     db.execute('drop policy "no broadcasts" on public.realtime_messages')
     differs = {"id", "seq", "xid", "created_at"}

@@ -1,4 +1,4 @@
-"""Each recipe has cases, they hold, and so they do in a copy under another name."""
+"""The cases of each recipe hold, also for a copy under another name."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ RECIPES = [path.stem for path in policy_files()]
 
 @pytest.fixture(autouse=True)
 def begun(tx: Connection) -> None:
-    """A block at the very beginning would be a transaction of its own, and commit."""
+    """Begin a transaction first: a block at the start would be its own transaction and commit."""
     tx.execute("select")
 
 
 def prepare(tx: Connection, file: Path) -> dict[str, Any]:
-    """Apply policies, channels and fixtures of a file of cases; return what it says."""
+    """Apply policies, channels and fixtures of a case file; return its content."""
     said = tomllib.loads(file.read_text())
     for policies in said["policies"]:
         with as_role(tx, pg.TEAM):
@@ -42,7 +42,7 @@ def prepare(tx: Connection, file: Path) -> dict[str, Any]:
 
 
 def may(tx: Connection, persona: dict[str, Any], case: dict[str, Any]) -> bool:
-    """Ask as the bridge would."""
+    """Check as a bridge would."""
     channel, role, claims = case["to"], persona["role"], persona["claims"]
     try:
         with as_role(tx, role, claims or None, channel):

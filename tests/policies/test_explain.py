@@ -1,4 +1,4 @@
-"""`rowcast policy explain` and `rowcast.explain_access`: why, and that nothing is written."""
+"""`rowcast policy explain` and `rowcast.explain_access` give reasons and write nothing."""
 
 from __future__ import annotations
 
@@ -167,9 +167,8 @@ def test_what_makes_a_policy_dear_is_said(run: Run, db: Connection) -> None:
     assert policies["members listen"]["warnings"] == []
 
 
-def test_a_function_of_the_team_that_is_called_for_each_row_is_named(
-    run: Run, db: Connection
-) -> None:
+def test_a_function_that_is_called_for_each_row(run: Run, db: Connection) -> None:
+    """The warning names the function of the team."""
     db.execute(
         "create function public.me() returns text language plpgsql stable as"
         " $$ begin return rowcast.user_id(); end $$"
@@ -204,7 +203,7 @@ def test_row_level_security_that_is_off_is_said(run: Run, db: Connection) -> Non
 
 
 def test_a_verdict_that_is_not_what_happens_is_an_error(run: Run, db: Connection) -> None:
-    """A policy that changes its mind: what it said is not what it says."""
+    """A volatile policy returns another value when the database evaluates it."""
     db.execute("create sequence public.turns")
     db.execute("grant usage on sequence public.turns to public")
     db.execute("drop policy speak on public.realtime_messages")
@@ -233,7 +232,7 @@ def test_without_pglast_only_the_trees_are_missing(
 
 
 def test_what_pglast_cannot_read_has_no_tree(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is newer than pglast may spell an expression in a new way."""
+    """A server that is newer than pglast may deparse an expression with new syntax."""
     parse = tree.parse_expression
     monkeypatch.setattr(tree, "parse_expression", lambda text: parse(f"{text} is newer"))
     code, out, _ = run("explain", "subscribe", "chat:1", *ALICE)
@@ -306,7 +305,7 @@ def test_only_who_may_write_policies_may_explain(db: Connection, role: str) -> N
 
 
 TABLE = [
-    # permissive, said → what can come of it
+    # permissive, values → possible outcomes
     ([], [], ["deny"]),
     ([True], ["true"], ["allow"]),
     ([True], [None], ["deny"]),

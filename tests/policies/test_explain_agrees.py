@@ -1,8 +1,8 @@
-"""What `explain` concludes from the policies is what the database does: 2,000 cases by chance.
+"""The verdict of `explain` is what the database does, in 2,000 random cases.
 
-Policies come from a grammar that knows NULL, casts that raise, sub-selects on tables with policies
-of their own, tables without a grant, restrictive policies, and roles that inherit. The verdict is
-compared with the actual allow or deny. One seed a batch, which a failure names.
+Policies come from a grammar with NULL, casts that raise, sub-selects on tables with their own
+policies, tables without a grant, restrictive policies, and roles that inherit. The verdict is
+compared with the actual allow or deny. Each batch has one seed, which a failure prints.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ PAYLOADS = [
 
 @dataclass(frozen=True)
 class Grammar:
-    """Expressions of a table, by chance."""
+    """Return random expressions on a table."""
 
     chance: random.Random
     atoms: list[str]
@@ -178,7 +178,7 @@ def questions(chance: random.Random) -> Iterator[AccessRequest]:
 
 
 def by_sql(workbench: Workbench, q: AccessRequest) -> tuple[str, str]:
-    """What `rowcast.explain_access` says: by the policies, by the database."""
+    """Return the verdicts of `rowcast.explain_access`: by the policies, by the database."""
     rows = workbench.connection.execute(
         "select said from rowcast.explain_access(%s, %s, %s, %s, %s, %s, %s)"
         " where part = 'verdict'",
@@ -188,7 +188,7 @@ def by_sql(workbench: Workbench, q: AccessRequest) -> tuple[str, str]:
 
 
 def joined(arm: ExpressionNode) -> str | None:
-    """The value of a node by three-valued logic from those of its arms."""
+    """Return the value of a node from those of its arms, by three-valued logic."""
     values = [joined(part) for part in arm.arms]
     if not arm.operator:
         return arm.said
@@ -208,7 +208,7 @@ def check(found: Explanation, sql: tuple[str, str], seen: Counter[str]) -> None:
     assert found.answer.reason != "timeout"
     if not failed:
         assert found.verdict == ["allow" if actual.allowed else "deny"], found
-        # Rights to the tables of a policy are checked before it is known that there is no channel.
+        # Privileges on tables of a policy are checked before the channel is found to be missing.
         assert found.reason or actual.reason != "policy error", found
     assert sql[0] == " or ".join(found.verdict), found
     assert (sql[1] == "allow") == actual.allowed, found
@@ -228,7 +228,7 @@ def batch(connection: psycopg.Connection[object], seed: int, seen: Counter[str])
     chance = random.Random(seed)
     workbench = Workbench(connection)
     with workbench.trial():
-        # Roles belong to the cluster, so this one never becomes real.
+        # Roles belong to the cluster, so this one is never committed.
         connection.execute("create role rowcast_some_staff")
         connection.execute("grant rowcast_some_staff to authenticated")
         for table, atoms in (("realtime_channels", CHANNELS), ("realtime_messages", MESSAGES)):
@@ -255,7 +255,7 @@ def test_explain_agrees_with_reality_on_2000_cases(stage: psycopg.Connection[obj
         except AssertionError as problem:
             raise AssertionError(f"seed {seed}") from problem
     assert seen["all"] == 2000
-    # Were one of these rare, the grammar would have missed what it is for.
+    # If one of these were rare, the grammar would not cover what it was written for.
     for kind, least in {
         "allow": 300, "denied": 300, "policy error": 50, "disabled": 50, "no channel": 50,
         "restrictive": 200, "NULL arm": 200, "says NULL": 100,

@@ -21,7 +21,7 @@ Connection = psycopg.Connection[Any]
 IN_DATABASE = sorted(code for code, rule in RULES.items() if rule.database)
 IN_CATALOGUE = sorted(code for code, rule in RULES.items() if rule.catalogue)
 
-# What the snippets take for granted: they are read alone, without the tables of an application.
+# Tables that snippets use without creating them, because each snippet is applied alone.
 AROUND = {
     "channel_members": "create table channel_members (channel_id uuid, user_id text);"
     "grant select on channel_members to authenticated;",
@@ -134,7 +134,7 @@ def test_a_new_database_has_nothing_to_find(tx: Connection) -> None:
 
 @pytest.mark.parametrize("recipe", policy_files(), ids=lambda path: path.stem)
 def test_a_recipe_has_nothing_but_what_it_gives_reasons_for(tx: Connection, recipe: Path) -> None:
-    """The catalogue does not keep the comment that disables a rule in the file."""
+    """The catalogue does not keep the comments that disable rules."""
     text = recipe.read_text()
     excused = {code for d in parse_source(recipe.name, text).disables for code in d.codes}
     tx.execute(text.encode())
@@ -161,7 +161,7 @@ def test_the_linter_knows_the_columns_of_the_two_tables(tx: Connection, table: s
 
 
 def test_it_answers_at_once(tx: Connection) -> None:
-    """Also where the server would compile such a query: that took seven seconds."""
+    """JIT compilation of the query would take seven seconds."""
     for recipe in policy_files():
         tx.execute(recipe.read_bytes())
     tx.execute("set local statement_timeout = '2s'")
@@ -191,7 +191,7 @@ def test_a_missing_index_is_as_bad_as_the_table_is_large(
     assert catalogue(tx) == []
 
 
-# Policies on public.a and public.b, and whether a caller's query of public.a never ends.
+# Policies on public.a and public.b, and whether a caller's query of public.a recurses.
 READ = "create policy r on {} for select to authenticated using ({});"
 WRITE = "create policy w on {} for insert to authenticated with check ({});"
 LOOPS = [
@@ -226,7 +226,7 @@ LOOPS = [
 
 
 def sqlstate(tx: Connection, query: bytes) -> str | None:
-    """What a caller's query is refused with; None when it is not."""
+    """Return the SQLSTATE with which a caller's query is refused, or None."""
     try:
         with as_role(tx, "authenticated"):
             tx.execute(query)

@@ -1,4 +1,4 @@
-"""`rowcast policy lint` on files: every rule, where it points, and what it lets pass."""
+"""`rowcast policy lint` on files: what every rule finds, where, and what it accepts."""
 
 from __future__ import annotations
 
@@ -68,11 +68,12 @@ def test_the_rule_does_not_find_its_good_snippet(code: str) -> None:
 
 @pytest.mark.parametrize("code", IN_FILES)
 def test_a_good_snippet_is_good(code: str) -> None:
-    """Nobody should copy one mistake to mend another."""
+    """A reader who copies it must not trade one mistake for another."""
     assert serious(RULES[code].good) == set()
 
 
-def test_the_policies_of_the_page_are_only_told_to_be_more_explicit() -> None:
+def test_the_policies_of_the_page_are_correct() -> None:
+    """The linter only asks for explicit roles and schemas."""
     assert codes(PAGE_POLICIES) == {"RCL111", "RCL215"}
     assert serious(PAGE_POLICIES) == set()
 
@@ -91,7 +92,7 @@ def test_a_recipe_has_nothing_above_an_info(recipe: Path) -> None:
         ("RCL101", channels("1 = 1")),
         ("RCL101", channels("(is_public or true) and true")),
         ("RCL101", messages("true")),
-        # the inner table is meant by a bare name
+        # an unqualified name means the inner table
         ("RCL102", messages("exists (select from m where channel_id = channel_id)")),
         ("RCL102", messages("exists (select from t as m where channel_id = m.channel_id)")),
         ("RCL102", messages("exists (select from m join n using (id) where m.a = a)")),
@@ -230,7 +231,7 @@ def test_what_is_right_is_left_alone(code: str, text: str) -> None:
 
 
 def test_files_are_read_together() -> None:
-    """A table of one file gets its policies in another."""
+    """One file creates a table, another its policies."""
     table = "create table m (room text); grant select on m to anon;"
     policy = channels("exists (select from m)")
     assert "RCL108" not in codes(table, policy)
@@ -269,9 +270,9 @@ def test_a_place_is_counted_in_characters() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        f"-- rowcast:disable=RCL101 everybody may\n{channels('true')};",
-        f"{channels('true')}; -- rowcast:disable=RCL101 everybody may",
-        f"{channels('true')[:-1]}\n-- rowcast:disable=RCL101 everybody may\n);",
+        f"-- rowcast:disable=RCL101 all users may\n{channels('true')};",
+        f"{channels('true')}; -- rowcast:disable=RCL101 all users may",
+        f"{channels('true')[:-1]}\n-- rowcast:disable=RCL101 all users may\n);",
         f"select;\n-- rowcast:disable=RCL204,RCL101 both are meant\n{channels('a = null or true')}",
     ],
 )
@@ -283,8 +284,8 @@ def test_a_comment_disables_a_rule_for_its_statement(text: str) -> None:
 
 
 def test_a_comment_disables_nothing_elsewhere() -> None:
-    text = f"-- rowcast:disable=RCL101 everybody may\n{channels('true')};\n{channels('true')};"
-    assert [f.disabled for f in lint(text) if f.code == "RCL101"] == ["everybody may", None]
+    text = f"-- rowcast:disable=RCL101 all users may\n{channels('true')};\n{channels('true')};"
+    assert [f.disabled for f in lint(text) if f.code == "RCL101"] == ["all users may", None]
     assert "RCL101" in codes(f"{channels('true')};\n-- rowcast:disable=RCL101 too late by a line")
 
 

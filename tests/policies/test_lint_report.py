@@ -1,4 +1,4 @@
-"""Findings for programs: JSON, SARIF 2.1.0, annotations; each as its reader expects it."""
+"""Findings as JSON, SARIF 2.1.0 and annotations of GitHub, valid for their readers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_json_has_every_finding_with_the_same_keys(findings: list[Finding]) -> N
 
 
 def test_annotations_are_commands_of_a_workflow(findings: list[Finding]) -> None:
-    """One line each: what could end a property or the line is escaped."""
+    """One line each: characters that end a property or the line are escaped."""
     lines = report.github(findings).splitlines()
     assert len(lines) == len([f for f in findings if f.disabled is None])
     for line in lines:
@@ -74,7 +74,7 @@ def test_annotations_are_commands_of_a_workflow(findings: list[Finding]) -> None
 
 
 def demand(value: Any, shape: Any, where: str = "$") -> None:
-    """Hold a value against a shape: types, literal values, required and optional (?) keys."""
+    """Compare a value with a shape: types, literals, required and optional (?) keys."""
     if isinstance(shape, dict):
         assert isinstance(value, dict), where
         required = {key for key in shape if not key.endswith("?")}
@@ -94,7 +94,7 @@ def demand(value: Any, shape: Any, where: str = "$") -> None:
         assert type(value) is shape, (where, value)
 
 
-# What the specification says of the objects that we write, section by section (3.13 to 3.35).
+# The objects that we write, from sections 3.13 to 3.35 of the specification.
 LEVELS = {"error", "warning", "note", "none"}
 MESSAGE = {"text": str, "markdown?": str}
 LOG = {
@@ -168,7 +168,7 @@ def test_sarif_knows_a_rule_of_sqlfluff() -> None:
 
 
 def test_the_table_of_rules_is_that_of_the_code() -> None:
-    """Printed when it differs, ready to be pasted."""
+    """If the table differs the failure prints it, ready to be pasted."""
     rows = []
     for code, rule in sorted(RULES.items()):
         rows.append(f"| `{code}` | {rule.level} | {rule.title} | {', '.join(rule.found_in)} |")

@@ -1,4 +1,4 @@
-"""`rowcast policy matrix`: who may do what, and what is another answer now."""
+"""`rowcast policy matrix`: answers for all personas, and the differences from a snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rowcast policy lint|new|port` as they are typed: output, exit codes, one sentence per error."""
+"""`rowcast policy lint`, `new` and `port`: output, exit codes, one sentence per error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAILS = GOOD.replace("owner_id =", "true or owner_id =")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory to work in, and no database in the environment."""
+    """Work in an empty directory, without a database in the environment."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -116,7 +116,7 @@ def test_policies_of_a_database_are_read_like_a_file(
     capsys: pytest.CaptureFixture[str],
     code: str,
 ) -> None:
-    """Which table a bare name means, for one, the catalogue has resolved."""
+    """For example, the catalogue has resolved unqualified table names."""
     db.execute("create table channel_members (channel_id uuid, user_id text)")
     db.execute("create table rooms (id uuid)")
     db.execute(RULES[code].bad.encode())
@@ -175,7 +175,7 @@ def test_the_recipes_have_the_form_that_is_shipped() -> None:
 def test_the_configuration_of_the_form_can_be_had(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What sqlfluff itself does with it, beside the files, is what --style does."""
+    """With this configuration beside the files, sqlfluff itself does what --style does."""
     assert main(["policy", "lint", "--style-config"]) == 0
     text = capsys.readouterr().out
     assert text == style_config().read_text()
@@ -207,9 +207,10 @@ def test_a_recipe_becomes_a_policy_file(here: Path, capsys: pytest.CaptureFixtur
     assert main(["policy", "new", "chat", "--template", "open"]) == 2
 
 
-def test_ported_policies_go_to_standard_output_and_the_rest_beside(
+def test_port_prints_policies_and_remarks_apart(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Policies go to standard output, remarks and refusals to standard error."""
     text = "create policy p on realtime.messages for select to anon using ({});\n"
     (here / "p.sql").write_text(text.format("topic = 'a'"))
     assert main(["policy", "port", "p.sql", "--from", "supabase"]) == 0

@@ -127,7 +127,7 @@ def test_a_failure_comes_with_its_explanation(
 
 
 def test_what_no_policy_lets_through_is_reported(run: Run, folder: Path, team_url: str) -> None:
-    """The control: without row level security a case says nothing about policies."""
+    """The control: without row level security a case does not test policies."""
     (folder / "chat.sql").write_text(
         "create policy p on realtime_channels for select using (true);"
         "alter table realtime_channels disable row level security;"

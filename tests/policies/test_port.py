@@ -27,7 +27,7 @@ ALICE = "00000000-0000-4000-8000-00000000000a"
 BOB = "00000000-0000-4000-8000-00000000000b"
 PERSONAS = {"alice": ALICE, "bob": BOB, "anon": None}
 
-# The other systems, as far as their policies are concerned.
+# The other systems, reduced to what their policies use.
 AUTH = """
 create schema auth;
 create schema realtime;
@@ -97,7 +97,7 @@ def ported(system: str) -> Ported:
 
 @pytest.fixture
 def theirs(module_database: pg.Database, empty_database: pg.Database) -> Iterator[Connection]:
-    """Another system's database; `module_database` is asked for because it makes the roles."""
+    """Create a database of the other system; `module_database` creates the roles."""
     with empty_database.connect(autocommit=False) as connection:
         connection.execute(AUTH)
         yield connection
@@ -105,7 +105,7 @@ def theirs(module_database: pg.Database, empty_database: pg.Database) -> Iterato
 
 
 def ask(db: Connection, sub: str | None, name: str, query: str, *values: Any) -> bool | None:
-    """Ask as a caller; None when a policy raised."""
+    """Check as a caller; return None if a policy raised an error."""
     claims = {"sub": sub, "role": "authenticated"} if sub else None
     try:
         with as_role(db, "authenticated" if sub else "anon", claims, name):
@@ -121,7 +121,7 @@ def ask(db: Connection, sub: str | None, name: str, query: str, *values: Any) ->
 
 
 def supabase(db: Connection, sub: str | None, name: str) -> tuple[bool | None, bool | None]:
-    """One row that nobody sent is looked for, and one is sent."""
+    """Select a made-up row, and insert one."""
     with db.transaction(force_rollback=True):
         insert = "insert into realtime.messages (topic, extension) values (%s, 'broadcast')"
         db.execute(insert, [name])
@@ -165,7 +165,7 @@ def test_ported_policies_decide_as_before(
     assert len(new.refused) == refused
     theirs.execute(installed.encode())
     theirs.execute(TABLES.encode())
-    # What cannot be ported is left out on the other side, too.
+    # Policies that cannot be ported are left out on the other side, too.
     published = (PUBLISHED / f"{system}.sql").read_text()
     theirs.execute(published.encode())
     for sentence in new.refused:
@@ -186,7 +186,7 @@ def test_ported_policies_decide_as_before(
         for name in NAMES:
             before, after = asked(theirs, sub, name), ours(tx, sub, name)
             for was, now in zip(before, after, strict=True):
-                # Where a cast failed there, for all policies, there is an answer here.
+                # A cast that fails there, for all policies, gives an answer here.
                 assert now is not None, (persona, name)
                 assert was is None or now is was, (persona, name, before, after)
             answers.add(before)
@@ -293,7 +293,7 @@ def test_what_cannot_be_ported_is_said_and_kept_as_a_comment(
         ("supabase", "split_part(topic, ':', 2)::int = 1", "channels", "segment_int(2) = 1"),
         ("supabase", "split_part(topic, '-', 2) = 'a'", "channels", "name(), '-', 2) = 'a'"),
         ("supabase", "split_part(topic, ':', 2)::text = 'a'", "channels", "segment(2) = 'a'"),
-        # A table whose alias is the other table's name is itself.
+        # An alias that equals the name of the other table means the aliased table.
         (
             "supabase",
             "exists (select 1 from t as messages where messages.extension = 'presence')",
@@ -301,7 +301,7 @@ def test_what_cannot_be_ported_is_said_and_kept_as_a_comment(
             "messages.extension = 'presence'",
         ),
         ("insforge", "channels.pattern = 'user:%:in'", "channels", "pattern = 'user:*:in'"),
-        # A pattern of another table is no pattern of ours.
+        # The column pattern of another table is not ours.
         (
             "insforge",
             "exists (select 1 from t where t.pattern = 'a%')",
@@ -319,7 +319,7 @@ def test_a_condition_becomes(system: str, condition: str, table: str, wanted: st
 
 
 def test_a_bare_name_that_may_be_the_inner_tables_stays() -> None:
-    """To take it for the outer one could open what the inner one closed."""
+    """Taking it as the outer column could allow what the inner one refused."""
     text = LISTEN.format("exists (select 1 from t where extension = 'presence')")
     new = of("supabase", text)
     assert "where extension = 'presence'" in new.text

@@ -1,4 +1,4 @@
-"""The session of policies/README.md, command by command, and its example for pytest."""
+"""Runs the session of policies/README.md, command by command, and its pytest example."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FILE = re.compile(r"(?:--|#) ([\w/.]+\.(?:sql|toml|py))\n")
 
 
 def files() -> dict[str, str]:
-    """The files of the chapter, by the name in their first line."""
+    """Return the files of the chapter by the name in their first line."""
     return {match[1]: text for _, text in BLOCKS if (match := FILE.match(text))}
 
 
 def session() -> list[tuple[str, str]]:
-    """Commands and what they print."""
+    """Yield commands with their expected output."""
     text = "".join(text for kind, text in BLOCKS if kind == "console")
     return [
         (command, output)
@@ -48,7 +48,7 @@ def lay_out(folder: Path) -> None:
 
 
 def same(text: str) -> str:
-    """Times differ from run to run."""
+    """Replace times, which differ from run to run."""
     return re.sub(r"\d+\.\d\d ms", "… ms", text)
 
 
@@ -79,7 +79,7 @@ def test_the_session_runs_as_it_is_written(
     assert [row[3] for row in rows if row[0] == "verdict"] == ["deny", "deny"]
 
 
-def test_every_command_of_the_table_is_there_and_every_other_way_round(run: Run) -> None:
+def test_the_table_lists_all_commands(run: Run) -> None:
     told = set(re.findall(r"^\| `rowcast policy (\w+)`", CHAPTER, re.M))
     assert told == {"can", "explain", "test", "matrix", "diff", "apply"}
     for command in told:
@@ -89,7 +89,7 @@ def test_every_command_of_the_table_is_there_and_every_other_way_round(run: Run)
 
 
 def pytest_in(folder: Path, server: pg.Server, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest as a team would, without our configuration."""
+    """Run pytest as a team would, without the configuration of this project."""
     known = any(found.name == "rowcast_policies" for found in entry_points(group="pytest11"))
     plugin = [] if known else ["-p", "rowcast.policy.pytest_plugin"]
     return subprocess.run(

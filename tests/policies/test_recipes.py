@@ -1,4 +1,4 @@
-"""Each recipe: it runs twice, by a team without superuser, and lets through whom its story says."""
+"""Each recipe runs twice without a superuser, and allows exactly what its header says."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pg_catalog.pg_policy where polname like 'Users can %' order by 2
 
 @pytest.fixture
 def team(database: pg.Database) -> Iterator[Connection]:
-    """The login that owns the database; like the team that writes policies, no superuser."""
+    """Return the login that owns the database; like a team's, it is not a superuser."""
     with database.connect(database.owner_url) as connection:
         yield connection
 
@@ -195,10 +195,8 @@ def test_history_is_for_those_who_may_listen_to_the_name(db: Connection, team: C
     assert history(db, None, "chat:alice") == 0
 
 
-def test_asking_by_the_id_of_the_channel_would_show_the_rooms_of_others(
-    db: Connection, team: Connection
-) -> None:
-    """Why the recipe asks by name: the name asked for is one, and the rows are of many."""
+def test_why_history_checks_the_name(db: Connection, team: Connection) -> None:
+    """A check by channel_id would show the rooms of other users."""
     team.execute(OWN_ROOMS)
     team.execute(
         "create policy leak on public.realtime_messages for select to authenticated using"
@@ -249,7 +247,7 @@ def test_nothing_opens_publishing_where_read_only_is(db: Connection, team: Conne
 def test_a_row_for_another_room_is_refused_with_the_whole_insert(
     db: Connection, team: Connection
 ) -> None:
-    """Each row is checked by its own name, also of one statement."""
+    """Each row is checked by its own name, also within one statement."""
     apply(team, "room_members")
     add_channel(db, "chat:*")
     team.execute("insert into room_members (user_id, room) values ('alice', '1')")

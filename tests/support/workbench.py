@@ -1,4 +1,4 @@
-"""What the tests of the workbench share: the command, its database, and a picture of all of it."""
+"""Helpers for tests of the workbench: run the command, and compare a database before and after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Run", "picture", "runner"]
 Connection = psycopg.Connection[Any]
 Run = Callable[..., tuple[int, str, str]]
 
-# Everything that a command could leave behind, but what counters say: sequences only go up.
+# Everything that a command could leave behind, except sequences, which never roll back.
 CATALOGUE = (
     (
         "select 'class', oid::regclass::text, relacl::text, relrowsecurity, relkind::text"
@@ -39,7 +39,7 @@ CATALOGUE = (
 
 
 def picture(db: Connection, login: str = "rowcast_policy_team") -> list[tuple[Any, ...]]:
-    """Return catalogue and rows of a database, and which roles `login` can become."""
+    """Return catalogue and rows of a database, and the roles that `login` can become."""
     rows: list[tuple[Any, ...]] = db.execute(
         "select roleid::regrole::text, m::text from pg_auth_members as m"
         " where member = to_regrole(%s) order by 1, 2",
@@ -62,7 +62,10 @@ def picture(db: Connection, login: str = "rowcast_policy_team") -> list[tuple[An
 def runner(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str, home: Path
 ) -> Run:
-    """Return what runs `rowcast policy …` in `home` on `url`: exit code, output, errors."""
+    """Return a function that runs `rowcast policy …` in `home` on `url`.
+
+    It returns exit code, output and errors.
+    """
     for name in ("ROWCAST_DATABASE_URL", "ROWCAST_CALLER_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ROWCAST_MIGRATE_URL", url)

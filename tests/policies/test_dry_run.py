@@ -1,6 +1,6 @@
-"""A dry run asks for those who are connected, for a limited time, and prints nobody's escapes.
+"""A dry run checks connected callers for a limited time, and escapes what it prints about them.
 
-Here a thread answers in the place of a bridge; with real ones see acceptance/test_census.py.
+A thread answers in place of a bridge; acceptance/test_census.py has real bridges.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALTERED = 'alter policy "listen" on "public"."realtime_channels" using ({});'
 
 @contextlib.contextmanager
 def connected(database: pg.Database, *sessions: tuple[str, dict[str, Any], str]) -> Iterator[None]:
-    """A bridge with these (role, claims, channel), which answers the first request."""
+    """Run a bridge that has these (role, claims, channel) and answers the first request."""
     node = uuid4()
     with database.connect() as connection:
         connection.execute("select rowcast.node_beat(%s, '5 minutes')", [node])
@@ -64,7 +64,7 @@ def alice(number: int = 0, **claims: Any) -> tuple[str, dict[str, Any], str]:
     return ("authenticated", {"sub": f"alice{number}", "role": "authenticated", **claims}, "a")
 
 
-def test_a_role_that_the_login_cannot_become_hides_nobody_else(
+def test_a_role_that_the_login_cannot_become_does_not_hide_others(
     run: Run, db: Connection, database: pg.Database, home: Path
 ) -> None:
     prepare(db, home, "is_public", "false")
@@ -83,9 +83,8 @@ def test_a_role_that_the_login_cannot_become_hides_nobody_else(
     assert "callers of role rowcast_strange were not checked: The login rowcast_policy_team" in err
 
 
-def test_a_policy_that_hangs_locks_the_tables_for_seconds_and_no_longer(
-    run: Run, db: Connection, database: pg.Database, home: Path
-) -> None:
+def test_a_policy_that_hangs(run: Run, db: Connection, database: pg.Database, home: Path) -> None:
+    """It locks the tables for at most two seconds."""
     prepare(db, home, "is_public", "pg_sleep(60) is not null")
     began = time.monotonic()
     with connected(database, *(alice(n) for n in range(5))):
