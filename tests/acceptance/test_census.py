@@ -147,7 +147,7 @@ async def test_unchanged_clients_are_counted(
         assert done.stdout.splitlines() == [
             DROP,
             "2 of 2 bridges answered: 2 subscriptions of 2 callers",
-            "nobody of 2 loses or gains a channel",
+            "none of 2 sessions loses or gains a channel",
         ]
         done = await policy(home, prepared, "--prune", "--dry-run", "--no-census")
         assert done.stdout == f"{DROP}\n"
@@ -194,7 +194,7 @@ async def test_a_hanging_bridge_is_named_after_the_timeout(
             "1 of 2 bridges answered: 1 subscription of 1 caller",
             "alice (authenticated) loses room:1",
         ]
-        assert done.stderr == "some bridges did not answer: others may lose a channel, too\n"
+        assert done.stderr == "some bridges did not answer: their callers may lose a channel, too\n"
         # its answer comes too late and is discarded
         assert (await policy(home, prepared, "--dry-run")).stdout.count("2 of 2") == 1
         no_trace(sql)
