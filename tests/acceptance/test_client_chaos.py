@@ -1,4 +1,4 @@
-"""Both clients on a network that is cut all the time: every message once, in order."""
+"""Both clients on a network that keeps failing: every message arrives once, in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MESSAGES = 3000
 CUTS = 25
 TIMEOUT = 90.0
 
-# Prints what it hears; its own messages are numbered per channel as well.
+# Prints the messages that it receives; its own messages are numbered by channel as well.
 NODE_CLIENT = """
 import { createClient } from 'rowcast-client';
 const { URL: baseUrl, TOKEN: accessToken } = process.env;
@@ -55,7 +55,7 @@ def bridge(database: pg.Database) -> Iterator[Daemon]:
 
 
 def publish(database: pg.Database, writer: str) -> None:
-    """One writer: its messages have an order in each channel. Every third transaction is undone."""
+    """Publish in order in each channel; every third transaction is rolled back."""
     chance = random.Random(writer)
     counts: dict[str, int] = defaultdict(int)
     with database.connect(database.owner_url, autocommit=False) as connection:
@@ -93,13 +93,13 @@ async def cut_often(network: FlakyNetwork) -> None:
 
 
 async def cut_everywhere(network: FlakyNetwork) -> None:
-    """At every so many bytes of what a connection says, from its handshake to its replay."""
+    """Cut connections after so many bytes, from the handshake to the replay."""
     for n in range(36):
         network.limits += [(math.inf, 67 * n), (17 * n, math.inf)]
     left = -1
     while network.limits:
         if left == len(network.limits):
-            network.cut()  # nobody has said so much
+            network.cut()  # after more bytes than any frame has
         left = len(network.limits)
         await asyncio.sleep(0.2)
 
@@ -109,7 +109,7 @@ TROUBLES: list[Trouble] = [cut_often, cut_everywhere]
 
 
 class Ledger:
-    """What was heard, and whether it is what was said."""
+    """Compare the messages that were received with those that were published."""
 
     def __init__(self) -> None:
         self.heard: dict[tuple[str, str], list[Any]] = defaultdict(list)

@@ -36,7 +36,7 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
 
 
 def adapted(text: str, url: str, runtime: str) -> str:
-    """A snippet with the four things a reader replaces."""
+    """Return a snippet with the four values replaced that a reader replaces."""
     path = f"{url}/client.js" if runtime == "chromium" else "rowcast-client"
     return (
         text.replace("@insforge/sdk", path)
@@ -48,7 +48,7 @@ def adapted(text: str, url: str, runtime: str) -> str:
 
 
 def run(node: Node, runtime: str, url: str, *parts: str) -> list[str]:
-    """Run the parts as one module to its last line; returns the lines of its console."""
+    """Run the parts as one module to its last line; return the lines of its console."""
     whole = [*(adapted(part, url, runtime) for part in parts), "console.log('DONE');"]
     module = node.write("page.mjs", *whole)
     output = node.run(module) if runtime == "node" else node.page(module)
@@ -66,9 +66,8 @@ def test_the_types_describe_the_client(node: Node) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_connecting_subscribing_publishing_and_leaving_run_as_written(
-    node: Node, bridge: Daemon, runtime: str
-) -> None:
+def test_the_snippets_of_the_page_run_as_written(node: Node, bridge: Daemon, runtime: str) -> None:
+    """Connecting, subscribing, publishing and leaving."""
     lines = run(
         node,
         runtime,
@@ -160,10 +159,8 @@ def test_a_refused_subscription_and_a_bad_token_are_told(
     assert lines.count("connect invalid_token") == 2
 
 
-def test_somebody_else_has_the_channels_and_the_presence_of_the_client(
-    node: Node, bridge: Daemon
-) -> None:
-    """The server gives him another session, and nothing that was subscribed stays behind."""
+def test_another_user_keeps_the_channels_and_the_presence(node: Node, bridge: Daemon) -> None:
+    """For another user the server opens another session, and no subscription stays behind."""
     lines = run(
         node,
         "node",
@@ -189,7 +186,7 @@ def test_somebody_else_has_the_channels_and_the_presence_of_the_client(
 def test_the_page_of_the_bridge_shows_what_the_readme_inserts(
     node: Node, bridge: Daemon, module_database: pg.Database
 ) -> None:
-    """And nothing of what is rolled back."""
+    """A row that is rolled back is not shown."""
     readme = (WEB.parents[2] / "README.md").read_text()
     insert = next(sql for sql in blocks(readme, "sql") if "Hello from psql" in sql)
     url = f"{bridge.url}/#key={token(None, 'anon')}"
@@ -201,7 +198,7 @@ def test_the_page_of_the_bridge_shows_what_the_readme_inserts(
             connection.rollback()
             connection.execute(insert.encode())
         assert visit.stdout.readline() == "HEARD\n"
-        # Before these the page shows what other tests have left in this room.
+        # Before these the page shows messages of other tests in this channel.
         shown = json.loads(visit.stdout.readline())
         assert shown[-2:] == ["from the page", "Hello from psql"]
         assert "never" not in shown
@@ -248,7 +245,7 @@ console.log('ready');
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_killed_bridge_costs_the_client_no_message_and_repeats_none(
+def test_a_killed_bridge_costs_no_message_and_repeats_none(
     node: Node, database: pg.Database, runtime: str
 ) -> None:
     open_channels(database, "chat:*")
@@ -318,7 +315,7 @@ def test_the_presence_of_the_page_runs_as_written(node: Node, bridge: Daemon, ru
 def test_the_live_cursors_of_the_page_run_as_written(
     node: Node, bridge: Daemon, runtime: str
 ) -> None:
-    """With real mouse events of a real document, where there is one."""
+    """In a browser the mouse events are those of a real document."""
     page = "const document = new EventTarget();" if runtime == "node" else ""
     event = "Object.assign(new Event('mousemove'), { clientX: x, clientY: 2 * x })"
     if runtime == "chromium":

@@ -1,4 +1,4 @@
-"""The Python client and the real bridge: crashes, later processes, lost answers, odd JSON."""
+"""The Python client and a real bridge: crashes, later processes, lost answers, unusual JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client(bridge: Daemon, **options: Any) -> Realtime:
 
 
 def publish(database: pg.Database, *numbers: int, filler: str = "") -> None:
-    """Commit messages, as the database's own code does."""
+    """Commit messages from SQL."""
     with database.connect(database.owner_url) as connection:
         for n in numbers:
             connection.execute(
@@ -84,9 +84,10 @@ async def test_a_killed_bridge_costs_no_message_and_repeats_none(
         assert await numbers(messages, 4) == [2, 3, 4, 5]
 
 
-async def test_a_later_process_goes_on_from_the_cursor_of_an_earlier_one(
+async def test_a_later_process_resumes_an_earlier_one(
     database: pg.Database, bridge: Daemon
 ) -> None:
+    """It continues from the cursor that the earlier process stored."""
     async with client(bridge) as realtime:
         channel = await realtime.channel("chat:1").subscribe()
         messages = aiter(channel)
@@ -124,7 +125,7 @@ async def test_a_publish_whose_answer_is_lost_lands_once(
         messages = aiter(channel)
         network.swallowing = True
         sending = asyncio.create_task(channel.send("e", {"n": 1}))
-        await soon(network.swallowed.wait())  # it is committed, and nobody was told
+        await soon(network.swallowed.wait())  # it is committed, and the answer is lost
         network.cut()
         assert isinstance(await soon(sending), str)
         await channel.send("e", {"n": 2})

@@ -1,4 +1,4 @@
-"""Channels of the Python client: subscribing, hearing, sending, and frames of every kind."""
+"""Channels of the Python client: subscribing, receiving, sending, and frames of every kind."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ async def test_a_subscription_not_answered_in_time_raises(scripted_server: Scrip
     await realtime.close()
 
 
-async def test_a_channel_the_server_closes_ends_its_iteration_with_the_reason(
+async def test_a_closed_channel_ends_its_iteration(
     scripted_server: ScriptedServer,
 ) -> None:
+    """The iteration raises the reason that the server gave."""
     realtime = client(scripted_server)
     conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
@@ -54,9 +55,10 @@ async def test_a_channel_the_server_closes_ends_its_iteration_with_the_reason(
     await realtime.close()
 
 
-async def test_iterating_begins_with_the_first_message_and_goes_on_after_a_break(
+async def test_iterating_misses_no_message(
     scripted_server: ScriptedServer,
 ) -> None:
+    """It begins with the first message, and continues after a `break` with the next one."""
     realtime = client(scripted_server)
     conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
@@ -96,9 +98,10 @@ async def test_callbacks_sync_and_async_are_called_in_order(start: Start) -> Non
     assert order == [f"{kind} m{n}" for n in (1, 2, 3) for kind in ("sync", "async")]
 
 
-async def test_kinds_are_heard_apart_and_a_sender_cannot_reach_the_reserved_ones(
+async def test_callbacks_get_only_their_kind(
     start: Start,
 ) -> None:
+    """No event name that a sender can choose reaches a reserved kind."""
     realtime, channel, conversation, heard = await start()
     seen: list[tuple[str, str]] = []
     for kind in ("moved", "error", "closed", "deleted", "resync", "subscribed", "*"):
@@ -248,10 +251,10 @@ async def test_hostile_frames_are_reported_and_end_nothing(start: Start) -> None
     assert errors.qsize() > 8
 
 
-async def test_a_subscribe_that_is_cancelled_leaves_nothing_subscribed(
+async def test_a_cancelled_subscribe_is_taken_back(
     scripted_server: ScriptedServer,
 ) -> None:
-    """Its messages would wait for a reader who never comes, until the client stops reading."""
+    """Otherwise its messages would fill the queue until the client stops reading."""
     realtime = client(scripted_server)
     conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
@@ -271,9 +274,10 @@ async def test_a_subscribe_that_is_cancelled_leaves_nothing_subscribed(
     await realtime.close()
 
 
-async def test_what_a_busy_server_refuses_is_taken_back_nevertheless(
+async def test_untrack_and_unsubscribe_outlast_a_busy_server(
     start: Start, scripted_server: ScriptedServer
 ) -> None:
+    """A request that the server is too busy for is sent again."""
     realtime, channel, conversation, _ = await start()
 
     async def busy(op: str) -> None:

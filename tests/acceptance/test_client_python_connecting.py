@@ -1,4 +1,4 @@
-"""How the Python client connects, and when it does so again."""
+"""The Python client's connection: connecting, refusals, and reconnecting."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_a_callable_that_has_no_token_is_told(scripted_server: ScriptedSer
     assert caught.value.code == "token_unavailable"
 
 
-async def test_connecting_to_nobody_ends_in_time() -> None:
+async def test_connecting_without_a_server_ends_in_time() -> None:
     with pytest.raises(RealtimeError) as caught:
         async with connect("http://127.0.0.1:1", connect_timeout=0.1, min_delay=0.01):
             pass
@@ -88,7 +88,7 @@ async def test_these_close_codes_mean_connect_again(
     await realtime.close()
 
 
-async def test_a_drained_client_comes_back_when_the_server_has_asked_it_to(
+async def test_a_drained_client_waits_as_the_server_asks(
     start: Start, scripted_server: ScriptedServer
 ) -> None:
     realtime, _, conversation, _ = await start()
@@ -99,7 +99,7 @@ async def test_a_drained_client_comes_back_when_the_server_has_asked_it_to(
     conversation = await scripted_server.next()
     await conversation.welcome()
     conversation.cut()
-    assert (await soon(again.get()))["delay"] != 0.123  # it was said of that one connection
+    assert (await soon(again.get()))["delay"] != 0.123  # the pause was for that connection only
 
 
 async def test_a_final_close_code_ends_everything_with_an_error(start: Start) -> None:
@@ -138,7 +138,7 @@ async def test_an_expired_token_is_replaced_by_connecting_again(
     assert (await (await scripted_server.next()).welcome())["token"] == "two"
 
 
-async def test_a_silent_server_is_asked_and_left_when_it_stays_silent(
+async def test_a_silent_server_is_pinged_and_then_left(
     scripted_server: ScriptedServer,
 ) -> None:
     realtime = client(scripted_server)
@@ -149,7 +149,8 @@ async def test_a_silent_server_is_asked_and_left_when_it_stays_silent(
     await realtime.close()
 
 
-async def test_a_callback_may_close_the_client_and_nothing_of_it_stays(start: Start) -> None:
+async def test_a_callback_may_close_the_client(start: Start) -> None:
+    """No task of the client is left."""
     before = asyncio.all_tasks()
     realtime, channel, conversation, _ = await start()
     closed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A Python consumer's pace: backpressure, and a cursor that only covers what was handled."""
+"""Slow consumers of the Python client: backpressure, and a cursor of handled messages only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(
             given = n + 1
 
     pouring = asyncio.create_task(pour())
-    # The server gets stuck: the sockets' buffers are full, and the client takes no more.
+    # The server gets stuck: the socket buffers are full, and the client does not read.
     stuck = -1
     while stuck != given:
         stuck = given
@@ -50,7 +50,8 @@ async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(
     await realtime.close()
 
 
-async def test_a_channel_that_nobody_reads_stops_the_reading_and_is_named(start: Start) -> None:
+async def test_a_channel_that_is_not_read_is_named(start: Start) -> None:
+    """It stops the reading, and an error names it."""
     realtime, _, conversation, _ = await start(max_queue=5)
     errors = await told(realtime, "error")
     await subscribed(conversation, realtime.channel("b"))
@@ -77,9 +78,10 @@ async def test_one_that_sends_while_too_much_waits_gets_its_answer(start: Start)
     assert len(await ids(heard, 40)) == 40
 
 
-async def test_the_cursor_moves_on_when_the_application_has_handled_what_it_covers(
+async def test_the_cursor_follows_the_application(
     scripted_server: ScriptedServer,
 ) -> None:
+    """It advances once the application has handled everything that it covers."""
     realtime = client(scripted_server)
     conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
@@ -138,7 +140,7 @@ async def test_closing_ends_iterations_and_gives_what_waits_an_error(start: Star
     await soon(conversation.ended.wait())
 
 
-async def test_a_reader_who_stays_away_costs_no_memory_for_each_cursor(start: Start) -> None:
+async def test_cursors_of_an_unread_channel_cost_no_memory(start: Start) -> None:
     realtime, _, conversation, heard = await start()
     other = realtime.channel("b")
     await subscribed(conversation, other)

@@ -1,4 +1,4 @@
-"""Presence in the Python client: against a scripted server, and against a real bridge."""
+"""Presence in the Python client, against a scripted server and against a real bridge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_track_joins_if_needed_and_untrack_ends_that_join(
     assert (request["channel"], request["state"]) == ("a", {"status": "online"})
     await conversation.ok(request, channel="a")
     await soon(tracking)
-    for number in range(2000):  # nobody iterates, and nothing piles up that would stop the client
+    for number in range(2000):  # not iterated, and yet the queue stays empty
         await conversation.messages("a", [f"m{number}"])
     await settled(realtime, conversation)
     untracking = asyncio.create_task(channel.untrack())
@@ -103,9 +103,10 @@ async def test_events_keep_the_state_and_a_whole_list_becomes_events(start: Star
     assert channel.presence_state() == [{"x": 4}]
 
 
-async def test_rapid_states_coalesce_and_the_newest_comes_back_after_a_reconnect(
+async def test_rapid_states_coalesce(
     scripted_server: ScriptedServer,
 ) -> None:
+    """Of the waiting states only the newest is sent, and sent again after a reconnect."""
     realtime = client(scripted_server)
     conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
@@ -180,9 +181,10 @@ async def test_a_refused_state_leaves_the_one_before_it(
     await soon(untracking)
 
 
-async def test_a_presence_that_cannot_be_shown_again_at_once_is_tried_again(
+async def test_a_presence_refused_for_now_is_sent_again(
     start: Start, scripted_server: ScriptedServer
 ) -> None:
+    """After a reconnect a temporary refusal does not end the presence."""
     _, channel, conversation, _ = await start()
     errors = await told(channel, "error")
     tracking = asyncio.create_task(channel.track({"x": 1}))
@@ -196,6 +198,6 @@ async def test_a_presence_that_cannot_be_shown_again_at_once_is_tried_again(
     await conversation.refuse(request, "unavailable", channel="a", retryAfter=0.01)
     request = await conversation.hear("track")
     assert request["state"] == {"x": 1}
-    # For good: nobody awaits it, so it is an event.
+    # A final refusal is an event, because no call waits for it.
     await conversation.refuse(request, "too_many_members", channel="a")
     assert (await soon(errors.get())).code == "too_many_members"

@@ -1,4 +1,4 @@
-"""What the Python client remembers, so that a resume neither loses nor repeats a message."""
+"""The Python client's memory, which lets a resume neither lose nor repeat a message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.scripted_server import ScriptedServer, soon
 pytestmark = pytest.mark.acceptance
 
 
-async def test_what_a_replay_repeats_is_dropped_what_it_adds_is_heard(
+async def test_a_replay_adds_messages_and_repeats_none(
     start: Start, scripted_server: ScriptedServer
 ) -> None:
     _, _, conversation, heard = await start()
@@ -30,9 +30,10 @@ async def test_what_a_replay_repeats_is_dropped_what_it_adds_is_heard(
     assert await ids(heard, 2) == ["m3", "m4"]
 
 
-async def test_while_channels_are_resumed_a_new_cursor_does_not_replace_the_old_one(
+async def test_a_new_cursor_waits_until_all_channels_are_resumed(
     start: Start, scripted_server: ScriptedServer
 ) -> None:
+    """While channels are being resumed, a new cursor does not replace the old one."""
     realtime, _, conversation, heard = await start()
     await subscribed(conversation, realtime.channel("b").on("message", heard.put_nowait))
     conversation.cut()
@@ -106,9 +107,10 @@ async def test_what_could_not_be_replayed_is_a_resync(
     }
 
 
-async def test_a_later_process_resumes_every_channel_from_a_stored_cursor(
+async def test_a_later_process_resumes_from_a_stored_cursor(
     scripted_server: ScriptedServer,
 ) -> None:
+    """Every channel resumes from it, with its first subscription."""
     realtime = client(scripted_server, after="stored")
     conversation = await opened(scripted_server, realtime)
     assert realtime.cursor == "stored"
@@ -119,9 +121,10 @@ async def test_a_later_process_resumes_every_channel_from_a_stored_cursor(
     await realtime.close()
 
 
-async def test_a_publish_whose_answer_was_lost_is_sent_again_under_its_key(
+async def test_a_publish_without_an_answer_is_sent_again(
     start: Start, scripted_server: ScriptedServer
 ) -> None:
+    """After the reconnect it is sent again under the same key."""
     _, channel, conversation, _ = await start()
     sending = asyncio.create_task(channel.send(event="e", payload={"n": 1}))
     first = await conversation.hear("publish")
@@ -135,9 +138,10 @@ async def test_a_publish_whose_answer_was_lost_is_sent_again_under_its_key(
     assert await soon(sending) == "m1"
 
 
-async def test_a_message_over_which_the_server_closes_is_not_sent_for_ever(
+async def test_a_message_that_is_too_big_is_sent_once(
     start: Start, scripted_server: ScriptedServer
 ) -> None:
+    """The server closes the connection because of it; the client does not send it again."""
     _, channel, conversation, _ = await start()
     small = asyncio.create_task(channel.send("e", "s"))
     large = asyncio.create_task(channel.send("e", "l" * 1000))
@@ -171,10 +175,10 @@ async def test_a_channel_closed_for_now_is_resumed_from_that_moment(
     assert await soon(closed.get()) == {"channel": "a", "code": code, "final": False}
 
 
-async def test_what_is_taken_up_anew_does_not_resume_from_the_stored_cursor(
+async def test_a_stored_cursor_applies_once_to_each_channel(
     scripted_server: ScriptedServer,
 ) -> None:
-    """What came since was heard already."""
+    """A channel that is subscribed again has received the messages since the stored cursor."""
     realtime = client(scripted_server, after="stored")
     conversation = await opened(scripted_server, realtime)
     channel = realtime.channel("a")
@@ -187,7 +191,8 @@ async def test_what_is_taken_up_anew_does_not_resume_from_the_stored_cursor(
     await realtime.close()
 
 
-async def test_messages_of_an_ended_subscription_are_not_heard_by_the_next(start: Start) -> None:
+async def test_messages_of_an_ended_subscription_are_dropped(start: Start) -> None:
+    """The next subscription does not receive them."""
     _, channel, conversation, heard = await start()
     await channel.unsubscribe()
     waiting = asyncio.create_task(channel.subscribe(history=3))

@@ -139,7 +139,7 @@ def names(archive: Path) -> set[str]:
         return {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
 
 
-def test_the_wheel_carries_all_sql_and_nothing_of_the_checkout_besides(wheel: Path) -> None:
+def test_the_wheel_carries_all_sql_and_no_other_folder(wheel: Path) -> None:
     inside = names(wheel)
     for folder, files in (
         ("sql", sql_files()),

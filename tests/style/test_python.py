@@ -6,6 +6,7 @@ Which folder may import which is checked by import-linter; its layers are in pyp
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -207,6 +208,12 @@ def test_all_packages_have_one_version() -> None:
     script = json.loads((PACKAGE / "web" / "package.json").read_text())
     assert rowcast_client.__version__ == rowcast.__version__ == script["version"]
     assert f"rowcast-client=={rowcast.__version__}" in project["dependencies"]
+
+
+def test_the_former_name_of_the_client_still_works() -> None:
+    former = importlib.import_module("rowcast.client")
+    for name in set(rowcast_client.__all__) - {"__version__"}:
+        assert getattr(former, name) is getattr(rowcast_client, name)
 
 
 @pytest.mark.parametrize("name", list(modules()))

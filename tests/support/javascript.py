@@ -24,20 +24,20 @@ TIMEOUT = 90.0
 
 
 def snippets() -> dict[str, list[str]]:
-    """The code blocks of the product's page by the heading they stand under."""
+    """Return the code blocks of page.md by heading."""
     sections = re.split(r"^## (.+)$", (SCRIPTS / "page.md").read_text(), flags=re.MULTILINE)[1:]
     return {title: blocks(body) for title, body in zip(sections[::2], sections[1::2], strict=True)}
 
 
 def blocks(text: str, language: str = r"\w+") -> list[str]:
-    """The code blocks of a document."""
+    """Return the code blocks of a document."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def modules() -> Path:
-    """A directory whose `node_modules` has what the tests and the packed client need.
+    """Return a directory whose `node_modules` has the packed client and the packages of the tests.
 
-    It is kept between runs, under a name made of what goes into it.
+    It is kept between runs, under a name derived from its contents.
     """
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
@@ -58,7 +58,7 @@ def _install(home: Path) -> None:
         making = Path(scratch, "modules")
         making.mkdir()
         shutil.copy(SCRIPTS / "package.json", making)
-        # Packed as it would be published: what is missing from the package is missing here.
+        # Packed as it is published, so a file that the package lacks is missing here as well.
         _npm("pack", str(WEB), "--pack-destination", scratch, cwd=making)
         (package,) = Path(scratch).glob("rowcast-client-*.tgz")
         _npm("install", "--no-package-lock", "--prefer-offline", str(package), cwd=making)
@@ -78,7 +78,7 @@ def _npm(*arguments: str, cwd: Path) -> None:
 
 
 def chromium() -> str:
-    """The browser's path; skips where there is none."""
+    """Return the path of the browser; skip the test without one."""
     path = os.environ.get("ROWCAST_CHROMIUM") or shutil.which("chromium")
     if path is None:
         pytest.skip("Chromium is not installed: set ROWCAST_CHROMIUM to its path")
@@ -86,10 +86,10 @@ def chromium() -> str:
 
 
 class Node:
-    """A directory in which modules can be run.
+    """A directory in which Node runs modules.
 
     Args:
-        directory: an empty one of our own.
+        directory: an empty directory of the test.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -102,7 +102,7 @@ class Node:
         return {**os.environ, "ROWCAST_CLIENT": str(WEB / "client.js"), **more}
 
     def run(self, *arguments: str, **more: str) -> str:
-        """Run node to its end; returns what it printed. Fails the test where node fails."""
+        """Run node to its end and return its output; fail the test if node fails."""
         done = subprocess.run(
             ["node", *arguments],
             cwd=self.directory,
@@ -119,7 +119,7 @@ class Node:
         return done.stdout + done.stderr
 
     def write(self, name: str, *parts: str) -> str:
-        """Write a module of these parts; returns its name."""
+        """Write a module of these parts and return its name."""
         (self.directory / name).write_text("\n".join(parts))
         return name
 
@@ -129,7 +129,7 @@ class Node:
 
     @contextlib.contextmanager
     def started(self, *arguments: str, **more: str) -> Iterator[subprocess.Popen[str]]:
-        """Node at work for the length of a block."""
+        """Run node for the length of a block."""
         process = subprocess.Popen(
             ["node", *arguments],
             cwd=self.directory,
@@ -146,7 +146,7 @@ class Node:
 
 
 def reader(stream: object) -> Callable[[], str]:
-    """Lines with a deadline: one that does not come fails the test instead of stopping it."""
+    """Return a function that reads a line; without one in time the test fails."""
 
     def read() -> str:
         box: list[str] = []

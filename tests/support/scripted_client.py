@@ -46,7 +46,7 @@ async def told(target: Any, kind: str) -> asyncio.Queue[Any]:
 
 
 async def settled(realtime: Realtime, conversation: Conversation) -> None:
-    """Return when the client has handled everything said before."""
+    """Return once the client has handled all earlier frames."""
     statuses = await told(realtime, "status")
     await conversation.say({"op": "status", "status": "ok"})
     await soon(statuses.get())

@@ -1,11 +1,11 @@
-/** What callbacks do to the client that is calling them: it must do what they say, and at once. */
+/** Callbacks that change the client which calls them: the change takes effect at once. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Queue, soon, startPeer } from './peer.js';
 
 const member = (key) => ({ type: 'join', key, presence: { key } });
 
-/** The client has stopped: nothing but the test's own server could still wake it. */
+/** Asserts that the client's state does not change any more. */
 async function stays(client, state) {
   await new Promise((resolve) => { setTimeout(resolve, 100); }); // longer than any pause of these clients
   assert.equal(client.realtime.state, state);
@@ -69,13 +69,13 @@ for (const [kind, tell] of [
     tell(peer, await peer.hear('subscribe'));
     await told;
     const began = performance.now();
-    // The socket's own goodbye has a timer as well, and a short one.
+    // Closing the socket has a timer as well, which is short.
     while (timers() > before && performance.now() - began < 5_000) await new Promise(setImmediate);
     assert.equal(timers(), before);
   });
 }
 
-test('members that come behind the one at which a callback unsubscribes are not kept', async (t) => {
+test('members after the one at which a callback unsubscribes are not kept', async (t) => {
   const server = await startPeer(t);
   const { peer, channels, client } = await server.joined(['a']);
   const [channel] = channels;
@@ -86,7 +86,7 @@ test('members that come behind the one at which a callback unsubscribes are not 
   await peer.settled(client);
 });
 
-test('a subscription made while its predecessor is being confirmed waits for its own answer', async (t) => {
+test('a subscription made during the confirmation of an earlier one waits for its own answer', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const channel = client.realtime.channel('a');
@@ -114,7 +114,7 @@ test('a subscription made while its predecessor is being confirmed waits for its
   assert.deepEqual(channel.presenceState(), [{ key: 'bob' }]);
 });
 
-test('what stands behind the message at which a callback disconnects is heard after the next connect', async (t) => {
+test('messages after the one at which a callback disconnects are delivered after the next connect', async (t) => {
   const server = await startPeer(t);
   const { peer, client, channels } = await server.joined(['a']);
   const heard = new Queue();
@@ -136,7 +136,7 @@ test('what stands behind the message at which a callback disconnects is heard af
   assert.equal(await heard.next(), 'm2');
 });
 
-test('messages of a subscription that was ended are not heard by the one that follows it', async (t) => {
+test('messages of an ended subscription are not delivered to the next one', async (t) => {
   const server = await startPeer(t);
   const { client, peer } = await server.joined(['b']);
   const channel = client.realtime.channel('a', { history: 3 });
@@ -149,9 +149,9 @@ test('messages of a subscription that was ended are not heard by the one that fo
   });
   channel.subscribe();
   peer.ok(await peer.hear('subscribe'), { channel: 'a', cursor: 'c1' });
-  peer.messages('a', ['m1', 'm3']); // m3 comes before the history of the next subscription, which has it
+  peer.messages('a', ['m1', 'm3']); // m3 arrives before the history of the next subscription, which contains it
   assert.equal(await heard.next(), 'm1');
-  peer.messages('a', ['m4']); // on its way when the server reads that the subscription is over
+  peer.messages('a', ['m4']); // sent before the server has read the unsubscribe
   peer.ok(await peer.hear('unsubscribe'));
   const request = await peer.hear('subscribe');
   peer.messages('a', ['m2', 'm3', 'm4'], { history: true });

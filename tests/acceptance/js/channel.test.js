@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Queue, soon, startPeer } from './peer.js';
 
-test('subscribing is enough to connect, and the frames of a channel say what was asked', async (t) => {
+test('subscribing connects, and the frames of a channel have its options', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const subscription = client.realtime.channel('a', { echo: false }).subscribe();
@@ -41,7 +41,7 @@ test('two subscriptions of one name share one on the wire, which ends with the l
   assert.equal(second.state, 'closed');
 });
 
-test('handlers given in the chain of subscribe() end with that subscription; others stay', async (t) => {
+test('callbacks in the chain of subscribe() end with that subscription; others stay', async (t) => {
   const server = await startPeer(t);
   const { peer, client, heard } = await server.joined(['a']);
   const own = new Queue();
@@ -55,7 +55,7 @@ test('handlers given in the chain of subscribe() end with that subscription; oth
   assert.equal(own.length, 0);
 });
 
-test('handlers of a channel that is subscribed twice stay until the last of these ends', async (t) => {
+test('callbacks of a channel that is subscribed twice stay until the last subscription ends', async (t) => {
   const server = await startPeer(t);
   const { peer, client } = await server.joined(['b']);
   const heard = new Queue();
@@ -70,7 +70,7 @@ test('handlers of a channel that is subscribed twice stay until the last of thes
   assert.equal((await peer.hear('unsubscribe')).channel, 'a');
 });
 
-test('what a busy server refuses is taken back nevertheless, unless it is wanted again', async (t) => {
+test('unsubscribe and untrack are repeated while the server is busy, unless the channel is wanted again', async (t) => {
   const server = await startPeer(t);
   const { peer, client, channels, subscriptions } = await server.joined(['a', 'b'], { timeout: 200 });
   const tracked = channels[0].track({ x: 1 });
@@ -90,12 +90,12 @@ test('what a busy server refuses is taken back nevertheless, unless it is wanted
   const again = channels[1].subscribe();
   peer.ok(await peer.hear('subscribe'), { channel: 'b', cursor: 'c1' });
   await soon(again.ready);
-  await new Promise((resolve) => { setTimeout(resolve, 150); }); // longer than it would have waited
+  await new Promise((resolve) => { setTimeout(resolve, 150); }); // longer than the pause
   await peer.settled(client);
   assert.equal(peer.unread, 0);
 });
 
-test('an unsubscribed channel can be subscribed at once again, and an old answer does not confirm it', async (t) => {
+test('an unsubscribed channel can be subscribed again at once, and an old answer does not confirm it', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   client.realtime.connect();
@@ -115,7 +115,7 @@ test('an unsubscribed channel can be subscribed at once again, and an old answer
   await soon(second.ready);
 });
 
-test('on("message") hears type message, on(event) that event, on("*") all; callbacks get payload and message', async (t) => {
+test('on("message") gets type message, on(event) that event, on("*") all, each with payload and message', async (t) => {
   const server = await startPeer(t);
   const { peer, channels, client } = await server.joined(['a']);
   const seen = [];
@@ -135,7 +135,7 @@ test('on("message") hears type message, on(event) that event, on("*") all; callb
   assert.deepEqual(seen, [['message', 1], ['*', 1, 'said'], ['moved', 2, 'broadcast'], ['*', 2, 'moved']]);
 });
 
-test('a sender cannot reach the handlers of errors, closing or presence by naming his event so', async (t) => {
+test('no event name reaches the callbacks of errors, closing or presence', async (t) => {
   const server = await startPeer(t);
   const { peer, channels, client } = await server.joined(['a']);
   const seen = [];
@@ -149,7 +149,7 @@ test('a sender cannot reach the handlers of errors, closing or presence by namin
   assert.deepEqual(seen, Array(7).fill('*'));
 });
 
-test('a refused subscription is an error of channel and client and rejects ready', async (t) => {
+test('a refused subscription is an error event of channel and client, and rejects ready', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const errors = new Queue();
@@ -171,7 +171,7 @@ test('a refused subscription is an error of channel and client and rejects ready
   assert.equal(subscription.state, 'closed');
 });
 
-test('a subscription that is only unavailable is asked for again until it is confirmed', async (t) => {
+test('a subscription that is temporarily unavailable is requested again until it is confirmed', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const subscription = client.realtime.channel('a').subscribe();
@@ -193,7 +193,7 @@ test('a first subscription that stays unavailable is given up', async (t) => {
   await assert.rejects(soon(subscription.ready), { code: 'unavailable' });
 });
 
-test('a channel the server closes for good says so and is not resumed', async (t) => {
+test('a final close by the server is an event, and the channel is not resumed', async (t) => {
   const server = await startPeer(t);
   const { peer, channels, subscriptions } = await server.joined(['a']);
   const events = new Queue();
@@ -208,7 +208,7 @@ test('a channel the server closes for good says so and is not resumed', async (t
   assert.equal((await next.hear('subscribe')).after, undefined);
 });
 
-test('access that was lost during a reconnect closes the channel', async (t) => {
+test('access lost during a reconnect closes the channel', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a']);
   const events = new Queue();
@@ -220,7 +220,7 @@ test('access that was lost during a reconnect closes the channel', async (t) => 
   assert.deepEqual(await events.next(), { channel: 'a', code: 'forbidden', final: true });
 });
 
-test('channels closed with an expired token come back when it was refreshed', async (t) => {
+test('channels closed with an expired token are resumed after its refresh', async (t) => {
   const server = await startPeer(t);
   const { peer, subscriptions } = await server.joined(['a'], { accessToken: () => 'fresh' });
   peer.say({ op: 'closed', channel: 'a', code: 'expired' });
@@ -231,7 +231,7 @@ test('channels closed with an expired token come back when it was refreshed', as
   assert.notEqual(subscriptions[0].state, 'closed');
 });
 
-test('a deleted message is told', async (t) => {
+test('a deleted message is an event', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a']);
   const events = new Queue();
@@ -240,7 +240,7 @@ test('a deleted message is told', async (t) => {
   assert.deepEqual(await events.next(), { channel: 'a', id: 'm1' });
 });
 
-test('a callback that fails, at once or later, is reported and stops no other', async (t) => {
+test('a callback that fails, at once or later, is reported and does not stop others', async (t) => {
   const server = await startPeer(t);
   const { peer, channels, client, heard } = await server.joined(['a']);
   channels[0].on('*', () => { throw new Error('first'); });
@@ -267,7 +267,7 @@ test('a callback may unsubscribe while a batch is being delivered', async (t) =>
   assert.equal(heard[0].length, 1);
 });
 
-test('hostile frames are reported and end nothing', async (t) => {
+test('hostile frames are reported and do not end the client', async (t) => {
   const server = await startPeer(t);
   const { peer, client, heard } = await server.joined(['a']);
   const hostile = [
@@ -282,7 +282,7 @@ test('hostile frames are reported and end nothing', async (t) => {
   for (const frame of hostile) peer.say(frame);
   peer.socket.send(Buffer.from([1, 2, 3]));
   peer.messages('a', ['m1']);
-  assert.equal(await heard[0].next(), undefined); // the message with the strange event
+  assert.equal(await heard[0].next(), undefined); // the message with the unusual event
   assert.equal(await heard[0].next(), 'm1');
   assert.equal(client.realtime.state, 'open');
   assert.equal({}.hit, undefined);
@@ -302,7 +302,7 @@ test('send() answers with data or error and never throws for a refusal', async (
   assert.deepEqual(JSON.parse(JSON.stringify(error)).message, 'refused: rate_limited');
 });
 
-test('send() refuses what cannot be sent', async (t) => {
+test('send() refuses invalid and oversized messages', async (t) => {
   const server = await startPeer(t);
   const { channels } = await server.joined(['a'], {}, { limits: { frame: 1000 } });
   const cycle = {};
@@ -316,7 +316,7 @@ test('send() refuses what cannot be sent', async (t) => {
   assert.equal(await code({ event: 'e', payload: 'é'.repeat(500) }), 'payload_too_large');
 });
 
-test('the payload is the one of the moment of send()', async (t) => {
+test('send() copies the payload', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const payload = { n: 1 };
@@ -327,7 +327,7 @@ test('the payload is the one of the moment of send()', async (t) => {
   assert.deepEqual((await peer.hear('publish')).payload, { n: 1 });
 });
 
-test('the queue of unanswered sends is bounded, and says so', async (t) => {
+test('the queue of unanswered sends is bounded', async (t) => {
   const server = await startPeer(t);
   const client = server.client({ maxPending: 2 });
   const channel = client.realtime.channel('a');
@@ -337,7 +337,7 @@ test('the queue of unanswered sends is bounded, and says so', async (t) => {
   assert.equal(error.code, 'queue_full');
 });
 
-test('a send that is not answered in time is an error that names its id', async (t) => {
+test('a send without an answer in time is an error with its id', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a'], { timeout: 100 });
   const sent = channels[0].send({ event: 'e' });
@@ -347,7 +347,7 @@ test('a send that is not answered in time is an error that names its id', async 
   assert.match(error.message, /may be stored/);
 });
 
-test('a subscription that is not answered in time ends the connection, not the wish', async (t) => {
+test('a subscription without an answer in time ends the connection and is requested again', async (t) => {
   const server = await startPeer(t);
   const client = server.client({ timeout: 100 });
   client.realtime.channel('a').subscribe();
@@ -359,7 +359,7 @@ test('a subscription that is not answered in time ends the connection, not the w
   assert.equal((await next.hear('subscribe')).channel, 'a');
 });
 
-test('no more than a window of requests is unanswered at a time', async (t) => {
+test('at most a window of requests is unanswered at a time', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   for (let n = 0; n < 130; n += 1) client.realtime.channel(`c:${n}`).subscribe();
@@ -380,7 +380,7 @@ test('no more than a window of requests is unanswered at a time', async (t) => {
   assert.equal((await soon(sent)).error, null);
 });
 
-test('a subscription ended before its answer leaves no hole in the window', async (t) => {
+test('a subscription ended before its answer gives its place in the window back', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   client.realtime.connect();
@@ -389,7 +389,7 @@ test('a subscription ended before its answer leaves no hole in the window', asyn
   await peer.settled(client);
   for (let n = 0; n < 200; n += 1) {
     client.realtime.channel('a').subscribe().unsubscribe();
-    await peer.hear('subscribe'); // which gets no answer
+    await peer.hear('subscribe'); // without an answer
     peer.ok(await peer.hear('unsubscribe'), { channel: 'a' });
     await new Promise(setImmediate);
   }

@@ -23,7 +23,7 @@ try {
   const tab = await browser.newPage();
   const done = new Promise((resolve, reject) => {
     tab.on('console', async (message) => {
-      if (message.args().length === 0) return; // the browser's own notes, of failed connections
+      if (message.args().length === 0) return; // the browser's own messages about failed connections
       const plain = (value) => (value instanceof Error ? String(value) : value);
       const values = await Promise.all(message.args().map((arg) => arg.evaluate(plain).catch(() => String(arg))));
       const line = values.map((value) => (typeof value === 'string' ? value : JSON.stringify(value))).join(' ');

@@ -20,7 +20,7 @@ test('a base URL may have a path and a slash at its end', async (t) => {
   assert.equal((await server.next()).url, '/db/realtime');
 });
 
-test('a user\'s token goes in the first frame, never on the URL, and nothing goes before its answer', async (t) => {
+test('a token goes into the first frame, never on the URL, and no frame is sent before its answer', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   client.realtime.channel('a').subscribe();
@@ -35,7 +35,7 @@ test('a user\'s token goes in the first frame, never on the URL, and nothing goe
   assert.equal((await peer.hear('subscribe')).channel, 'a');
 });
 
-test('connect() rejects with the server\'s reason when the key on the URL is bad, although it was greeted', async (t) => {
+test('connect() rejects with the server\'s reason when the key on the URL is bad, even after a welcome', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const connected = client.realtime.connect();
@@ -65,14 +65,14 @@ test('connect() rejects when accessToken() fails', async (t) => {
   await assert.rejects(soon(client.realtime.connect()), { code: 'token_unavailable', message: /logged out/ });
 });
 
-test('connect() rejects in time when nobody answers, and the attempts end with it', async (t) => {
+test('connect() rejects in time without a server, and the attempts end', async (t) => {
   const server = await startPeer(t);
   const client = server.client({ baseUrl: 'http://127.0.0.1:1', connectTimeout: 100 });
   await assert.rejects(soon(client.realtime.connect()), { code: 'unreachable' });
   assert.equal(client.realtime.state, 'closed');
 });
 
-test('connect() goes on trying until the server is there', async (t) => {
+test('connect() keeps trying until the server answers', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const connected = client.realtime.connect();
@@ -82,7 +82,7 @@ test('connect() goes on trying until the server is there', async (t) => {
   await soon(connected);
 });
 
-test('a frame right behind the welcome is not lost', async (t) => {
+test('a frame directly after the welcome is not lost', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const sent = client.realtime.channel('a').send({ event: 'e', payload: 1 });
@@ -110,7 +110,7 @@ for (const [code, name] of [[1001, 'going away'], [1012, 'restart'], [3000, 'dra
   });
 }
 
-test('close codes 3500 to 3999 mean stop, with an error that says why', async (t) => {
+test('close codes 3500 to 3999 mean stop, with an error that has the reason', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const connected = client.realtime.connect();
@@ -139,7 +139,7 @@ test('the delays between attempts grow, and have jitter', async (t) => {
   });
 });
 
-test('accessToken() is asked at each connect', async (t) => {
+test('accessToken() is called at each connect', async (t) => {
   const server = await startPeer(t);
   let calls = 0;
   const client = server.client({ accessToken: async () => `token${(calls += 1)}` });
@@ -150,7 +150,7 @@ test('accessToken() is asked at each connect', async (t) => {
   assert.equal((await (await server.next()).welcome()).token, 'token2');
 });
 
-test('a token that is about to expire is refreshed in band', async (t) => {
+test('a token that is about to expire is refreshed on the open connection', async (t) => {
   const server = await startPeer(t);
   let calls = 0;
   const client = server.client({ accessToken: () => `token${(calls += 1)}` });
@@ -177,7 +177,7 @@ test('an expired token is replaced by reconnecting when accessToken is a functio
   assert.equal((await (await server.next()).welcome()).token, 'token2');
 });
 
-test('an expired token that is a text stops the client with an error', async (t) => {
+test('an expired token that is a string stops the client with an error', async (t) => {
   const server = await startPeer(t);
   const client = server.client({ accessToken: 'text' });
   client.realtime.connect();
@@ -190,7 +190,7 @@ test('an expired token that is a text stops the client with an error', async (t)
   assert.equal(client.errors.length, 0);
 });
 
-test('setAuth() changes the caller in band, and by a new connection where the server wants one', async (t) => {
+test('setAuth() presents a token on the open connection, or on a new one if the server wants that', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const connected = client.realtime.connect();
@@ -206,18 +206,18 @@ test('setAuth() changes the caller in band, and by a new connection where the se
   await soon(bob);
 });
 
-test('a silent connection is asked, and left when it does not answer', async (t) => {
+test('a silent connection is pinged, and closed without an answer', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   client.realtime.connect();
   const first = await server.next();
   await first.welcome({ heartbeat: 0.05 });
   first.ok(await first.hear('ping'));
-  await first.hear('ping'); // and no answer
+  await first.hear('ping'); // without an answer
   await (await server.next()).welcome();
 });
 
-test('disconnect() closes the socket and settles what waits', async (t) => {
+test('disconnect() closes the socket and settles all waiting calls', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const subscription = client.realtime.channel('a').subscribe();
@@ -234,7 +234,7 @@ test('disconnect() closes the socket and settles what waits', async (t) => {
   assert.equal(client.errors.length, 0);
 });
 
-test('after disconnect() connect() takes the subscriptions up where they stopped', async (t) => {
+test('connect() after disconnect() resumes the subscriptions', async (t) => {
   const server = await startPeer(t);
   const { client, heard, peer } = await server.joined(['a']);
   peer.messages('a', ['m1']);
@@ -248,7 +248,7 @@ test('after disconnect() connect() takes the subscriptions up where they stopped
   assert.equal((await next.hear('subscribe')).after, 'c1');
 });
 
-test('somebody else on a new connection has the channels that were subscribed', async (t) => {
+test('another user on a new connection has the same channels', async (t) => {
   const server = await startPeer(t);
   const { peer, client, channels, heard } = await server.joined(['a']);
   const told = new Queue();
@@ -271,7 +271,7 @@ test('somebody else on a new connection has the channels that were subscribed', 
   assert.deepEqual([await told.next(), await told.next()], ['disconnect', 'connect']);
 });
 
-test('a refresh that hangs while the client is disconnected does not keep later ones from being made', async (t) => {
+test('a refresh that hangs during a disconnect does not prevent later ones', async (t) => {
   const server = await startPeer(t);
   const given = [];
   const client = server.client({ accessToken: () => (given.push(1) === 2 ? new Promise(() => {}) : `token${given.length}`) });
@@ -300,17 +300,17 @@ test('disconnect() settles a setAuth() whose function hangs', async (t) => {
   assert.equal(client.errors.length, 0);
 });
 
-test('disconnect() lets the process go although the other side never answers', async (t) => {
+test('disconnect() lets the process end although the server never answers', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const connected = client.realtime.connect();
   const peer = await server.next();
   await peer.welcome();
   await soon(connected);
-  peer.socket._socket.pause(); // half open: what is sent to it is never read
+  peer.socket._socket.pause(); // half open: it never reads what the client sends
   const began = performance.now();
   client.realtime.disconnect();
   const sockets = () => process.getActiveResourcesInfo().filter((name) => name === 'TCPSocketWrap').length;
   while (sockets() > 1 && performance.now() - began < 10_000) await new Promise((resolve) => { setTimeout(resolve, 20); });
-  assert.equal(sockets(), 1); // the other side's
+  assert.equal(sockets(), 1); // the server's
 });

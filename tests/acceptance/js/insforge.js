@@ -34,7 +34,7 @@ async function subscribed(realtime, channel) {
   return answer.presence.members;
 }
 
-test('what one publishes everybody hears, also who published it', async (t) => {
+test('all subscribers receive a message, including its publisher', async (t) => {
   const name = room();
   const [alice, anonymous] = [client(t, ALICE), client(t)];
   await soon(alice.connect());
@@ -58,7 +58,7 @@ test('what one publishes everybody hears, also who published it', async (t) => {
   assert.equal('senderId' in meta, false);
 });
 
-test('a payload that is no object is heard, too', async (t) => {
+test('a payload that is not an object is delivered as well', async (t) => {
   const name = room();
   const alice = client(t, ALICE);
   await subscribed(alice, name);
@@ -105,7 +105,7 @@ test('bad credentials are said to be bad', async (t) => {
   }
 });
 
-test('whoever subscribes is present, and leaves when he goes', async (t) => {
+test('a subscriber is present until it leaves', async (t) => {
   const name = room();
   const [alice, bob, anonymous] = [client(t, ALICE), client(t, BOB), client(t)];
   const [mine] = [await subscribed(alice, name)];
@@ -136,7 +136,7 @@ test('whoever subscribes is present, and leaves when he goes', async (t) => {
   assert.equal((await leaves.next('a leave')).member.presenceId, 'bob');
   anonymous.disconnect();
   assert.equal((await leaves.next('a leave')).member.presenceId, anonymous.socketId ?? third.member.presenceId);
-  assert.equal(joins.length, 0, 'nobody is told of his own joining');
+  assert.equal(joins.length, 0, 'a member is not told of its own join');
 });
 
 test('an administrator hears everything and speaks as the system', async (t) => {

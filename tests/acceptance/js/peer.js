@@ -1,4 +1,4 @@
-/** A server of the native wire whose every frame the test writes, and a client of it. */
+/** A scripted server of the native wire, for which the test writes every frame, and a client of it. */
 import { once } from 'node:events';
 import { WebSocket, WebSocketServer } from 'ws';
 
@@ -6,7 +6,7 @@ const { createClient } = await import(process.env.ROWCAST_CLIENT);
 
 const DEADLINE_MS = 10_000;
 
-/** Fails loudly instead of waiting for ever. */
+/** Awaits with a deadline, so that a test fails instead of hanging. */
 export async function soon(promise, what = 'it') {
   let timer;
   const late = new Promise((_, reject) => {
@@ -19,7 +19,7 @@ export async function soon(promise, what = 'it') {
   }
 }
 
-/** Values in the order they come, each waited for once. */
+/** A queue of values, in the order of arrival. */
 export class Queue {
   #values = [];
   #waiting = [];
@@ -73,7 +73,7 @@ class Conversation {
     this.say({ op: 'error', ref: request?.ref ?? null, code, message: `refused: ${code}`, ...more });
   }
 
-  /** Live messages, by their ids. */
+  /** Sends live messages with these ids. */
   messages(channel, ids, more = {}) {
     const messages = ids.map((id) => ({
       id, type: 'message', event: 'said', channel, payload: { id }, timestamp: '2026-01-01T00:00:00Z',
@@ -81,7 +81,7 @@ class Conversation {
     this.say({ op: 'messages', channel, messages, ...more });
   }
 
-  /** Greets, and takes whatever the client shows as its right to be here. */
+  /** Sends the welcome and accepts the first frame of the client, whatever its token. */
   async welcome(more = {}) {
     this.say({ op: 'welcome', session: 's', heartbeat: 25, replayOverlap: 10, limits: {}, ...more });
     const frame = await this.#frames.next('the handshake');
@@ -89,7 +89,7 @@ class Conversation {
     return frame;
   }
 
-  /** Everything the client sent before now has been handled when it answers this. */
+  /** Resolves once the client has handled all earlier frames. */
   async settled(client) {
     const heard = new Promise((resolve) => { client.realtime.on('status', resolve); });
     this.say({ op: 'status', status: 'ok' });
@@ -120,7 +120,7 @@ export async function startPeer(test) {
       clients.push(client);
       return Object.assign(client, { errors });
     },
-    /** A client with one joined channel per name, and the peer's side of it. */
+    /** Connects a client with one joined channel for each name; returns it with the server's side. */
     async joined(names, options = {}, welcome = {}) {
       const client = this.client(options);
       const channels = names.map((name) => client.realtime.channel(name));

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { Queue, soon, startPeer } from './peer.js';
 
-test('track() joins if needed and answers when the server has taken the state', async (t) => {
+test('track() subscribes if necessary and resolves once the server has accepted the state', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const tracked = client.realtime.channel('a').track({ status: 'online' });
@@ -16,7 +16,7 @@ test('track() joins if needed and answers when the server has taken the state', 
   assert.equal((await soon(tracked)).error, null);
 });
 
-test('a server without presence is an error result, and the join that track() made ends', async (t) => {
+test('a server without presence gives an error result, and the subscription that track() made ends', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const tracked = client.realtime.channel('a').track({ on: true });
@@ -28,7 +28,7 @@ test('a server without presence is an error result, and the join that track() ma
   assert.equal((await peer.hear('unsubscribe')).channel, 'a');
 });
 
-test('track() of a channel one may not join is an error result', async (t) => {
+test('track() in a forbidden channel gives an error result', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const tracked = client.realtime.channel('a').track({ on: true });
@@ -72,7 +72,7 @@ test('a whole list becomes the events that lead to it', async (t) => {
   assert.equal(events.length, 0);
 });
 
-test('rapid updates coalesce: one is under way, and only the newest of the others is sent', async (t) => {
+test('rapid updates coalesce: of the waiting ones only the newest is sent', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a']);
   const results = Array.from({ length: 100 }, (_, x) => channels[0].track({ x }));
@@ -101,7 +101,7 @@ test('a reconnected client is present again', async (t) => {
   assert.deepEqual((await next.hear('track')).state, { x: 1 });
 });
 
-test('a refused state leaves the one before it: untrack() takes that back, a reconnect shows it again', async (t) => {
+test('after a refusal the previous state stays: untrack() ends it, a reconnect sends it again', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a']);
   const first = channels[0].track({ x: 1 });
@@ -122,7 +122,7 @@ test('a refused state leaves the one before it: untrack() takes that back, a rec
   assert.equal((await soon(untracked)).error, null);
 });
 
-test('a presence that cannot be shown again at once after a reconnect is tried again', async (t) => {
+test('after a reconnect a presence that is refused for now is sent again', async (t) => {
   const server = await startPeer(t);
   const { peer, channels, client } = await server.joined(['a']);
   const tracked = channels[0].track({ x: 1 });
@@ -135,12 +135,12 @@ test('a presence that cannot be shown again at once after a reconnect is tried a
   next.refuse(await next.hear('track'), 'unavailable', { channel: 'a', retryAfter: 0.01 });
   const again = await next.hear('track');
   assert.deepEqual(again.state, { x: 1 });
-  next.refuse(again, 'too_many_members', { channel: 'a' }); // for good: nobody awaits it, so it is an event
+  next.refuse(again, 'too_many_members', { channel: 'a' }); // final; an event, because no call waits for it
   const error = await client.errors.next();
   assert.deepEqual([error.code, error.channel], ['too_many_members', 'a']);
 });
 
-test('untrack() takes the presence back and ends the join that track() made', async (t) => {
+test('untrack() ends the presence and the subscription that track() made', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const channel = client.realtime.channel('a');
@@ -157,7 +157,7 @@ test('untrack() takes the presence back and ends the join that track() made', as
   assert.equal((await soon(channel.untrack())).error, null);
 });
 
-/** A snippet of the page as a function of what surrounds it. */
+/** Returns a snippet of the page as a function of its surroundings. */
 async function snippet(title, names) {
   const text = await readFile(new URL('page.md', import.meta.url), 'utf8');
   const [, code] = text.split(`## ${title}\n`)[1].match(/```js\n([\s\S]*?)```/);

@@ -22,7 +22,7 @@ test('a reconnected client resumes all channels from the newest cursor in one fr
   assert.equal(request.after, 'c2');
 });
 
-test('what a replay repeats is dropped, what it adds is heard, in order', async (t) => {
+test('a replay adds messages in order, and repeats none', async (t) => {
   const server = await startPeer(t);
   const { peer, heard } = await server.joined(['a']);
   peer.messages('a', ['m1', 'm2']);
@@ -66,7 +66,7 @@ test('while channels are being resumed a new cursor does not replace the old one
   assert.deepEqual(again.channels, ['a', 'b']);
 });
 
-test('the newest cursor is taken when the last resumed channel is answered', async (t) => {
+test('the newest cursor is adopted once the last channel is resumed', async (t) => {
   const server = await startPeer(t);
   const { peer, client } = await server.joined(['a', 'b']);
   peer.socket.terminate();
@@ -79,7 +79,7 @@ test('the newest cursor is taken when the last resumed channel is answered', asy
   assert.equal(client.realtime.cursor, 'c1');
 });
 
-test('a channel that could not be resumed yet keeps its own cursor; the others go on', async (t) => {
+test('a channel that is not resumed yet keeps its cursor; that of the others advances', async (t) => {
   const server = await startPeer(t);
   const { peer, client, heard } = await server.joined(['a', 'b']);
   peer.messages('b', ['m1']);
@@ -101,7 +101,7 @@ test('a channel that could not be resumed yet keeps its own cursor; the others g
   assert.equal(client.realtime.cursor, 'c3');
 });
 
-test('ids of the span replayOverlap are kept although a cursor covers them', async (t) => {
+test('ids within replayOverlap are kept although a cursor covers them', async (t) => {
   const server = await startPeer(t);
   const { peer, client, heard } = await server.joined(['a'], {}, { replayOverlap: 60 });
   peer.messages('a', ['m1']);
@@ -112,17 +112,17 @@ test('ids of the span replayOverlap are kept although a cursor covers them', asy
   assert.equal(heard[0].length, 0);
 });
 
-test('ids that a cursor covers are forgotten after that span', async (t) => {
+test('older ids that a cursor covers are forgotten', async (t) => {
   const server = await startPeer(t);
   const { peer, heard } = await server.joined(['a'], {}, { replayOverlap: 0 });
   peer.messages('a', ['m1']);
   assert.equal(await heard[0].next(), 'm1');
   peer.say({ op: 'cursor', cursor: 'c1' });
-  peer.messages('a', ['m1']); // no server does this; it shows that memory is given back
+  peer.messages('a', ['m1']); // no server does this; it shows that the id was forgotten
   assert.equal(await heard[0].next(), 'm1');
 });
 
-test('replayOverlap is found among the limits as well', async (t) => {
+test('replayOverlap may be among the limits', async (t) => {
   const server = await startPeer(t);
   const { peer, heard } = await server.joined(['a'], {}, { replayOverlap: undefined, limits: { replayOverlap: 0 } });
   peer.messages('a', ['m1']);
@@ -132,7 +132,7 @@ test('replayOverlap is found among the limits as well', async (t) => {
   assert.equal(await heard[0].next(), 'm1');
 });
 
-test('a channel with history does not repeat what it had, although a cursor covers it', async (t) => {
+test('a history does not repeat earlier messages, although a cursor covers them', async (t) => {
   const server = await startPeer(t);
   const client = server.client();
   const heard = new Queue();
@@ -156,7 +156,7 @@ test('a channel with history does not repeat what it had, although a cursor cove
   assert.equal(await heard.next(), 'm3');
 });
 
-test('what could not be replayed surfaces as resync', async (t) => {
+test('an incomplete replay is a resync event', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a']);
   const events = new Queue();
@@ -171,7 +171,7 @@ test('what could not be replayed surfaces as resync', async (t) => {
   assert.deepEqual(await events.next(), { channel: 'a', recovered: false, ephemeral: false, reason: 'too_far' });
 });
 
-test('lost broadcasts alone surface as well, and a whole resume does not', async (t) => {
+test('lost broadcasts alone are a resync event; a complete resume is not', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a', 'b']);
   const events = new Queue();
@@ -188,7 +188,7 @@ test('lost broadcasts alone surface as well, and a whole resume does not', async
   assert.equal(events.length, 0);
 });
 
-test('a process resumes an earlier one with createClient({ after })', async (t) => {
+test('createClient({ after }) resumes an earlier process', async (t) => {
   const server = await startPeer(t);
   const client = server.client({ after: 'stored' });
   client.realtime.channel('a').subscribe();
@@ -200,7 +200,7 @@ test('a process resumes an earlier one with createClient({ after })', async (t) 
   await peer.settled(client);
   client.realtime.channel('b').subscribe();
   assert.equal((await peer.hear('subscribe')).after, 'stored');
-  // What came since was heard: a channel that is taken up anew begins anew.
+  // The messages since then were received, so a channel that is subscribed again does not resume.
   client.realtime.channel('a').unsubscribe();
   peer.ok(await peer.hear('unsubscribe'));
   client.realtime.channel('a').subscribe();
@@ -238,7 +238,7 @@ test('publishes keep their order over a reconnect', async (t) => {
   assert.deepEqual([await next.hear('publish'), await next.hear('publish'), await next.hear('publish')].map((f) => f.payload), [1, 2, 3]);
 });
 
-test('a message over which the server closes is not sent for ever', async (t) => {
+test('a message that is too big for the server is not sent again', async (t) => {
   const server = await startPeer(t);
   const { peer, channels } = await server.joined(['a']);
   const small = channels[0].send({ event: 'e', payload: 's' });
@@ -263,7 +263,7 @@ for (const code of ['lagging', 'unavailable']) {
     peer.messages('a', ['m1']);
     await heard[0].next();
     peer.say({ op: 'closed', channel: 'a', code });
-    peer.say({ op: 'cursor', cursor: 'c1' }); // says nothing of a channel that is not joined
+    peer.say({ op: 'cursor', cursor: 'c1' }); // does not cover a channel that is not joined
     assert.deepEqual(await events.next(), { channel: 'a', code, final: false });
     const request = await peer.hear('subscribe');
     assert.equal(request.after, 'c0');
@@ -273,7 +273,7 @@ for (const code of ['lagging', 'unavailable']) {
   });
 }
 
-test('a drained client comes back when the server has asked it to', async (t) => {
+test('a drained client waits as long as the server asks', async (t) => {
   const server = await startPeer(t);
   const { peer, client } = await server.joined(['a']);
   const told = new Queue();
@@ -285,5 +285,5 @@ test('a drained client comes back when the server has asked it to', async (t) =>
   await next.welcome();
   assert.equal((await next.hear('subscribe')).after, 'c0');
   next.socket.terminate();
-  assert.notEqual(await told.next(), 123); // it was said of that one connection
+  assert.notEqual(await told.next(), 123); // the pause was for that connection only
 });

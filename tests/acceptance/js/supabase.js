@@ -79,7 +79,7 @@ test('a refused join says why', async (t) => {
   assert.match(error.message, /forbidden/);
 });
 
-test('whoever signs in after connecting may join what users may', async (t) => {
+test('a user who signs in after connecting may join the channels of users', async (t) => {
   const client = connect(t);
   await joined(client, room());
   await client.setAuth(ALICE);
@@ -119,7 +119,7 @@ test('another user may follow on the same connection once the first has left', a
   kept.teardown();
 });
 
-test('who has left hears nothing, and may come back', async (t) => {
+test('a client that has left gets no messages, and may return', async (t) => {
   const name = room();
   const client = connect(t, ALICE);
   const { channel, heard, states } = await joined(client, name);
@@ -245,7 +245,7 @@ test('what is sent before the channel is joined goes by HTTP', async (t) => {
   assert.equal(await refused.send({ type: 'broadcast', event: 'e', payload: {} }), 'error');
 });
 
-test('presence: who is there, who comes, changes and goes', async (t) => {
+test('presence: members, joins, updates and leaves', async (t) => {
   const name = room();
   const watch = (token) => {
     const channel = connect(t, token).channel(name);

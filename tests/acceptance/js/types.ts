@@ -1,4 +1,4 @@
-// Compiled, not run: what the types promise to those who write TypeScript.
+// Compiled, not run: the promises of the types to TypeScript code.
 import { WebSocket } from 'ws';
 import { createClient, RealtimeError } from 'rowcast-client';
 import type { Channel, PresenceEvent, RealtimeMessage, Result, Subscription } from 'rowcast-client';
@@ -25,7 +25,7 @@ const sent: Result<{ id: string }> = await channel.send({ type: 'broadcast', eve
 if (sent.error) throw sent.error;
 else sent.data.id.length;
 
-// The interface of the product's page accepts every message of ours.
+// The interface on the page accepts every message of the client.
 interface PageMessage {
   type: 'message' | 'broadcast';
   event: string;

@@ -1,4 +1,4 @@
-/** Uses the page that a bridge serves as a person would: `node visit.js URL`; a line for each thing that has happened. */
+/** Uses the page of a bridge as a person would: `node visit.js URL`; prints a line for each event. */
 import { chromium } from 'playwright-core';
 
 const browser = await chromium.launch({
