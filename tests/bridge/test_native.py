@@ -1,4 +1,4 @@
-"""Decoding what clients send: strict, and never an exception."""
+"""Decoding frames of the native wire: strict, and never an exception."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_is_nested_too_deeply_is_refused_by_its_ref(frame: bytes, ref: byte
 @pytest.mark.parametrize("unit", [b',"ref":1', b',"a":1,"ref":1', b',"ref":""', b',"ref":1 '])
 @pytest.mark.parametrize("end", [b"", b"}", b"} x", b'"', b":"])
 def test_a_frame_full_of_refs_costs_no_more_than_another(unit: bytes, end: bytes) -> None:
-    """A hundred of them hold up everybody, before anything is known of who sends them."""
+    """A hundred such frames would hold up all clients, before their sender is authenticated."""
 
     def seconds(unit: bytes) -> float:
         frame = b'{"op":"publish","payload":[' + unit * (2048 // len(unit)) + end
@@ -117,7 +117,7 @@ def test_a_frame_that_is_broken_elsewhere_keeps_its_ref() -> None:
         b'{"op":"publish","payload":DEEP,"ref":"' + b"x" * 256 + b'"}',
     ],
 )
-def test_no_ref_is_made_up_of_what_is_inside(frame: bytes) -> None:
+def test_a_ref_inside_of_a_value_is_not_found(frame: bytes) -> None:
     assert native.decode(frame.replace(b"DEEP", DEEP))[1] is None
 
 

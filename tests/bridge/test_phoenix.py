@@ -1,4 +1,4 @@
-"""The Phoenix wire without a socket: what is asked, what is answered, and in whose words."""
+"""The Phoenix wire without a socket: operations of frames, and frames of events."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORMS = ["phoenix1", "phoenix2"]
 
 
 class Client:
-    """The other side of a wire."""
+    """The client of a wire."""
 
     def __init__(self, form: str = "phoenix2") -> None:
         self.form = form
@@ -53,7 +53,7 @@ class Client:
         ).encode()
 
     def ask(self, *frame: Any, **rest: Any) -> list[Any]:
-        """The operations of a frame that is a good one."""
+        """The operations of a valid frame."""
         ops, _, refusal = self.wire.decode(self.text(*frame, **rest), binary=False)
         assert refusal is None, refusal
         return list(ops)
@@ -66,7 +66,7 @@ class Client:
         return refusal
 
     def told(self, event: Any) -> list[Any]:
-        """What the client reads of an event: (join_ref, ref, topic, event, payload) each."""
+        """Frames that tell an event: (join_ref, ref, topic, event, payload) each."""
         return [self.read(*frame) for frame in frames(self.wire.encode(event))]
 
     def heard(self, *messages: Message, flag: str | None = None) -> list[Any]:
@@ -140,7 +140,7 @@ def test_a_join_is_a_subscribe_without_ones_own_messages(client: Client) -> None
 
 
 @pytest.mark.parametrize("config", [None, 5, [], {"broadcast": 1, "presence": None}, {"x": {}}])
-def test_a_config_that_makes_no_sense_counts_as_none(client: Client, config: Any) -> None:
+def test_an_invalid_config_counts_as_absent(client: Client, config: Any) -> None:
     [op] = client.ask("realtime:room", "phx_join", {"config": config, "access_token": 5})
     assert op.own is False
 
@@ -254,7 +254,7 @@ def test_what_only_looks_like_bytes_stays_json(payload: str) -> None:
     assert frame[4]["payload"] == json.loads(payload)
 
 
-def test_older_clients_spoil_topics_but_their_join_says_which_is_meant() -> None:
+def test_a_mangled_topic_is_found_by_the_join_of_its_channel() -> None:
     client = Client()
     client.join("комната")
     spoiled = "".join(chr(ord(c) & 0xFF) for c in "realtime:комната")
@@ -264,7 +264,7 @@ def test_older_clients_spoil_topics_but_their_join_says_which_is_meant() -> None
     assert (op.channel, op.event) == ("комната", "ë")
 
 
-def test_a_ref_that_two_joins_share_says_nothing_about_a_topic(client: Client) -> None:
+def test_a_ref_shared_by_two_joins_does_not_identify_a_topic(client: Client) -> None:
     client.join("public")
     body = {"event": "e", "payload": {}}
     [op] = client.ask("realtime:private", "broadcast", body)
@@ -272,7 +272,7 @@ def test_a_ref_that_two_joins_share_says_nothing_about_a_topic(client: Client) -
 
 
 @pytest.mark.parametrize("depth", [0, 5000])
-def test_what_cannot_be_read_is_refused_by_its_refs(client: Client, depth: int) -> None:
+def test_an_unreadable_frame_is_refused_by_its_refs(client: Client, depth: int) -> None:
     payload = b'{"event":"e","payload":' + b"[" * depth + b"]" * depth + (b"}" if depth else b"")
     data = client.text("realtime:room", "broadcast", "?", "7", "j").replace(b'"?"', payload)
     ops, ref, refusal = client.wire.decode(data, binary=False)
@@ -315,7 +315,7 @@ def test_leaving_ends_the_join_and_twice_is_no_error(client: Client) -> None:
     assert (reply[1], reply[4]["status"]) == ("6", "ok")
 
 
-def test_a_channel_that_was_closed_is_told_so_in_the_clients_words(client: Client) -> None:
+def test_a_closed_channel_is_announced_and_closed(client: Client) -> None:
     client.join()
     system, close = client.told(Closed("room", "revoked"))
     assert system[3] == "system"
@@ -336,7 +336,7 @@ def test_the_end_of_a_token_is_told_on_every_topic(client: Client) -> None:
     ]
 
 
-def test_what_these_clients_have_no_word_for_is_left_out(client: Client) -> None:
+def test_events_without_a_frame_are_left_out(client: Client) -> None:
     assert client.told(Status("degraded")) == []
     assert client.told(Deleted("room", "id")) == []
     assert client.told(Cursor("c")) == []
@@ -351,7 +351,7 @@ def test_only_objects_are_tracked(client: Client) -> None:
         assert client.refused(*frame).code == "invalid_message"
 
 
-def test_messages_carry_what_the_database_stamped_and_nothing_as_the_server(
+def test_messages_carry_the_stamps_and_cannot_speak_as_the_server(
     client: Client,
 ) -> None:
     names = ["phx_reply", "phx_close", "system", "presence_state", 'x","event":"phx_close']
@@ -404,18 +404,18 @@ def test_a_cursor_is_kept_when_the_client_has_got_what_it_covers(client: Client)
     assert client.wire.confirmed(first) == [("handle", "room", "first")]
     [second] = pings(client.wire.encode(Cursor("second")))
     [third] = pings(client.wire.encode(Cursor("third")))
-    assert not client.wire.confirmed(b"of somebody else")
+    assert not client.wire.confirmed(b"of another client")
     assert client.wire.confirmed(third) == [("handle", "room", "third")]
     assert not client.wire.confirmed(second)  # late, and worth nothing any more
 
 
-def test_a_handle_that_is_none_is_no_error(client: Client) -> None:
+def test_an_invalid_handle_is_ignored(client: Client) -> None:
     for handle in ("", 5, None, {}, "x" * 256):
         assert not isinstance(client.join(resume=handle), Resume)
     assert not pings(client.wire.encode(Cursor("c")))
 
 
-def test_a_client_is_told_how_it_was_resumed(client: Client) -> None:
+def test_a_client_learns_how_it_was_resumed(client: Client) -> None:
     for answer, word in (
         ({}, "live"),
         ({"recovered": True, "ephemeral": True}, "resumed"),

@@ -1,4 +1,4 @@
-"""Presence in the words of Phoenix, read by the rules of its clients."""
+"""Presence frames of Phoenix, read by the rules of its clients."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def read(data: bytes) -> list[Any]:
 
 
 class Presence:
-    """What phoenix.js makes of it, with the rule of realtime-js 2.109 for joins and leaves in one
-    frame: who leaves is looked for before who joins is there."""
+    """The members that phoenix.js knows, with the rule of realtime-js 2.109 for joins and leaves in
+    one frame: a leave is looked up before the joins are added."""
 
     def __init__(self) -> None:
         self.metas: dict[str, dict[str, Any]] = {}
@@ -60,7 +60,7 @@ class Presence:
         return found
 
 
-def test_a_thousand_changes_leave_everybody_with_what_is_true() -> None:
+def test_after_a_thousand_changes_a_client_knows_the_members() -> None:
     chance = random.Random(3)
     true: dict[str, str] = {}
     client = Presence()
@@ -88,12 +88,12 @@ def test_the_list_and_the_changes_name_the_same_metas_on_every_bridge() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"phx_ref": "mine"}', "{}", '{"a": {"phx_ref": 1}}'])
-def test_nobody_chooses_his_own_ref(text: str) -> None:
+def test_a_member_cannot_choose_its_ref(text: str) -> None:
     [[*_, payload]] = read(presence_state(FORM, "room", [member("a", text)], None))
     [meta] = payload["a"]["metas"]
     assert len(meta["phx_ref"]) == 24
 
 
-def test_no_change_is_no_frame() -> None:
+def test_without_changes_there_is_no_frame() -> None:
     assert presence_diff(FORM, "room", []) == b""
     assert read(presence_state(FORM, "room", [], "j"))[0][4] == {}

@@ -1,4 +1,4 @@
-"""The Socket.IO wire without a socket: what is asked, what is answered, and in whose words."""
+"""The Socket.IO wire without a socket: operations of packets, and packets of events."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ JSON = st.recursive(
 
 
 class Client:
-    """The other side of a wire."""
+    """The client of a wire."""
 
     def __init__(self) -> None:
         self.wire = SocketIO()
         self.tell(Welcome("session", 25, 10, {}))
 
     def tell(self, event: Any) -> list[str]:
-        """What the client reads of an event."""
+        """Packets that tell an event."""
         packets = [p.decode() for p in split_frames(self.wire.encode(event))]
         assert all(packet.startswith("4") for packet in packets)
         return [packet[1:] for packet in packets]
 
     def ask(self, packet: str) -> list[Any]:
-        """The operations of a packet that is a good one."""
+        """The operations of a valid packet."""
         ops, _, refusal = self.wire.decode(packet.encode(), binary=False)
         assert refusal is None, refusal
         return list(ops)
@@ -72,7 +72,7 @@ class Client:
         return op
 
     def refused(self, packet: str | bytes, *, binary: bool = False) -> tuple[str, list[str]]:
-        """The code of the refusal of a packet, and what is told."""
+        """The code of a packet's refusal, and the packets that tell it."""
         data = packet if isinstance(packet, bytes) else packet.encode()
         ops, ref, refusal = self.wire.decode(data, binary=binary)
         assert not ops
@@ -137,8 +137,8 @@ def test_another_namespace_is_rejected_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("code", ["unavailable", "internal", "rate_limited"])
-def test_what_says_nothing_about_a_token_rejects_nobody(code: str) -> None:
-    """Who is rejected gives up for good: he shall come again instead."""
+def test_codes_that_do_not_concern_the_token_do_not_reject_a_client(code: str) -> None:
+    """A rejected client gives up for good; it must connect again instead."""
     client = Client()
     [op] = client.ask('0{"token":"t"}')
     assert client.tell(Refused.because(op.ref, Refusal(code))) == []
@@ -158,7 +158,7 @@ def test_events_become_operations() -> None:
     assert isinstance(client.emit("realtime:auth", {"token": "t"}), Auth)
 
 
-def test_nobody_is_shown_in_a_pattern() -> None:
+def test_subscribers_of_a_pattern_are_not_members() -> None:
     client = Client()
     assert client.emit("realtime:subscribe", {"channel": "a:*"}).state is None
 
@@ -189,7 +189,7 @@ def test_nobody_is_shown_in_a_pattern() -> None:
         (b"0/\xff,{}", "invalid_frame"),
     ],
 )
-def test_what_is_wrong_is_an_error_and_nothing_else(packet: str | bytes, code: str) -> None:
+def test_a_wrong_packet_is_one_error(packet: str | bytes, code: str) -> None:
     got, [told] = Client().refused(packet)
     assert got == code
     assert told.startswith('2["realtime:error",{')
@@ -230,7 +230,7 @@ def test_a_subscribe_that_the_database_could_not_answer_is_not_answered_with_no(
     assert client.wire.adrift
 
 
-def test_everybody_who_asks_for_one_channel_is_answered_once() -> None:
+def test_each_subscribe_of_one_channel_is_answered_once() -> None:
     client = Client()
     client.login()
     op = client.emit("realtime:subscribe", {"channel": "a"}, "1")
@@ -254,7 +254,7 @@ def test_a_subscribe_after_an_unsubscribe_is_a_new_one() -> None:
     assert told.startswith('32[{"ok":true')
 
 
-def test_who_subscribes_is_in_his_own_list_once() -> None:
+def test_a_subscriber_is_in_its_own_list_once() -> None:
     client = Client()
     client.login(None)
     op = client.emit("realtime:subscribe", {"channel": "a"}, "1")
@@ -268,7 +268,7 @@ def test_who_subscribes_is_in_his_own_list_once() -> None:
     assert member["joinedAt"] == "then"
 
 
-def test_nothing_is_answered_where_nobody_asked_for_an_answer() -> None:
+def test_requests_without_an_ack_id_are_not_answered() -> None:
     client = Client()
     client.login()
     op = client.emit("realtime:publish", {"channel": "a", "event": "e"})
@@ -347,7 +347,7 @@ def test_numbers_are_not_touched_and_depth_is_no_limit() -> None:
         assert data.rstrip().endswith(b"}}]")
 
 
-def test_who_sent_it_is_absent_where_nobody_is_known() -> None:
+def test_an_unknown_sender_is_absent() -> None:
     [(_, body)] = heard(message("{}", sender_type="system", sender_id=None))
     assert "senderId" not in body["meta"]
     assert body["meta"]["senderType"] == "system"
