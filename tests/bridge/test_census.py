@@ -64,7 +64,7 @@ async def answers(hub: Hub, database: Database, *, closed: bool = False) -> list
     """What it says to one request."""
     part = Census(database, hub, Node())  # type: ignore[arg-type]
     part.closed = closed
-    part.signal({"request": str(REQUEST)})
+    part.wake_for([], [("census", {"request": str(REQUEST)})])
     running = asyncio.create_task(part.run())
     if closed:
         await asyncio.sleep(0)
@@ -150,7 +150,7 @@ async def test_requests_without_end_are_not_piled_up() -> None:
     database = Database()
     part = Census(database, Hub(Facts()), Node())  # type: ignore[arg-type]
     for _ in range(100):
-        part.signal({"request": str(REQUEST)})
+        part.wake_for([], [("census", {"request": str(REQUEST)})])
     running = asyncio.create_task(part.run())
     for _ in range(1000):
         await asyncio.sleep(0)

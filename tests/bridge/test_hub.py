@@ -80,7 +80,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.hub = Hub(Facts(DatabaseFacts(cursor_key=KEY)))
-        self.hub.moved(position(1))
+        self.hub.delivered_up_to(position(1))
 
     def client(
         self, *channels: str, wire: Native = NATIVE, **settings: Any
@@ -105,7 +105,7 @@ class Scene:
     def drained(self, *messages: Message) -> None:
         self.deliver(*messages)
         assert self.hub.position is not None
-        self.hub.moved(position(self.hub.generation + 2))
+        self.hub.delivered_up_to(position(self.hub.generation + 2))
 
 
 class Loud(Native):
@@ -205,7 +205,7 @@ def test_who_joins_during_a_delivery_counts_from_after_it(scene: Scene) -> None:
     subscription = scene.join(late, "room")
     assert subscription.joined == before + 1
     assert subscription.start is None
-    scene.hub.moved(position(9))
+    scene.hub.delivered_up_to(position(9))
     assert scene.hub.generation == subscription.joined
     assert scene.join(late, "hall").joined == scene.hub.generation
 
@@ -214,7 +214,7 @@ def test_history_ends_where_a_subscription_begins_however_late_it_is_read(scene:
     late, _ = scene.client()
     scene.deliver(message("1"))
     subscription = scene.join(late, "room")
-    scene.hub.moved(position(9))
+    scene.hub.delivered_up_to(position(9))
     begins = scene.hub.position
     scene.drained(message("2"))
     assert subscription.start is begins
@@ -226,7 +226,7 @@ def test_a_drain_that_is_cut_off_leaves_nobody_with_a_cursor_too_new(scene: Scen
     scene.deliver(message("1"))  # and then the connection is lost
     assert not scene.hub.cursor(session)
     assert pipe.payloads() == [1]
-    scene.hub.moved(position(9))
+    scene.hub.delivered_up_to(position(9))
     assert scene.hub.cursor(session)
     [frame] = pipe.frames()
     read = KEY.read(frame["cursor"], "authenticated:alice")
@@ -309,9 +309,9 @@ def test_a_portion_of_many_messages_is_cut_into_frames(scene: Scene) -> None:
 def test_frames_beyond_the_rate_are_refused_with_a_time(scene: Scene) -> None:
     session, _ = scene.client(frame_rate=10, frame_burst=5)
     for _ in range(5):
-        session.admit()
+        session.count_request()
     with pytest.raises(Refusal) as caught:
-        session.admit()
+        session.count_request()
     assert caught.value.code == "rate_limited"
     assert 0 < (caught.value.retry_after or 0) <= 0.1
 

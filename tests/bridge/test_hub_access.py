@@ -40,7 +40,7 @@ def test_an_answer_frees_what_was_read_before_its_question() -> None:
     subscription = subscription_of(session)
     assert subscription.mark_stale()
     scene.drained(message("1"))
-    asked = scene.hub.horizon
+    asked = scene.hub.next_generation
     scene.drained(message("2"))  # read together with the next doubt
     assert scene.hub.release(session, subscription, asked)
     assert pipe.payloads() == [1]
@@ -74,7 +74,7 @@ def test_who_is_ended_in_the_middle_of_a_delivery_gets_nothing_after_it() -> Non
 def test_a_pattern_hears_the_messages_of_its_row_only() -> None:
     scene = Scene()
     session, pipe = scene.client("order:*", "order:1")
-    scene.hub.resolve("order:*", "row")
+    scene.hub.bind_pattern("order:*", "row")
     scene.drained(
         stamped("1", "order:1", "row"),
         stamped("2", "order:2", "another"),
@@ -94,7 +94,7 @@ def test_while_its_row_is_not_known_what_may_be_of_it_is_held() -> None:
     scene.drained(stamped("1", "order:1", "row"), stamped("2", "order:2", "another"))
     scene.drained(stamped("3", "hall:1", "hall"))
     subscription.go_live()
-    scene.hub.resolve("order:*", "row")
+    scene.hub.bind_pattern("order:*", "row")
     assert scene.hub.release(session, subscription)
     assert pipe.payloads() == [1]
 
@@ -102,9 +102,9 @@ def test_while_its_row_is_not_known_what_may_be_of_it_is_held() -> None:
 def test_a_row_that_is_made_anew_goes_on_where_the_old_one_ended() -> None:
     scene = Scene()
     session, pipe = scene.client("order:*")
-    scene.hub.resolve("order:*", "old")
+    scene.hub.bind_pattern("order:*", "old")
     subscription = subscription_of(session, "order:*")
-    scene.hub.reopen("order:*")
+    scene.hub.unbind_pattern("order:*")
     assert subscription.mark_stale()
     scene.drained(
         stamped("1", "order:1", "old"),
@@ -112,7 +112,7 @@ def test_a_row_that_is_made_anew_goes_on_where_the_old_one_ended() -> None:
         stamped("3", "order:1", "another"),
     )
     assert subscription.allow(0.0, subscription.stale_marks)
-    scene.hub.resolve("order:*", "new")
+    scene.hub.bind_pattern("order:*", "new")
     scene.hub.release(session, subscription)
     scene.drained(stamped("4", "order:1", "new"))
     assert pipe.payloads() == [1, 2, 4]
@@ -127,7 +127,7 @@ def test_those_concerned_are_found_by_user_name_and_pattern() -> None:
         sessions[session] = user
 
     def concerned(user: str | None, channel: str | None) -> set[str]:
-        return {f"{sessions[s]} {x.channel}" for s, x in scene.hub.concerned(user, channel)}
+        return {f"{sessions[s]} {x.channel}" for s, x in scene.hub.affected_by(user, channel)}
 
     assert concerned("a", None) == {"a r:1", "a r:2"}
     assert concerned("a", "r:2") == {"a r:2"}

@@ -15,8 +15,8 @@ import pytest
 from bridge.test_hub import Pipe
 from rowcast.bridge.facts import Facts
 from rowcast.bridge.hub import Hub
-from rowcast.bridge.presence.roster import Room, Row
-from rowcast.bridge.presence.updates import Presence
+from rowcast.bridge.presence.roster import Roster, Row
+from rowcast.bridge.presence.updates import Updates
 from rowcast.bridge.session import Session
 from rowcast.bridge.subscription import Subscription
 from rowcast.config import Settings
@@ -29,96 +29,99 @@ def row(key: str, seq: int, state: str | None, node: UUID = ONE) -> Row:
 
 
 def test_a_member_comes_changes_and_goes() -> None:
-    room = Room()
-    room.take(row("a", 1, "1"))
-    assert room.news() == [("join", "a", "1", None)]
-    room.take(row("a", 2, "2"))
-    room.take(row("a", 3, "3"))
-    assert room.news() == [("update", "a", "3", "1")]
-    room.take(row("a", 4, None))
-    assert room.news() == [("leave", "a", "3", "3")]
-    assert not room.news()
+    roster = Roster()
+    roster.take(row("a", 1, "1"))
+    assert roster.take_changes() == [("join", "a", "1", None)]
+    roster.take(row("a", 2, "2"))
+    roster.take(row("a", 3, "3"))
+    assert roster.take_changes() == [("update", "a", "3", "1")]
+    roster.take(row("a", 4, None))
+    assert roster.take_changes() == [("leave", "a", "3", "3")]
+    assert not roster.take_changes()
 
 
 def test_who_left_lately_is_remembered_until_he_is_back() -> None:
     """For clients that were not told then, and speak a wire without whole lists."""
-    room = Room()
+    roster = Roster()
     for seq, state in enumerate(("{}", None, "{}", None)):
-        room.take(row("alice", seq, state))
-        room.news()
-        assert list(room.gone) == ([] if state else ["alice"])
+        roster.take(row("alice", seq, state))
+        roster.take_changes()
+        assert list(roster.recently_left) == ([] if state else ["alice"])
 
 
 def test_what_lies_between_two_tellings_is_not_told() -> None:
-    room = Room()
-    room.take(row("a", 1, "1"))
-    room.take(row("a", 2, None))
-    assert room.news() == []
-    room.take(row("b", 3, "1"))
-    room.news()
-    room.take(row("b", 4, None))
-    room.take(row("b", 5, "1"))
-    assert room.news() == []
+    roster = Roster()
+    roster.take(row("a", 1, "1"))
+    roster.take(row("a", 2, None))
+    assert roster.take_changes() == []
+    roster.take(row("b", 3, "1"))
+    roster.take_changes()
+    roster.take(row("b", 4, None))
+    roster.take(row("b", 5, "1"))
+    assert roster.take_changes() == []
 
 
 def test_the_newest_of_many_bridges_speaks_and_the_others_remain() -> None:
-    room = Room()
-    room.take(row("a", 1, "1", ONE))
-    room.take(row("a", 2, "2", TWO))
-    assert room.news() == [("join", "a", "2", None)]
-    room.take(row("a", 3, None, TWO))
-    assert room.news() == [("update", "a", "1", "2")]
+    roster = Roster()
+    roster.take(row("a", 1, "1", ONE))
+    roster.take(row("a", 2, "2", TWO))
+    assert roster.take_changes() == [("join", "a", "2", None)]
+    roster.take(row("a", 3, None, TWO))
+    assert roster.take_changes() == [("update", "a", "1", "2")]
 
 
 def test_older_rows_change_nothing() -> None:
-    room = Room()
-    room.take(row("a", 2, "2"))
-    room.take(row("a", 1, "1"))
-    assert room.news() == [("join", "a", "2", None)]
+    roster = Roster()
+    roster.take(row("a", 2, "2"))
+    roster.take(row("a", 1, "1"))
+    assert roster.take_changes() == [("join", "a", "2", None)]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_a_list_and_rows_that_cross_it_agree_in_any_order(order: tuple[int, ...]) -> None:
     """The list shows seq 2; 1 to 3 come from the feed before, in between or after it."""
     for last in ("3", None):
-        room = Room()
-        room.expect()
+        roster = Roster()
+        roster.begin_load()
         steps = [
-            lambda room=room: room.take(row("a", 1, "1")),
-            lambda room=room: room.fill([row("a", 2, "2")], complete=True),
-            lambda room=room, last=last: room.take(row("a", 3, last)),
+            lambda roster=roster: roster.take(row("a", 1, "1")),
+            lambda roster=roster: roster.finish_load([row("a", 2, "2")], complete=True),
+            lambda roster=roster, last=last: roster.take(row("a", 3, last)),
         ]
         if order.index(0) > order.index(2):
             continue  # the feed itself keeps its order
         for step in order:
             steps[step]()
-        room.news()
-        assert room.told.get("a") == last
+        roster.take_changes()
+        assert roster.announced.get("a") == last
 
 
 def test_who_is_not_on_the_whole_list_has_left_but_not_who_came_meanwhile() -> None:
-    room = Room()
-    room.take(row("gone", 1, "1"))
-    room.news()
-    room.expect()
-    room.take(row("new", 5, "5"))
-    room.fill([], complete=True)
-    assert sorted(room.news()) == [("join", "new", "5", None), ("leave", "gone", "1", "1")]
+    roster = Roster()
+    roster.take(row("gone", 1, "1"))
+    roster.take_changes()
+    roster.begin_load()
+    roster.take(row("new", 5, "5"))
+    roster.finish_load([], complete=True)
+    assert sorted(roster.take_changes()) == [
+        ("join", "new", "5", None),
+        ("leave", "gone", "1", "1"),
+    ]
 
 
 def test_after_a_crash_nobody_has_left_until_the_time_to_come_back_is_over() -> None:
-    room = Room()
+    roster = Roster()
     for key in ("back", "gone"):
-        room.take(row(key, 100, "1"))
-    room.news()
-    room.doubt()
-    room.expect()
-    room.fill([], complete=False)
-    assert room.news() == []
-    room.take(row("back", 7, "1"))  # numbers may be lower than before
-    room.expect()
-    room.fill([row("back", 7, "1")], complete=True)
-    assert room.news() == [("leave", "gone", "1", "1")]
+        roster.take(row(key, 100, "1"))
+    roster.take_changes()
+    roster.expect_new_rows()
+    roster.begin_load()
+    roster.finish_load([], complete=False)
+    assert roster.take_changes() == []
+    roster.take(row("back", 7, "1"))  # numbers may be lower than before
+    roster.begin_load()
+    roster.finish_load([row("back", 7, "1")], complete=True)
+    assert roster.take_changes() == [("leave", "gone", "1", "1")]
 
 
 class Lists:
@@ -135,7 +138,7 @@ class Scene:
     def __init__(self) -> None:
         self.hub = Hub(Facts())
         self.lists = Lists()
-        self.presence = Presence(self.lists, self.hub, 15)  # type: ignore[arg-type]
+        self.presence = Updates(self.lists, self.hub, 15)  # type: ignore[arg-type]
         self.sequence = itertools.count(1)
 
     def client(self, **settings: Any) -> tuple[Session, Pipe]:

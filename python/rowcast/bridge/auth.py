@@ -22,7 +22,7 @@ from .facts import Facts
 from .hub import Hub
 from .model import FAR_FUTURE, Caller
 from .session import Session
-from .wire.protocol import Refused, Status
+from .wire.protocol import Refused, Status, Welcome
 
 __all__ = ["Identities", "Verifier"]
 
@@ -175,19 +175,40 @@ class Verifier:
 
 
 class Identities:
-    """Verifies tokens and watches their end; one for all sessions.
+    """Greets sessions, takes their tokens and watches when these end; one for all sessions.
 
     Args:
-        settings: timeouts.
-        hub: where sessions are found by their subject.
+        settings: timeouts and limits.
+        hub: finds sessions by their subject.
         verifier: checks tokens.
+        facts: what a client is told at the beginning.
     """
 
-    def __init__(self, settings: Settings, hub: Hub, verifier: Verifier) -> None:
+    def __init__(self, settings: Settings, hub: Hub, verifier: Verifier, facts: Facts) -> None:
         self._settings = settings
         self._hub = hub
+        self._facts = facts
         self._verifier = verifier
         self._timers: dict[Session, list[asyncio.TimerHandle]] = {}
+
+    def enter(self, session: Session, *, token_follows: bool) -> None:
+        """Add a session and tell it the limits.
+
+        Args:
+            session: the new one.
+            token_follows: whether it has yet to send a token; it is closed if none comes in time.
+        """
+        self._hub.add(session)
+        settings, facts = self._settings, self._facts.current
+        limits = {"payload": facts.payload_limit, **settings.limits()}
+        session.tell(Welcome(session.id, settings.heartbeat, facts.replay_overlap, limits))
+        if token_follows:
+            self._timer(session, settings.auth_timeout, self._unauthorized)
+
+    def leave(self, session: Session) -> None:
+        """Remove a session with its timers and its subscriptions."""
+        self._cancel_timers(session)
+        self._hub.remove(session)
 
     async def authenticate(
         self, session: Session, token: str, *, admin: bool = False
@@ -211,18 +232,13 @@ class Identities:
         if other and (session.subscriptions or session.pending):
             raise Refusal("invalid_token", "A new token must keep the sub: connect again instead.")
         self._hub.identify(session, caller)
-        self.forget(session)
+        self._cancel_timers(session)
         left = self._left(session)
         self._timer(session, left - EXPIRY_WARNING, self._expiring)
         self._timer(session, left, self._expired)
         return caller, before is not None and before.claims != caller.claims
 
-    def expect(self, session: Session) -> None:
-        """Close the session unless a token comes in time."""
-        self._timer(session, self._settings.auth_timeout, self._unauthorized)
-
-    def forget(self, session: Session) -> None:
-        """Stop all its timers."""
+    def _cancel_timers(self, session: Session) -> None:
         for handle in self._timers.pop(session, ()):
             handle.cancel()
 

@@ -1,13 +1,14 @@
-"""The census: says in the database who is subscribed to what, when somebody asks.
+"""The census: reports to the database which callers are subscribed to what, when it is asked for.
 
-What is said are the callers' claims, personal data: they go to that one function and to no log,
-not even when it fails. Nothing is said by a bridge that is sending its clients away.
+The report contains claims of callers, which are personal data: they go to that one function and
+to no log, not even when it fails. A bridge that is sending its clients away does not report.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -17,30 +18,31 @@ from rowcast.observe import observe
 
 from .database import UNAVAILABLE, Database
 from .hub import Hub
+from .model import Message
 from .node import Node
 from .subscription import State
 
 __all__ = ["Census"]
 
-# Different (role, claims, channel) in an answer, and characters of them; and in one statement.
+# Different (role, claims, channel) in a report, their characters, and the number in one statement.
 PAIRS = 20_000
 SIZE = 16_777_216
 PORTION = 500
 # Subscriptions looked at between two chances for other tasks.
 BURST = 500
-# Requests that may wait; whoever asks more often than that reads none of it.
+# Requests that may wait; further ones are dropped.
 WAITING = 8
 
 Pair = tuple[str, str, str]
 
 
 class Census:
-    """Answers, one request after the other.
+    """Answers requests one after the other.
 
     Args:
-        database: where to say it.
-        hub: who hears what.
-        node: who says it.
+        database: takes the report.
+        hub: all sessions and their subscriptions.
+        node: the bridge that reports.
     """
 
     def __init__(self, database: Database, hub: Hub, node: Node) -> None:
@@ -50,10 +52,13 @@ class Census:
         self._node = node
         self._requests: asyncio.Queue[UUID] = asyncio.Queue(WAITING)
 
-    def signal(self, body: dict[str, Any]) -> None:
-        """Take a signal of the feed."""
-        if not self.closed and not self._requests.full():
-            self._requests.put_nowait(UUID(body["request"]))
+    def wake_for(
+        self, _messages: Collection[Message], signals: Collection[tuple[str, dict[str, Any]]]
+    ) -> None:
+        """Take the requests among what the feed read."""
+        for kind, body in signals:
+            if kind == "census" and not self.closed and not self._requests.full():
+                self._requests.put_nowait(UUID(body["request"]))
 
     async def run(self) -> None:
         """Answer for ever; returns only when cancelled."""

@@ -1,7 +1,7 @@
-"""The feed: from the snapshot of the last read to the next, for ever.
+"""Reads the feed: from the snapshot of the last read to the next, for ever.
 
-Everything in here may vanish at any moment: the position is a place in the database, and
-clients carry their own.
+Nothing in here has to survive: the position is a place in the database, and clients carry their
+own.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import asyncpg
 
@@ -25,88 +26,93 @@ from .database import UNAVAILABLE, Connection, Database, UnfitError
 from .doorbell import Doorbell
 from .model import Message, timestamp
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "Receiver", "message_of"]
 
 BACKOFF_MAX = 5.0
+
+
+class Receiver(Protocol):
+    """Takes what the feed reads, in order."""
+
+    async def deliver(
+        self, messages: list[Message], signals: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        """Deliver messages and signals of one portion; returns when the next one may come."""
+
+    def apply_presence(self, rows: Sequence[asyncpg.Record]) -> None:
+        """Apply presence rows of one portion, before its messages."""
+
+    def delivered_up_to(self, position: Position) -> None:
+        """Note that all portions up to a position were delivered."""
+
+    def tell_status(self, status: str) -> None:
+        """Take note that the feed is lost ("degraded"), or reads ("ok")."""
+
+    def returned(self) -> None:
+        """Take note that it reads again after a loss, before anything is delivered."""
 
 
 class Feed:
     """Reads what was committed and hands it on, in order.
 
     Args:
-        database: where to read.
-        doorbell: how to sleep.
+        database: the feed is read from it.
+        doorbell: sleeps where that is safe.
         settings: poll intervals.
-        deliver: takes messages and deletions of one portion.
-        present: takes rows of presence.
-        moved: told the new position when all portions up to it were delivered.
-        status: told "degraded" and "ok".
-        returned: called when it reads again after a loss, before anything is delivered.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        doorbell: Doorbell,
-        settings: Settings,
-        *,
-        deliver: Callable[[list[Message], list[tuple[str, dict[str, Any]]]], Awaitable[None]],
-        present: Callable[[list[asyncpg.Record]], None],
-        moved: Callable[[Position], None],
-        status: Callable[[str], None],
-        returned: Callable[[], None],
-    ) -> None:
+    def __init__(self, database: Database, doorbell: Doorbell, settings: Settings) -> None:
         self._database = database
         self._doorbell = doorbell
         self._settings = settings
-        self._deliver = deliver
-        self._present = present
-        self._moved = moved
-        self._status = status
-        self._returned = returned
         self._recent: deque[tuple[float, set[str]]] = deque()
         self._cut_off = False
         self.position: Position | None = None
         self.up = asyncio.Event()
         self.drained = asyncio.Condition()
 
-    async def run(self) -> None:
-        """Read for ever, connecting again for ever; returns only when cancelled."""
+    async def run(self, receiver: Receiver) -> None:
+        """Read for ever, connecting again for ever; returns only when cancelled.
+
+        Args:
+            receiver: everything that is read is handed to it.
+        """
         backoff = 0.1
         while True:
             try:
                 async with self._database.dedicated() as connection:
-                    await self._begin(connection)
+                    await self._begin(connection, receiver)
                     backoff = 0.1
-                    await self._read(connection)
+                    await self._read(connection, receiver)
             except (*UNAVAILABLE, UnfitError, asyncpg.PostgresError) as error:
                 observe("feed_lost", error=error)
                 if self.up.is_set():
                     self.up.clear()
                     metrics.feed_up.set(0)
-                    self._status("degraded")
+                    receiver.tell_status("degraded")
             await asyncio.sleep(backoff * (0.5 + secrets.randbelow(1000) / 1000))
             backoff = min(backoff * 2, BACKOFF_MAX)
 
-    async def _begin(self, connection: Connection) -> None:
+    async def _begin(self, connection: Connection, receiver: Receiver) -> None:
         await self._database.refresh_facts(connection)
         before = self.position
         if before is not None:
-            self._returned()
-        await self._drain(connection)
+            receiver.returned()
+        await self._drain(connection, receiver)
         assert self.position is not None
         self.up.set()
         metrics.feed_up.set(1)
-        self._status("ok")
+        receiver.tell_status("ok")
         observe("feed_up", rebooted=bool(before and before.boot != self.position.boot))
 
-    async def _read(self, connection: Connection) -> None:
+    async def _read(self, connection: Connection, receiver: Receiver) -> None:
+        drain = partial(self._drain, connection, receiver)
         delay = self._settings.poll_min
-        # When messages came lately. Few of them are no reason to stay awake: they may ring.
+        # Times at which messages came lately. A few do not keep the bridge awake: they may ring.
         news: deque[float] = deque()
         few = self._settings.ring_rate * self._settings.idle_after / 2
         while True:
-            came = await self._drain(connection)
+            came = await drain()
             now = time.monotonic()
             if came:
                 news.append(now)
@@ -114,14 +120,14 @@ class Feed:
             while news and news[0] < now - self._settings.idle_after:
                 news.popleft()
             if not came:
-                if len(news) <= few and await self._doorbell.sleep(lambda: self._drain(connection)):
+                if len(news) <= few and await self._doorbell.sleep(drain):
                     delay = self._settings.poll_min
                     continue
                 delay = min(delay * 1.5, self._settings.poll_max)
             await asyncio.sleep(delay)
 
-    async def _drain(self, connection: Connection) -> int:
-        """Read once; returns how many messages and signals came."""
+    async def _drain(self, connection: Connection, receiver: Receiver) -> int:
+        """Read once; returns how many rows came."""
         before = self.position
         position: Position | None = None
         count = 0
@@ -141,24 +147,26 @@ class Feed:
                 if rows:
                     self._cut_off = True
                     count += len(rows)
-                    await self._hand_on(rows, known)
+                    await self._hand_on(rows, known, receiver)
         assert position is not None
         self._cut_off = False
-        # Only now: what a long drain began with may come again if it is cut off at its end.
+        # Only now: the beginning of a long drain may come again if it is cut off at its end.
         overlap = self._database.facts.current.replay_overlap
         while self._recent and self._recent[0][0] < time.monotonic() - overlap:
             self._recent.popleft()
         self.position = position
-        self._moved(position)
+        receiver.delivered_up_to(position)
         metrics.drains.inc()
         async with self.drained:
             self.drained.notify_all()
         return count
 
-    async def _hand_on(self, rows: list[asyncpg.Record], known: set[str]) -> None:
+    async def _hand_on(
+        self, rows: list[asyncpg.Record], known: set[str], receiver: Receiver
+    ) -> None:
         messages: list[Message] = []
         signals: list[tuple[str, dict[str, Any]]] = []
-        self._present([row for row in rows if row["kind"] == "presence"])
+        receiver.apply_presence([row for row in rows if row["kind"] == "presence"])
         for row in rows:
             if row["kind"] == "presence":
                 continue
@@ -169,13 +177,13 @@ class Feed:
         if messages:
             self._recent.append((time.monotonic(), {m.id for m in messages}))
             metrics.messages.inc(len(messages))
-        await self._deliver(messages, signals)
+        await receiver.deliver(messages, signals)
         if messages:
             metrics.lag.observe(max(0.0, time.time() - rows[-1]["created_at"].timestamp()))
 
 
 def message_of(row: asyncpg.Record) -> Message:
-    """The message in a row of the feed, a replay or history."""
+    """Return the message in a row of the feed, a replay or history."""
     channel_id = row.get("channel_id")
     return Message(
         seq=row["seq"],

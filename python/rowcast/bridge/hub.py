@@ -33,15 +33,20 @@ class Hub:
 
     Args:
         facts: the key that signs cursors.
+        on_unsubscribed: told of each subscription that has ended, whatever the reason.
     """
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        on_unsubscribed: Callable[[Session, Subscription], None] | None = None,
+    ) -> None:
         self._facts = facts
+        self._on_unsubscribed = on_unsubscribed
         self.sessions: set[Session] = set()
         self.position: Position | None = None
         self.generation = 0
         self.delivering = False
-        self.left: Callable[[Session, Subscription], None] = lambda _session, _subscription: None
         self._channels: dict[str, dict[Session, Subscription]] = {}
         self._subjects: dict[str, set[Session]] = {}
         # Of subscribed patterns: the channel row whose messages they hear, or not known yet.
@@ -52,7 +57,7 @@ class Hub:
         self._starting: list[Subscription] = []
 
     @property
-    def horizon(self) -> int:
+    def next_generation(self) -> int:
         """The first generation of which nothing has been read yet."""
         return self.generation + self.delivering
 
@@ -87,7 +92,7 @@ class Hub:
         """All sessions of a user."""
         return list(self._subjects.get(subject, ()))
 
-    def concerned(
+    def affected_by(
         self, subject: str | None, channel: str | None
     ) -> list[tuple[Session, Subscription]]:
         """Subscriptions of a user, or all users', to a name or to what a pattern matches."""
@@ -142,25 +147,26 @@ class Hub:
         if not members:
             del self._channels[channel]
             if is_pattern(channel):
-                self.resolve(channel, None)
+                self.bind_pattern(channel, None)
                 self._former.pop(channel, None)
         metrics.subscriptions.dec()
-        self.left(session, subscription)
+        if self._on_unsubscribed is not None:
+            self._on_unsubscribed(session, subscription)
         return True
 
     def members(self, channel: str) -> list[tuple[Session, Subscription]]:
         """Who is subscribed to a channel."""
         return list(self._channels.get(channel, {}).items())
 
-    def reopen(self, pattern: str) -> None:
+    def unbind_pattern(self, pattern: str) -> None:
         """It is not known any more which row a subscribed pattern hears."""
         former = {row for row, name in self._rows.items() if name == pattern}
         self._former[pattern] = self._former.get(pattern, set()) | former
-        self.resolve(pattern, None)
+        self.bind_pattern(pattern, None)
         if pattern in self._channels:
             self._open.add(pattern)
 
-    def resolve(self, pattern: str, channel_id: str | None) -> None:
+    def bind_pattern(self, pattern: str, channel_id: str | None) -> None:
         """A subscribed pattern hears the messages of this channel row, or none any more."""
         self._open.discard(pattern)
         self._rows = {row: name for row, name in self._rows.items() if name != pattern}
@@ -236,7 +242,7 @@ class Hub:
         """Whether some client has more than half of its buffer waiting."""
         return any(session.congested for session in self.sessions)
 
-    def moved(self, position: Position) -> None:
+    def delivered_up_to(self, position: Position) -> None:
         """Everything up to the position was delivered."""
         self.position = position
         self.generation += 1
@@ -294,7 +300,7 @@ class Hub:
                 self.tell(self._channels[name], Deleted(name, message_id))
 
     @staticmethod
-    def hearing(session: Session, channel: str) -> list[Subscription]:
+    def subscriptions_for(session: Session, channel: str) -> list[Subscription]:
         """The subscriptions through which a session hears a name."""
         return [
             subscription

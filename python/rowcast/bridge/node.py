@@ -1,8 +1,8 @@
-"""This bridge as a row in the database: a lease, and what counts as long as it is renewed.
+"""This bridge as a row in the database: a lease that a heartbeat renews.
 
 Everything that bridges write about their clients is UNLOGGED and can be written again. A heartbeat
-that finds its row missing, because Postgres crashed or because others took us for dead, is
-how a bridge learns that it has to.
+that finds its row missing, because Postgres crashed or because other bridges considered this one
+dead, is how a bridge learns that it has to.
 """
 
 from __future__ import annotations
@@ -35,31 +35,39 @@ class Node:
     """Keeps the lease.
 
     Args:
-        database: where it is kept.
+        database: the lease is a row in it.
         settings: the length of the lease.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.id = uuid4()
-        # One write at a time: they lock the same row.
-        self.turn = asyncio.Lock()
+        # held during a write: all of them lock the same row
+        self.write_lock = asyncio.Lock()
+        # whether the database knows this node
         self.known = False
-        self.forgotten: list[Callable[[], None]] = []
         self._database = database
         self._lease = settings.lease
         self._wanted = asyncio.Event()
 
     def renew(self) -> None:
-        """Beat now: the row may be gone."""
+        """Send a heartbeat now, because the row may be gone."""
         self._wanted.set()
 
-    async def run(self) -> None:
-        """Renew the lease for ever; returns only when cancelled."""
+    async def run(self, on_lease_lost: Callable[[], None]) -> None:
+        """Renew the lease for ever; returns only when cancelled.
+
+        Args:
+            on_lease_lost: called when the row was missing, and everything must be written again.
+        """
         while True:
             self._wanted.clear()
             pause = self._lease / BEATS
             try:
-                await self._beat()
+                if not await self._beat():
+                    if self.known:
+                        observe("lease_lost")
+                    on_lease_lost()
+                self.known = True
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 observe("heartbeat_failed", error=error)
                 pause = min(pause, PAUSE)
@@ -67,19 +75,13 @@ class Node:
                 async with asyncio.timeout(pause):
                     await self._wanted.wait()
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> bool:
         lease = timedelta(seconds=self._lease * (BEATS - 1) / BEATS)
-        async with self.turn:
-            known = await self._database.beat(self.id, lease)
-        if not known:
-            if self.known:
-                observe("lease_lost")
-            for forgotten in self.forgotten:
-                forgotten()
-        self.known = True
+        async with self.write_lock:
+            return await self._database.beat(self.id, lease)
 
     async def leave(self, grace: float) -> None:
-        """End the lease in order; members stay for the grace time."""
+        """End the lease; members stay for the grace time, in seconds."""
         with contextlib.suppress(*UNAVAILABLE, asyncpg.PostgresError):
-            async with self.turn:
+            async with self.write_lock:
                 await self._database.leave(self.id, timedelta(seconds=grace))

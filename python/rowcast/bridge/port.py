@@ -1,4 +1,4 @@
-"""The port: alone on it, or shared with other bridges of this machine."""
+"""Opens the port, alone or shared with other bridges of this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 from rowcast.config import Settings
 from rowcast.errors import ConfigError
 
-__all__ = ["BACKLOG", "listen", "reserve", "url_of"]
+__all__ = ["BACKLOG", "hold_port", "open_port", "url_of"]
 
 BACKLOG = 4096
 REMEDIES: dict[int | None, str] = {
@@ -18,7 +18,7 @@ REMEDIES: dict[int | None, str] = {
 }
 
 
-def listen(settings: Settings) -> socket.socket:
+def open_port(settings: Settings) -> socket.socket:
     """Return a listening socket. With `reuse_port` the kernel deals clients out among all bridges
     that listen on the port, and a bridge that ends leaves the next clients to the others.
 
@@ -28,7 +28,7 @@ def listen(settings: Settings) -> socket.socket:
     return _open(settings, shared=settings.reuse_port == "yes", listening=True)
 
 
-def reserve(settings: Settings) -> socket.socket:
+def hold_port(settings: Settings) -> socket.socket:
     """Return a bound socket that gets no clients: it keeps the port for bridges that share it.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,17 +54,47 @@ class Replays:
         workers = max(1, settings.pool_size // 2)
         self._replays = Batcher(self._run, size=REPLAYS, workers=workers)
 
-    async def read(self, subscription: Subscription, after: Position) -> tuple[str, list[Message]]:
-        """Return what the channel got after a position, up to where the bridge stands by then.
+    async def start_of(self, subscription: Subscription) -> Position:
+        """Wait until what was being delivered when a subscription joined is behind it.
+
+        Returns:
+            Where the subscription begins: it gets everything from there on.
+
+        Raises:
+            Refusal: "unavailable", the feed does not move.
+        """
+        try:
+            async with asyncio.timeout(self._settings.query_timeout), self._feed.drained:
+                await self._feed.drained.wait_for(lambda: subscription.start is not None)
+        except TimeoutError:
+            raise Refusal("unavailable") from None
+        assert subscription.start is not None
+        return subscription.start
+
+    async def read(
+        self, subscription: Subscription, cursor: str, subject: str
+    ) -> tuple[str, list[Message]]:
+        """Return what the channel got since a cursor, up to where the bridge stands by then.
 
         What the subscription held until then is dropped, because the replay covers it.
 
+        Args:
+            subscription: joined, so that it gets what comes after the replay.
+            cursor: the client's.
+            subject: it must have been signed for this one.
+
         Returns:
-            The state ("complete", "durable", "expired", "too_far") and the messages.
+            The state ("complete", "durable", "expired", "too_far", "invalid_cursor") and the
+            messages. An invalid cursor counts as none, and the client must know that it starts
+            anew.
 
         Raises:
             Refusal: "unavailable".
         """
+        key = self._database.facts.current.cursor_key
+        after = key.read(cursor, subject) if key is not None else None
+        if after is None:
+            return "invalid_cursor", []
         answer = self._replays.submit("", _Replay(subscription, after))
         return await patiently(answer, self._settings)
 

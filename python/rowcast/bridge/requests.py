@@ -1,24 +1,22 @@
-"""What clients ask for, done: the operations of a session, with the database as the judge."""
+"""Executes the requests of sessions: each frame is decoded, dispatched and answered."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
-from rowcast.config import Settings
 from rowcast.errors import Refusal
 from rowcast.observe import metrics, observe
 
-from .access import Access
 from .auth import Identities
-from .facts import Facts
-from .hub import Hub
 from .model import Caller
-from .presence.attendance import Attendance
-from .revocation import Rechecks
+from .presence.presence import Presence
+from .publish import Publishing
 from .session import Session
-from .subscribe import Refuse, Subscribing, Work
+from .subscribe import Subscribing
+from .subscription import Subscription
 from .wire.protocol import (
     Auth,
     Authenticated,
@@ -27,54 +25,42 @@ from .wire.protocol import (
     Op,
     Ping,
     Publish,
-    Published,
     Refresh,
     Refused,
     Subscribe,
     Track,
     Unsubscribe,
     Untrack,
-    Welcome,
 )
 
 __all__ = ["Requests"]
+
+Work: TypeAlias = Coroutine[Any, Any, None]
+Refuse: TypeAlias = Callable[[Refusal], None]
 
 
 class Requests:
     """Executes operations; one for all sessions.
 
     Args:
-        settings: limits.
-        hub: who hears what.
-        facts: what the bridge knows of the database.
-        access: asks the policies.
-        attendance: counts and shows who is here.
-        identities: takes tokens.
-        rechecks: told what has to be asked again.
+        identities: takes tokens, and knows which sessions are open.
         subscribing: lets sessions into channels and out again.
+        publishing: publishes.
+        presence: tracks members.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        hub: Hub,
-        facts: Facts,
-        access: Access,
-        attendance: Attendance,
         identities: Identities,
-        rechecks: Rechecks,
         subscribing: Subscribing,
+        publishing: Publishing,
+        presence: Presence,
     ) -> None:
-        self._settings = settings
-        self._hub = hub
-        self._facts = facts
-        self._access = access
-        self._attendance = attendance
         self._identities = identities
-        self._rechecks = rechecks
         self._subscribing = subscribing
+        self._publishing = publishing
+        self._presence = presence
         self._tasks: set[asyncio.Task[None]] = set()
-        attendance.publish = self.publish
 
     async def open(self, session: Session, token: str) -> bool:
         """Greet a client.
@@ -86,12 +72,8 @@ class Requests:
         Returns:
             Whether it may stay.
         """
-        self._hub.add(session)
-        session.tell(self._welcome(session))
-        if not token:
-            self._identities.expect(session)
-            return True
-        return await self._let_in(session, token, None) is not None
+        self._identities.enter(session, token_follows=not token)
+        return not token or await self._let_in(session, token, None) is not None
 
     async def _let_in(self, session: Session, token: str, ref: Any) -> Caller | None:
         """Take the token of a client that does not try again on the same connection."""
@@ -99,34 +81,32 @@ class Requests:
             return await self._authenticate(session, token)
         except Refusal as refusal:
             session.tell(Refused.because(ref, refusal))
-            if refusal.code == "unavailable":
-                session.close("internal")
-            else:
-                session.close(refusal.code)
+            session.close("internal" if refusal.code == "unavailable" else refusal.code)
             return None
 
     def gone(self, session: Session, *, goodbye: bool = False) -> None:
-        """The client's connection has ended; it may come back, unless it said goodbye.
+        """Forget a client whose connection has ended.
 
-        What it answers to a close of ours says nothing: many clients answer 1000 to any code.
+        Args:
+            session: the client's.
+            goodbye: whether the client ended it and does not come back. Its answer to our own
+                close does not count: many clients answer 1000 to any code.
         """
         if not session.closed:
             session.closed, session.goodbye = True, goodbye
-        self._identities.forget(session)
-        self._hub.remove(session)
+        self._identities.leave(session)
 
     async def handle(self, session: Session, data: bytes, *, binary: bool = False) -> None:
         """Take one frame. Never raises: every frame gets an answer, and none ends the bridge."""
         metrics.received.inc()
         op, ref = None, None
         try:
-            if len(data) > self._settings.max_frame:
-                raise Refusal("frame_too_large")
+            session.check_size(data)
             ops, ref, refusal = session.wire.decode(data, binary=binary)
             if refusal is not None:
                 session.bad_frame()
                 raise refusal
-            session.admit()
+            session.count_request()
             session.good_frame()
             for op in ops:
                 await self._dispatch(session, op)
@@ -148,17 +128,21 @@ class Requests:
             case Ping():
                 session.tell(Done(op.ref))
             case Subscribe():
-                for work, refuse in self._subscribing.subscribe(session, op):
-                    self._spawn(session, work, refuse)
+                for subscription, new in self._subscribing.begin(session, op):
+                    refuse = partial(self._subscribing.turn_away, session, subscription)
+                    self._spawn(session, self._subscribe(session, subscription, op, new), refuse)
             case Unsubscribe():
                 self._subscribing.unsubscribe(session, op)
             case Publish(subscribed=False):
-                self.publish(session, op)
+                self._publish(session, op)
             case Publish() | Track() | Untrack():
                 session.authenticated()
-                self._attendance.ask(session, op)
+                if not self._subscribing.queue(session, op):
+                    self._execute(session, op)
             case _:
                 raise Refusal("unsupported")
+
+    # Tokens
 
     async def _renew(self, session: Session, op: Auth | Refresh) -> None:
         caller = await self._authenticate(session, op.token)
@@ -177,24 +161,37 @@ class Requests:
         caller, changed = await self._identities.authenticate(
             session, token, admin=session.wire.admin
         )
-        self._attendance.rename(session)
         if changed:
-            self._rechecks.renewed(session)  # the new token may allow less
+            self._subscribing.claims_changed(session)
         return caller
 
     # Requests that ask the database
 
-    def publish(self, session: Session, op: Publish) -> None:
-        """Publish, and answer then.
+    async def _subscribe(
+        self, session: Session, subscription: Subscription, op: Subscribe, new: bool
+    ) -> None:
+        queued = await self._subscribing.complete(session, subscription, op, new=new)
+        for behind in queued:
+            try:
+                self._execute(session, behind)
+            except Refusal as refusal:
+                session.refuse(behind.ref, refusal, behind.channel)
 
-        Raises:
-            Refusal: no token came yet, or the session is not subscribed and must be.
-        """
+    def _execute(self, session: Session, op: Publish | Track | Untrack) -> None:
+        match op:
+            case Publish():
+                self._publish(session, op)
+            case Track():
+                self._presence.track(session, op.channel, bytes(op.state), op.ref)
+            case Untrack():
+                self._presence.untrack(session, op.channel, op.ref)
+
+    def _publish(self, session: Session, op: Publish) -> None:
         caller = session.authenticated()
         if op.subscribed and not session.hears(op.channel):
             raise Refusal("not_subscribed")
         refuse = partial(session.refuse, op.ref, channel=op.channel)
-        self._spawn(session, self._publish(session, caller, op), refuse)
+        self._spawn(session, self._publishing.publish(session, caller, op), refuse)
 
     def _spawn(self, session: Session, work: Work, refuse: Refuse) -> None:
         session.pending += 1
@@ -212,33 +209,6 @@ class Requests:
             refuse(Refusal("internal"))
         finally:
             session.pending -= 1
-
-    async def _publish(self, session: Session, caller: Caller, op: Publish) -> None:
-        hearing = self._hub.hearing(session, op.channel)
-        for subscription in hearing:
-            subscription.publish_begins()
-        try:
-            try:
-                payload = bytes(op.payload).decode()
-            except UnicodeDecodeError:
-                raise Refusal("invalid_message", "The payload is not valid UTF-8.") from None
-            if self._facts.current.exceeds_payload_limit(bytes(op.payload)):
-                raise Refusal("payload_too_large")
-            message_id = await self._access.publish(
-                caller, session.id, op.channel, op.type, op.event, payload, op.id
-            )
-            session.own_ids.append(str(message_id))
-            session.tell(Published(op.ref, str(message_id)))
-        finally:
-            for subscription in hearing:
-                subscription.publish_ends()
-                self._hub.release(session, subscription)
-
-    def _welcome(self, session: Session) -> Welcome:
-        settings = self._settings
-        facts = self._facts.current
-        limits = {"payload": facts.payload_limit, **settings.limits()}
-        return Welcome(session.id, settings.heartbeat, facts.replay_overlap, limits)
 
 
 def _authenticated(ref: Any, caller: Caller) -> Authenticated:

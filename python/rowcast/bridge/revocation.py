@@ -33,7 +33,7 @@ from .session import Session
 from .subscription import State, Subscription
 from .wire.protocol import Closed
 
-__all__ = ["Question", "Rechecks"]
+__all__ = ["Question", "Revocation"]
 
 # Different questions in a batch, and subscriptions that one batch may answer.
 QUESTIONS = 200
@@ -52,13 +52,13 @@ class Question:
     """What is known when a question is put: its answer holds for all that was read before."""
 
     marks: int
-    horizon: int
+    next_generation: int
 
 
 Asked = list[tuple[Session, Subscription, Question]]
 
 
-class Rechecks:
+class Revocation:
     """Asks again, for all sessions.
 
     Args:
@@ -91,26 +91,26 @@ class Rechecks:
         """Take a signal of the feed, before the messages that were read with it."""
         if kind == "recheck":
             for of in body["of"]:
-                self._doubt_all(self._hub.concerned(of.get("user"), of.get("channel")))
+                self._mark_all(self._hub.affected_by(of.get("user"), of.get("channel")))
         elif kind == "channel":
             for pattern in body["patterns"]:
-                self._doubt_all(self._hub.concerned(None, pattern), anew=True)
+                self._mark_all(self._hub.affected_by(None, pattern), anew=True)
         elif kind == "kick":
             for session in self._hub.sessions_of(body["user"]):
                 session.close("recalled" if body.get("reconnect") else "kicked")
 
-    def everything(self) -> None:
+    def recheck_all(self) -> None:
         """Signals may have been missed: the connection of the feed was lost."""
         self._since.clear()
         self._back.set()  # and it is there again
-        self._doubt_all(self._hub.concerned(None, None), anew=True)
+        self._mark_all(self._hub.affected_by(None, None), anew=True)
 
-    def renewed(self, session: Session) -> None:
+    def claims_changed(self, session: Session) -> None:
         """The session has a token with other claims."""
         for subscription in list(session.subscriptions.values()):
-            self.doubt(session, subscription)
+            self.mark_stale(session, subscription)
 
-    def doubt(self, session: Session, subscription: Subscription) -> None:
+    def mark_stale(self, session: Session, subscription: Subscription) -> None:
         """Hold the subscription's messages back until the policies have answered."""
         if subscription.mark_stale():
             self._queue(session, subscription)
@@ -121,13 +121,13 @@ class Rechecks:
         self._urgent[subscription] = session
         self._stirred.set()
 
-    def _doubt_all(
+    def _mark_all(
         self, concerned: Iterable[tuple[Session, Subscription]], *, anew: bool = False
     ) -> None:
         for session, subscription in concerned:
             if anew and is_pattern(subscription.channel):
-                self._hub.reopen(subscription.channel)
-            self.doubt(session, subscription)
+                self._hub.unbind_pattern(subscription.channel)
+            self.mark_stale(session, subscription)
 
     def congested(self) -> bool:
         """Whether for some doubtful subscription half of what may be held back is."""
@@ -135,9 +135,19 @@ class Rechecks:
 
     # Answers
 
+    async def ask(self, session: Session, subscription: Subscription) -> tuple[Question, Verdict]:
+        """Ask the policies about one subscription, with the claims of this moment.
+
+        Raises:
+            Refusal: "unavailable".
+        """
+        asked = self.question(subscription)
+        caller = session.authenticated()
+        return asked, await self._access.may_subscribe(caller, subscription.channel)
+
     def question(self, subscription: Subscription) -> Question:
         """Note what the answer to a question that is put now will hold for."""
-        return Question(subscription.stale_marks, self._hub.horizon)
+        return Question(subscription.stale_marks, self._hub.next_generation)
 
     def allowed(
         self, session: Session, subscription: Subscription, asked: Question, verdict: Verdict
@@ -152,9 +162,9 @@ class Rechecks:
         self._since.pop(subscription, None)
         if not subscription.allow(time.monotonic(), asked.marks):
             self._queue(session, subscription)
-            return self._hub.release(session, subscription, asked.horizon)
+            return self._hub.release(session, subscription, asked.next_generation)
         if is_pattern(subscription.channel):
-            self._hub.resolve(subscription.channel, verdict.channel_id)
+            self._hub.bind_pattern(subscription.channel, verdict.channel_id)
         return self._hub.release(session, subscription)
 
     def _answer(
@@ -278,7 +288,7 @@ class Rechecks:
                 self._answer(session, subscription, asked, verdict)
             elif self._current(session, subscription):
                 if not subscription.stale:
-                    self.doubt(session, subscription)
+                    self.mark_stale(session, subscription)
                     self._urgent.pop(subscription, None)
                 if subscription.stale and subscription not in self._urgent:
                     self._alone[subscription] = session

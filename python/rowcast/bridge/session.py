@@ -92,11 +92,16 @@ class Session:
         """Whether a subscription is pending: until then no cursor may replace the client's."""
         return any(s.state is State.PENDING for s in self.subscriptions.values())
 
-    def admit(self) -> None:
+    def check_size(self, data: bytes) -> None:
+        """Raise Refusal for a frame that is over the limit."""
+        if len(data) > self._settings.max_frame:
+            raise Refusal("frame_too_large")
+
+    def count_request(self) -> None:
         """Count one frame against the rate.
 
         Raises:
-            Refusal: too many came.
+            Refusal: too many came, or too many are unanswered.
         """
         self._bucket.take()
         if self.pending >= self._settings.max_pending:
@@ -124,8 +129,16 @@ class Session:
             raise Refusal("unauthorized")
         return self.caller
 
-    def room_for(self, channel: str) -> None:
-        """Raises Refusal when the session has as many channels as it may have."""
+    def check_channel_count(self, count: int) -> None:
+        """Raise Refusal for a request that names more channels than a session may have.
+
+        It gets one answer: a frame may hold names for megabytes of answers.
+        """
+        if count > self._settings.max_channels:
+            raise Refusal("too_many_channels")
+
+    def check_channel_limit(self, channel: str) -> None:
+        """Raise Refusal when the session has as many channels as it may have."""
         if channel not in self.subscriptions and (
             len(self.subscriptions) >= self._settings.max_channels
         ):

@@ -25,7 +25,7 @@ from rowcast.config import Settings, unknown
 from rowcast.errors import ConfigError
 from rowcast.observe import configure, observe
 
-from .port import reserve, url_of
+from .port import hold_port, url_of
 
 __all__ = ["supervise"]
 
@@ -50,7 +50,7 @@ async def supervise(
         ConfigError: a worker could not start, or did not end as it should.
     """
     configure(settings.log_format)
-    with reserve(settings) as reserved, tempfile.TemporaryDirectory(prefix="rowcast-") as shared:
+    with hold_port(settings) as reserved, tempfile.TemporaryDirectory(prefix="rowcast-") as shared:
         group = _Workers(settings, reserved, shared, ready)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

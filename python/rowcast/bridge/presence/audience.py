@@ -1,4 +1,4 @@
-"""How many sessions of this bridge are subscribed to each channel, kept where publishers look.
+"""Counts the sessions of this bridge in each channel, in the database, where publishers look.
 
 Absolute values, many in one statement, so that churn costs statements by time and not by client,
 and a statement that is repeated does no harm.
@@ -25,8 +25,8 @@ class Audience:
     """The counters.
 
     Args:
-        database: where they are kept.
-        node: whose counters they are.
+        database: keeps the counters.
+        node: the bridge to which they belong.
     """
 
     def __init__(self, database: Database, node: Node) -> None:
@@ -36,10 +36,9 @@ class Audience:
         self._dirty: set[str] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._changed = asyncio.Event()
-        node.forgotten.append(self._rewrite)
 
     def enter(self, channel: str) -> asyncio.Future[None]:
-        """Count one session more; the future tells when publishers see it."""
+        """Count one session more; the future is done when publishers see it."""
         self._counts[channel] += 1
         seen = asyncio.get_running_loop().create_future()
         self._waiting.append(seen)
@@ -57,7 +56,8 @@ class Audience:
         self._dirty.add(channel)
         self._changed.set()
 
-    def _rewrite(self) -> None:
+    def write_again(self) -> None:
+        """Write all counters again: the database has lost them."""
         self._dirty.update(self._counts)
         self._changed.set()
 
@@ -85,7 +85,7 @@ class Audience:
             for at in range(0, len(channels), PORTION):
                 portion = channels[at : at + PORTION]
                 counts = [self._counts[channel] for channel in portion]
-                async with self._node.turn:
+                async with self._node.write_lock:
                     written = await self._database.write_audience(self._node.id, portion, counts)
                 if not written:
                     self._node.renew()

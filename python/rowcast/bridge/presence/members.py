@@ -1,8 +1,8 @@
-"""What clients of this bridge tracked, kept in the database.
+"""Writes the members that clients of this bridge track to the database.
 
-A member is a user, not a connection: its tabs share one row, in which the one that tracked last
-speaks. Only what is newest is written, many members in one statement, so the number of writes
-depends on time and not on how often clients track.
+A member is a user, not a connection: its tabs share one row, which shows the state of the tab that
+tracked last. Only the newest state is written, many members in one statement, so the number of
+writes depends on time and not on how often clients track.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,12 @@ import asyncpg
 from rowcast.bridge.database import UNAVAILABLE, Database
 from rowcast.bridge.node import INTERVAL, PAUSE, Node
 from rowcast.bridge.session import Session
+from rowcast.bridge.wire.protocol import Done, Event, Refused
 from rowcast.config import Settings
 from rowcast.errors import Refusal
-from rowcast.observe import observe
+from rowcast.observe import metrics, observe
 
-__all__ = ["Tracking", "key_of"]
+__all__ = ["Members", "key_of"]
 
 # Members in one statement.
 PORTION = 500
@@ -33,7 +34,9 @@ KEY_BYTES = 255
 
 
 def key_of(session: Session) -> tuple[str, bool]:
-    """The key of a session's member, and whether it is anonymous: nobody chooses his own.
+    """Return the key of a session's member, and whether it is anonymous.
+
+    Clients cannot choose a key: it is the sub of the token, or the id of an anonymous session.
 
     Raises:
         Refusal: it has no token, or one whose sub is too long.
@@ -46,7 +49,7 @@ def key_of(session: Session) -> tuple[str, bool]:
     return subject, False
 
 
-Waiting = dict[Session, list[Any]]  # who waits for an answer to which requests
+Waiting = dict[Session, list[Any]]  # refs of requests that are not answered yet
 
 
 @dataclass(slots=True, eq=False)
@@ -64,13 +67,13 @@ class _Member:
 Name = tuple[str, str]  # channel and key
 
 
-class Tracking:
+class Members:
     """All members with a client here.
 
     Args:
-        database: where they are kept.
-        node: whose they are.
-        settings: the size of a state, and the time to come back.
+        database: keeps the members.
+        node: the bridge to which they belong.
+        settings: the largest size of a state, and the grace time for clients that come back.
     """
 
     def __init__(self, database: Database, node: Node, settings: Settings) -> None:
@@ -80,11 +83,9 @@ class Tracking:
         self._members: dict[Name, _Member] = {}
         self._sizes: Counter[str] = Counter()
         self._keys: dict[tuple[Session, str], str] = {}
-        self._ghosts: deque[tuple[float, Session, str]] = deque()
+        self._leaving: deque[tuple[float, Session, str]] = deque()
         self._dirty: dict[Name, None] = {}
         self._changed = asyncio.Event()
-        self.answer: Callable[[Session, str, list[Any], Refusal | None], None]
-        node.forgotten.append(self._rewrite)
 
     def size(self, channel: str) -> int:
         """How many members of a channel have a client here."""
@@ -97,7 +98,7 @@ class Tracking:
     def track(self, session: Session, channel: str, state: str, ref: Any) -> None:
         """Show a session's member in this state.
 
-        `answer` is called with the ref when this state, or a newer one of the session, is written.
+        The ref is answered when this state, or a newer one of the session, is written.
 
         Raises:
             Refusal: see `key_of`.
@@ -122,21 +123,21 @@ class Tracking:
     def _wait(self, session: Session, channel: str, key: str, ref: Any) -> None:
         refs = self._members[channel, key].waiting.setdefault(session, [])
         if len(refs) >= self._settings.max_pending:
-            # All of them have been overtaken. While the database is slow they would pile up.
-            self.answer(session, channel, refs.copy(), None)
+            # All of them have been overtaken; while the database is slow they would pile up.
+            _answer(session, channel, refs.copy(), None)
             refs.clear()
         refs.append(ref)
 
     def untrack(self, session: Session, channel: str, ref: Any) -> None:
-        """Show it no more; `answer` is called with the ref when that is written."""
+        """Stop showing it; the ref is answered when that is written."""
         key = self._drop(session, channel)
         if key is None:
-            self.answer(session, channel, [ref], None)
+            _answer(session, channel, [ref], None)
         else:
             self._wait(session, channel, key, ref)
 
     def rename(self, session: Session) -> None:
-        """The session speaks for another user than before."""
+        """Move what the session tracks to the member of its new token."""
         for channel in session.subscriptions:
             before = self._keys.get((session, channel))
             if before is not None and before != key_of(session)[0]:
@@ -148,17 +149,17 @@ class Tracking:
         """A session has left a channel.
 
         Args:
-            session: which.
-            channel: which.
-            lost: its connection was; it may be on its way back. Somebody anonymous comes back as
-                somebody else.
+            session: the one that left.
+            channel: the channel it left.
+            lost: whether its connection was lost, so that it may come back. An anonymous session
+                comes back as another member, so it is dropped at once.
         """
         key = self._keys.get((session, channel))
         if key is None:
             return
         if lost and not self._members[channel, key].anonymous:
             until = time.monotonic() + self._settings.presence_grace
-            self._ghosts.append((until, session, channel))
+            self._leaving.append((until, session, channel))
             self._changed.set()
         else:
             self._drop(session, channel)
@@ -174,7 +175,12 @@ class Tracking:
         self._dirty[channel, key] = None
         self._changed.set()
 
-    def _rewrite(self) -> None:
+    def renew_lease(self) -> None:
+        """Find out soon whether the database has lost the members."""
+        self._node.renew()
+
+    def write_again(self) -> None:
+        """Write all members again: the database has lost them."""
         self._dirty.update(dict.fromkeys(self._members))
         self._changed.set()
 
@@ -185,8 +191,8 @@ class Tracking:
                 async with asyncio.timeout(self._patience()):
                     await self._changed.wait()
             self._changed.clear()
-            while self._ghosts and self._ghosts[0][0] <= time.monotonic():
-                _, session, channel = self._ghosts.popleft()
+            while self._leaving and self._leaving[0][0] <= time.monotonic():
+                _, session, channel = self._leaving.popleft()
                 self._drop(session, channel)
             pause = asyncio.create_task(asyncio.sleep(INTERVAL))
             dirty, self._dirty = list(self._dirty), {}
@@ -196,7 +202,7 @@ class Tracking:
             await (pause if all(written) else asyncio.sleep(PAUSE))
 
     def _patience(self) -> float | None:
-        return max(0.0, self._ghosts[0][0] - time.monotonic()) if self._ghosts else None
+        return max(0.0, self._leaving[0][0] - time.monotonic()) if self._leaving else None
 
     async def _write(self, names: list[Name]) -> bool:
         taken: list[_Taken] = []
@@ -209,12 +215,12 @@ class Tracking:
             for (channel, key), member, state, _ in taken
         ]
         try:
-            async with self._node.turn:
+            async with self._node.write_lock:
                 refused = await self._database.write_presence(
                     self._node.id, rows, self._settings.max_state
                 )
         except asyncpg.DataError as error:
-            # A state that is JSON, but not to Postgres: the others must not suffer from it.
+            # A state that is JSON, but not to Postgres: write the other members without it.
             if len(names) == 1:
                 self._settle(taken, [1], Refusal("invalid_message", f"The state: {error}."))
                 return True
@@ -246,8 +252,8 @@ class Tracking:
             else:
                 member.written = state
             for session, refs in waiting.items():
-                self.answer(session, name[0], refs, refusal if number in refused else None)
-            # Nothing is left of it, unless somebody came while it was written.
+                _answer(session, name[0], refs, refusal if number in refused else None)
+            # It is over, unless a tab came while it was written.
             if not member.tabs and name not in self._dirty and member.written is None:
                 del self._members[name]
                 self._sizes[name[0]] -= 1
@@ -261,6 +267,16 @@ class Tracking:
                 self._drop(session, name[0])
             else:
                 member.tabs[session] = member.written
+
+
+def _answer(session: Session, channel: str, refs: list[Any], refusal: Refusal | None) -> None:
+    """Answer many requests in one write."""
+    if refusal is None:
+        answers: list[Event] = [Done(ref, channel) for ref in refs]
+    else:
+        answers = [Refused.because(ref, refusal, channel) for ref in refs]
+        metrics.refusals.labels(refusal.code).inc(len(refs))
+    session.write(b"".join(map(session.wire.encode, answers)))
 
 
 _Taken = tuple[Name, _Member, str | None, Waiting]

@@ -1,8 +1,8 @@
-"""Who is present in one channel, made of rows that may come twice, late, and from many bridges.
+"""The members of one channel, made of rows that may come twice, late, and from many bridges.
 
-A member is in one row per bridge; of these the newest speaks. What clients were told is kept
-beside it, so that the difference of both is what they have to be told next, however many changes
-lie in between. No I/O.
+A member has one row per bridge, and the newest one shows its state. What clients were told is kept
+beside the rows: the difference of both is what they have to be told next, however many changes lie
+in between. No I/O.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
-__all__ = ["Room", "Row"]
+__all__ = ["Roster", "Row"]
 
+# Seconds for which a member that left is remembered.
 REMEMBERED = 60.0
 
 
@@ -27,21 +28,24 @@ class Row:
     state: str | None
 
 
-class Room:
-    """One channel."""
+class Roster:
+    """The members of one channel, and what its clients were told of them."""
 
     def __init__(self) -> None:
-        self.due = 0.0  # when clients may be told again
-        self.told: dict[str, str] = {}
-        # Who left within the last minute, for clients that were told of it neither then nor since.
-        self.gone: dict[str, float] = {}
+        # monotonic time from which on clients may be told again
+        self.due = 0.0
+        # key and state of the members that clients were told of
+        self.announced: dict[str, str] = {}
+        # keys of members that left within the last minute, and when; for clients that were not
+        # told of it, and speak a wire without whole lists
+        self.recently_left: dict[str, float] = {}
         self._rows: dict[str, dict[UUID, Row]] = {}
         self._changed: set[str] = set()
-        # What came by itself while the whole list was being read, which may be older or newer.
+        # seq of rows that the feed brought during a load, whose list may be older or newer
         self._meanwhile: dict[tuple[str, UUID], int] | None = None
 
     def take(self, row: Row) -> None:
-        """A row has changed."""
+        """Take a row that has changed."""
         if self._meanwhile is not None:
             self._meanwhile[row.key, row.node] = row.seq
         self._put(row)
@@ -61,16 +65,16 @@ class Room:
         if not rows:
             del self._rows[key]
 
-    def expect(self) -> None:
-        """The whole list is going to be read."""
+    def begin_load(self) -> None:
+        """Note that the whole list is going to be read."""
         self._meanwhile = {}
 
-    def fill(self, rows: Iterable[Row], *, complete: bool) -> None:
-        """Take the whole list, read after `expect`.
+    def finish_load(self, rows: Iterable[Row], *, complete: bool) -> None:
+        """Take the whole list, read after `begin_load`.
 
         Args:
-            rows: all rows of members who are present.
-            complete: whether who is not among them has left.
+            rows: all rows of members that are present.
+            complete: whether members without a row have left.
         """
         meanwhile, self._meanwhile = self._meanwhile or {}, None
         present = set()
@@ -84,9 +88,12 @@ class Room:
                 if (key, node) not in present and (key, node) not in meanwhile:
                     self._forget(key, node, left=True)
 
-    def doubt(self) -> None:
-        """Postgres crashed: members are there until they fail to be written anew, by numbers that
-        may be lower than before."""
+    def expect_new_rows(self) -> None:
+        """Keep all members, and let any row replace theirs.
+
+        After a crash of Postgres, bridges write their members again, with numbers that may be
+        lower than before.
+        """
         for rows in self._rows.values():
             for node, row in rows.items():
                 rows[node] = Row(row.key, node, -1, row.state)
@@ -100,28 +107,33 @@ class Room:
         return len(self._rows)
 
     @property
-    def restless(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether something may have changed since clients were told."""
         return bool(self._changed)
 
-    def news(self) -> list[tuple[str, str, str, str | None]]:
-        """What clients have to be told now, as (type, key, state, what they were told last); they
-        count as told."""
+    def take_changes(self) -> list[tuple[str, str, str, str | None]]:
+        """Return what clients have to be told, and count them as told.
+
+        Returns:
+            (type, key, state, the state that they were told last or None) each.
+        """
         events = []
         now = time.monotonic()
-        self.gone = {key: left for key, left in self.gone.items() if left > now - REMEMBERED}
+        self.recently_left = {
+            key: left for key, left in self.recently_left.items() if left > now - REMEMBERED
+        }
         for key in self._changed:
-            before = self.told.get(key)
+            before = self.announced.get(key)
             rows = self._rows.get(key)
             if rows:
                 state = max(rows.values(), key=lambda row: row.seq).state
                 assert state is not None
                 if state != before:
                     events.append(("join" if before is None else "update", key, state, before))
-                    self.told[key] = state
-                    self.gone.pop(key, None)
+                    self.announced[key] = state
+                    self.recently_left.pop(key, None)
             elif before is not None:
-                events.append(("leave", key, self.told.pop(key), before))
-                self.gone[key] = now
+                events.append(("leave", key, self.announced.pop(key), before))
+                self.recently_left[key] = now
         self._changed.clear()
         return events

@@ -87,8 +87,10 @@ class Outbox:
         self._ended = asyncio.Event()
         self._ended.set()
 
-    def heard(self, messages: Iterable[Message], signals: Collection[tuple[str, object]]) -> None:
-        """Take note of what the feed brought: whether there may be something to send."""
+    def wake_for(
+        self, messages: Iterable[Message], signals: Collection[tuple[str, object]]
+    ) -> None:
+        """Claim soon if what the feed read may be due to be sent."""
         if self._woken.is_set():
             return
         if (
@@ -112,7 +114,7 @@ class Outbox:
                     for work in (self._begin, self._settle, self._move_marks)
                 ]
                 await self._claim()
-                await self._land()
+                await self._shut_down()
                 for helper in helpers:
                     helper.cancel()
         finally:
@@ -243,7 +245,7 @@ class Outbox:
                 observe("outbox_lost", error=error)
             await asyncio.sleep(max(MARKS, 20 * (time.monotonic() - began)))
 
-    async def _land(self) -> None:
+    async def _shut_down(self) -> None:
         """Wait for what is under way; what takes too long or was not begun is given back."""
         # Now: another bridge need not wait for the receivers that this one waits for.
         waiting = [delivery for _, delivery in self._waiting]
