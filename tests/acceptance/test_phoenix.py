@@ -40,11 +40,11 @@ def bridge(module_database: pg.Database) -> Iterator[Daemon]:
     ("query", "headers", "status", "says"),
     [
         ("", {}, 401, "apikey"),
-        ("?apikey=no.such.key", {}, 401, "no JSON Web Token"),
+        ("?apikey=no.such.key", {}, 401, "not a JSON Web Token"),
         (f"?apikey={token(exp=1)}", {}, 401, "expired"),
         (f"?apikey={token(role='postgres')}", {}, 401, "role"),
         (f"?apikey={token()}&vsn=3.0.0", {}, 400, "vsn"),
-        (f"?apikey={token()}", {"x-api-key": "bad"}, 401, "no JSON Web Token"),
+        (f"?apikey={token()}", {"x-api-key": "bad"}, 401, "not a JSON Web Token"),
     ],
 )
 async def test_a_refused_handshake_is_http_with_a_reason(

@@ -81,7 +81,7 @@ async def test_a_post_opens_no_session_and_preflights_work(bridge: Daemon) -> No
         ('40{"token":""}', "No authentication provided"),
         ('40{"token":"anon_x"}', "API key"),
         ('40{"apiKey":"ik_x"}', "API key"),
-        ('40{"token":"a.b.c"}', "no JSON Web Token"),
+        ('40{"token":"a.b.c"}', "not a JSON Web Token"),
         (f'40{{"token":"{token(exp=1)}"}}', "expired"),
         (f'40{{"token":"{token(role="postgres")}"}}', "role"),
     ],

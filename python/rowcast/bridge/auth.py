@@ -91,7 +91,7 @@ class Verifier:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise AuthError(
-                "The token is no JSON Web Token: that is three base64url parts joined by dots,"
+                "The token is not a JSON Web Token: that is three base64url parts joined by dots,"
                 " such as `rowcast token` prints."
             ) from None
         try:
@@ -126,7 +126,7 @@ class Verifier:
         if not isinstance(expires, int | float) or not 0 < expires < FAR_FUTURE:
             raise AuthError("The token's exp must be a time in seconds.")
         text = json.dumps(claims, ensure_ascii=False, separators=(",", ":"))
-        # Postgres has no text with NUL, and lone surrogates are no Unicode.
+        # Text in Postgres cannot hold NUL, and lone surrogates are not Unicode.
         if "\\u0000" in text or any("\ud800" <= c <= "\udfff" for c in text):
             raise AuthError("The token has a claim that is not valid text.")
         return Caller(role, subject, text, float(expires))
@@ -143,8 +143,8 @@ class Verifier:
         return key.key, [header["alg"]] if key.algorithm_name == header["alg"] else []
 
     async def _published_key(self, key_id: str | None) -> jwt.PyJWK:
-        # One fetch at a time: who comes while the first is under way waits for it, instead of
-        # being told for good that its key does not exist.
+        # One fetch at a time: a token that comes during the first one waits for it, instead of
+        # being refused for good because its key is not known.
         async with self._fetching:
             now = time.monotonic()
             stale = now - self._fetched > KEYS_LIFETIME
@@ -216,15 +216,15 @@ class Identities:
         """Take a token for a session, the first or a new one.
 
         Args:
-            session: whose.
+            session: the one that sent it.
             token: compact JWS.
             admin: whether its door is one for administrators, too.
 
         Returns:
-            Whom it speaks for, and whether that replaces other claims.
+            The caller that it speaks for, and whether that replaces other claims.
 
         Raises:
-            Refusal: the token is not good, is somebody else's, or cannot be checked now.
+            Refusal: the token is not valid, names another user, or cannot be checked now.
         """
         caller = await self._verifier.identify(token, admin=admin)
         before = session.caller

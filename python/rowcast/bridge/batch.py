@@ -1,4 +1,4 @@
-"""Many small questions as few large ones: the round trips cost, not the policies."""
+"""Collects many small questions into few large ones: round trips are the cost, not policies."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Batcher(Generic[Item, Answer]):
         Args:
             group: only items of one group share a batch.
             item: what `run` gets.
-            owner: whose items must stay in order.
+            owner: items of one owner stay in order.
 
         Raises:
             Exception: what `run` returned or raised for it.
@@ -71,8 +71,8 @@ class Batcher(Generic[Item, Answer]):
             task.add_done_callback(self._tasks.discard)
 
     async def _work(self) -> None:
-        # Counted down in the very step that finds nothing more to do: the task itself is over
-        # a turn of the loop later, and what is submitted in between would wait for nobody.
+        # Counted down in the very step that finds no more items: the task itself ends one turn
+        # of the loop later, and an item submitted in between would wait without a worker.
         try:
             while taken := self._take():
                 await self._do(*taken)
@@ -90,7 +90,7 @@ class Batcher(Generic[Item, Answer]):
             self._busy -= owners
         for entry, answer in zip(batch, answers, strict=True):
             if entry.answer.done():
-                continue  # whoever asked has gone
+                continue  # cancelled: its caller does not wait any more
             if isinstance(answer, Exception):
                 entry.answer.set_exception(answer)
             else:
@@ -106,7 +106,7 @@ class Batcher(Generic[Item, Answer]):
                 (left if entry.owner in self._busy else batch).append(entry)
             waiting.extendleft(reversed(left))
             if waiting:
-                self._groups[group] = waiting  # now the last group: each has its turn
+                self._groups[group] = waiting  # now the last group, so that each has its turn
             if batch:
                 return group, batch
         return None

@@ -1,8 +1,8 @@
-"""Where a reader stands: a snapshot of Postgres, and its signed form that clients keep.
+"""Positions in the feed: a snapshot of Postgres, and the signed cursor that clients keep.
 
 A sequence number cannot say what a reader has seen, because numbers commit out of order; a
-snapshot can. It is only worth something in the life of the cluster that it was taken in, hence
-the boot id, and signed, because a forged one would be a permission to read history.
+snapshot can. A snapshot is valid only in the life of the cluster in which it was taken, hence the
+boot id. Cursors are signed, because a forged one would be a permission to read history.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Position:
     _packed: list[bytes] = field(default_factory=list, repr=False, compare=False)
 
     def pack(self) -> bytes:
-        """Return the packed form; remembered, because thousands of cursors carry the same."""
+        """Return the packed form; kept, because thousands of cursors carry the same one."""
         if not self._packed:
             xmin, xmax, xip = self.snapshot.split(":")
             running = [int(x) for x in xip.split(",")] if xip else []
@@ -58,7 +58,7 @@ class Position:
 
     @classmethod
     def unpack(cls, packed: bytes) -> Position:
-        """Raises ValueError or IndexError when this is no packed position."""
+        """Return the position that was packed; raises ValueError or IndexError for other bytes."""
         if packed[0] != VERSION:
             raise ValueError("another version")
         boot = UUID(bytes=packed[1:17])
@@ -88,7 +88,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class CursorKey:
-    """Signs and reads cursors; the key lies in the database, so any bridge reads them all."""
+    """Signs and reads cursors; the key is in the database, so that any bridge can read them."""
 
     key: bytes
 
@@ -98,7 +98,7 @@ class CursorKey:
         return base64.urlsafe_b64encode(self._tag(packed, subject) + packed).rstrip(b"=").decode()
 
     def read(self, cursor: str, subject: str) -> Position | None:
-        """Return the position, or None when it was not signed for this subject here."""
+        """Return the position, or None when the cursor was not signed for this subject."""
         try:
             raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
             tag, packed = raw[:TAG_BYTES], raw[TAG_BYTES:]
@@ -109,7 +109,7 @@ class CursorKey:
             return None
 
     def _tag(self, packed: bytes, subject: str) -> bytes:
-        # The packed form has its own length inside, so subject cannot be moved into it.
+        # The length of the packed form is signed, so the subject cannot be moved into it.
         signed = len(packed).to_bytes(4, "big") + packed + subject.encode("utf-8", "surrogatepass")
         return hmac.digest(self.key, signed, hashlib.sha256)[:TAG_BYTES]
 

@@ -1,7 +1,7 @@
-"""The only SQL of the daemon: each statement one call of a function.
+"""One typed method per SQL function that a bridge calls; each statement is one call.
 
-Two logins: the bridge login reads the feed and is no caller; the caller login becomes a caller
-role inside the functions and is nothing by itself.
+There are two logins. The bridge login reads the feed and is not a caller; the caller login becomes
+a caller role inside the functions and has no privileges by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["UNAVAILABLE", "Connection", "Database", "UnfitError"]
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
-# The database cannot be asked now; none of these says anything about permissions.
+# Errors that mean the database cannot be asked now; they say nothing about permissions.
 UNAVAILABLE = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -77,15 +77,15 @@ KEEP_HANDLES = "select rowcast.keep_handles($1, $2)"
 FIND_HANDLES = "select rowcast.find_handles($1)"
 ANSWER_CENSUS = "select rowcast.census_answer($1, $2, $3, $4, $5, $6, $7)"
 
-# Milliseconds for a question that is asked again alone because its batch took too long.
+# Milliseconds for a question that is repeated alone because its batch took too long.
 BRIEF = "1000"
-# And for one that nobody waits for.
+# Milliseconds for work that no client waits for.
 PATIENT = "60000"
 
-# The feed waits for these: a connection that does not answer must not hold it up.
+# Seconds: the feed waits for these calls, so a dead connection must not hold it up.
 DOORBELL_TIMEOUT = 2.0
 
-# What a login or a database may have set otherwise, and what would make a dead peer go unnoticed.
+# Settings that a login or a database may have changed, and keepalives that detect a dead peer.
 SESSION = {
     "default_transaction_isolation": "read committed",
     "row_security": "on",
@@ -95,7 +95,7 @@ SESSION = {
     "tcp_keepalives_count": "3",
 }
 
-# One portion of a large drain or replay.
+# Rows in one portion of a large drain.
 PAGE_ROWS = 1000
 # A drain beyond these is read by portal instead of at once.
 DRAIN_ROWS = 2000
@@ -103,7 +103,7 @@ DRAIN_BYTES = 4_194_304
 
 
 class UnfitError(ConfigError):
-    """The database or a login is not what a bridge may run on; the message says what to do."""
+    """The database or a login is not fit to run a bridge; the message says what to do."""
 
 
 class Database:
@@ -146,8 +146,8 @@ class Database:
             "timeout": 5,
             # The server gives up first, so that the answer says why.
             "command_timeout": statement_timeout + 5,
-            # Behind a pooler a prepared statement may be on another connection, and what is set
-            # is somebody else's, too: many refuse a connection that asks for it.
+            # Behind a pooler a prepared statement may be on another connection, and settings
+            # affect other clients, too: many poolers refuse a connection that sends any.
             "statement_cache_size": 0 if pooled else 100,
             "server_settings": {
                 "application_name": "rowcast",
@@ -162,7 +162,7 @@ class Database:
             UnfitError: this is a standby, or read-only, or a pooler that must be named as one.
         """
         direct = self._settings.listen_url if listening else ""
-        # A large catch-up may take long, and nobody waits for an answer to it.
+        # A large catch-up may take long, and no client waits for an answer to it.
         options = self._options(pooled=self._pooled and not direct, statement_timeout=60)
         try:
             return await asyncpg.connect(
@@ -187,7 +187,7 @@ class Database:
             row = await connection.fetchrow(IDENTITY)
         except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
             raise UnfitError(
-                "There is no rowcast in this database: run `rowcast migrate`."
+                "rowcast is not installed in this database: run `rowcast migrate`."
             ) from None
         except asyncpg.InsufficientPrivilegeError as error:
             raise UnfitError(
@@ -335,10 +335,10 @@ class Database:
         """Make, close and drop leaves, then count messages.
 
         Returns:
-            What was done, as JSON; None when another bridge is at it.
+            What was done, as JSON; None when another bridge is doing it.
         """
         async with self._bridge.acquire() as connection:
-            # Each in its own transaction: what one of them waits for does not undo the other.
+            # Each in its own transaction, so that a failure of one does not undo the other.
             async with connection.transaction():
                 await connection.execute(LIMIT_TIME, PATIENT)
                 done: str | None = await connection.fetchval(UPKEEP, timeout=65)
@@ -348,7 +348,7 @@ class Database:
         return done
 
     async def row(self, query: str, *values: Any, as_caller: bool = False) -> asyncpg.Record:
-        """The one row that a function answers; for modules with SQL of their own.
+        """Return the one row that a function answers; for modules with SQL of their own.
 
         Args:
             query: a call.
@@ -393,10 +393,10 @@ class Database:
         """Lease webhook deliveries that are due; see `rowcast.claim_deliveries`.
 
         Args:
-            worker: who claims.
-            limit: how many at most.
-            lease: for how many seconds.
-            busy: how many of each endpoint the worker has under way.
+            worker: id of the bridge's outbox.
+            limit: how many deliveries at most.
+            lease: seconds for which they are leased.
+            busy: endpoint → number of its deliveries that the worker has under way.
         """
         rows = await self._bridge.fetch(
             CLAIM, worker, limit, timedelta(seconds=lease), list(busy), list(busy.values())
@@ -420,7 +420,7 @@ class Database:
     async def settle_deliveries(
         self, worker: UUID, outcomes: Sequence[tuple[Delivery, Response]]
     ) -> int:
-        """Note what came of attempts; returns how many the worker still held."""
+        """Record the outcomes of attempts; returns how many of them the worker still held."""
         count: int = await self._bridge.fetchval(
             SETTLE,
             worker,
@@ -435,13 +435,13 @@ class Database:
         return count
 
     async def return_deliveries(self, worker: UUID, deliveries: Sequence[Delivery]) -> None:
-        """Give back what was claimed, as if it had not been."""
+        """Give back deliveries, as if they had not been claimed."""
         await self.row(RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries])
 
     async def delivery_outlook(
         self, busy: Mapping[UUID, int]
     ) -> tuple[float | None, frozenset[str]]:
-        """Seconds until a delivery is due, None if none waits; the channels with endpoints."""
+        """Return seconds until a delivery is due, or None, and ids of channels with endpoints."""
         row = await self.row(OUTLOOK, list(busy), list(busy.values()))
         return row["wait"], frozenset(map(str, row["channels"]))
 
@@ -456,13 +456,13 @@ class Database:
         return bool((await self.row(BEAT, node, lease))[0])
 
     async def leave(self, node: UUID, grace: timedelta) -> None:
-        """End a node."""
+        """End a lease; members stay for the grace time."""
         await self.row(LEAVE, node, grace)
 
     async def write_audience(
         self, node: UUID, channels: Sequence[str], counts: Sequence[int]
     ) -> bool:
-        """Write counts of a node; False when it is not known."""
+        """Write a node's audience counts; False when the node is not known."""
         return bool((await self.row(WRITE_AUDIENCE, node, channels, counts))[0])
 
     async def write_presence(
@@ -476,22 +476,22 @@ class Database:
         return refused
 
     async def read_presence(self, channels: Sequence[str]) -> list[asyncpg.Record]:
-        """Read who is present in some channels; see `rowcast.presence_read`."""
+        """Read the members of some channels; see `rowcast.presence_read`."""
         rows: list[asyncpg.Record] = await self._bridge.fetch(READ_PRESENCE, channels)
         return rows
 
     async def keep_handles(self, handles: Sequence[tuple[bytes, str]]) -> None:
-        """Remember digest and cursor of each handle."""
+        """Keep the cursor of each handle, given by its digest."""
         await self.row(KEEP_HANDLES, *zip(*handles, strict=True))
 
     async def find_handles(self, keys: Sequence[bytes]) -> list[str | None]:
-        """The cursor of each handle, or None."""
+        """Return the cursor of each handle, or None."""
         return list((await self.row(FIND_HANDLES, keys))[0])
 
     async def answer_census(
         self, node: UUID, request: UUID, told: Sequence[tuple[str, str, str, int]], out: int | None
     ) -> bool:
-        """Say (role, claims, channel, sessions) each; see `rowcast.census_answer`."""
+        """Report (role, claims, channel, sessions) each; see `rowcast.census_answer`."""
         columns = [[row[n] for row in told] for n in range(4)]
         return bool((await self.row(ANSWER_CENSUS, node, request, *columns, out))[0])
 
@@ -508,16 +508,16 @@ class Database:
         await connection.fetchval(WAKE, timeout=DOORBELL_TIMEOUT)
 
     async def writers(self, connection: Connection) -> set[str]:
-        """Transactions that may have written without ringing."""
+        """Return the transactions that may have written without ringing."""
         return set(await connection.fetchval(WRITERS, timeout=DOORBELL_TIMEOUT))
 
     async def probe(self, connection: Connection, nonce: str) -> bool:
-        """Notify this connection itself; whether it holds the doorbell lock."""
+        """Notify this connection itself; returns whether it holds the doorbell lock."""
         return bool(await connection.fetchval(PROBE, nonce))
 
     @asynccontextmanager
     async def dedicated(self, *, listening: bool = False) -> AsyncIterator[Connection]:
-        """A connection of its own that is gone afterwards, whatever happened."""
+        """Open a connection of its own, and terminate it afterwards, whatever happened."""
         connection = await self.connect(listening=listening)
         try:
             yield connection

@@ -1,16 +1,16 @@
-"""The doorbell: a bridge sleeps only when it is provably safe, and otherwise polls.
+"""The doorbell: a bridge sleeps only when that is provably safe, and otherwise polls.
 
 NOTIFY costs publishers four fifths of their commit rate, so they ring only while a bridge
 holds the doorbell lock. Falling asleep without losing a ring:
 
 1. take the lock in share mode, never waiting for it;
 2. read which transactions hold a writer's lock on our tables: those may have passed the
-   doorbell before step 1, everybody later rings;
+   doorbell before step 1, and all later ones ring;
 3. drain until they are gone, and once more after that;
 4. wait for the notification.
 
 It goes on sleeping over single rings, which cost a lone publisher nothing: the lock is still
-held, so what it hears is all there is. Only where many ring, they hold each other up; then it
+held, so every publisher still rings. Many publishers that ring hold each other up; then the bridge
 wakes and polls.
 """
 
@@ -42,7 +42,7 @@ class Doorbell:
     """LISTEN on a connection of its own, and the sleep that it makes possible.
 
     Args:
-        database: where to connect.
+        database: opens the connection.
         settings: intervals, and whether to listen at all.
     """
 
@@ -96,7 +96,7 @@ class Doorbell:
                 dozing = self._dozing
                 holds = await self._probe(connection)
             if dozing and not holds:
-                # A pooler gave the lock to somebody else: nobody would ring for us.
+                # A pooler gave the lock to another client, so publishers would not ring.
                 raise ConnectionError("the doorbell lock is gone: is this a pooler?")
 
     async def _probe(self, connection: Connection) -> bool:
@@ -127,7 +127,7 @@ class Doorbell:
         self._forget()
 
     def _forget(self) -> None:
-        # Without LISTEN nobody may sleep: whoever does is woken.
+        # Without LISTEN the feed may not sleep: wake it if it does.
         self._connection = None
         self._dozing = False
         self._lost.set()
@@ -141,7 +141,7 @@ class Doorbell:
         """Fall asleep if that is safe, and drain at each ring until too many ring.
 
         Args:
-            drain: reads the feed; returns how many messages came.
+            drain: reads the feed; returns how many messages and signals came.
 
         Returns:
             False when it was not possible now. The caller must poll in either case.
@@ -150,7 +150,7 @@ class Doorbell:
         if connection is None or not self._allowed():
             return False
         if self._turn.locked() or not (self._waking is None or self._waking.done()):
-            # Whoever uses the connection may be finding out that it is dead: poll meanwhile.
+            # The task that uses the connection may be finding out that it is dead: poll meanwhile.
             return False
         self._rang.clear()
         try:
@@ -181,12 +181,12 @@ class Doorbell:
                 self._forget()
             return False
         finally:
-            # Beside the drain that follows: what rang is waiting.
+            # Beside the drain that follows: the message that rang is waiting.
             self._waking = asyncio.create_task(self._wake(connection))
         return True
 
     def _crowded(self) -> bool:
-        """Whether publishers ring so often that they get into each other's way."""
+        """Whether publishers ring so often that they hold each other up."""
         rings = self._rings
         return len(rings) == rings.maxlen and rings[0] > time.monotonic() - RING_WINDOW
 

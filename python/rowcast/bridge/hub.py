@@ -1,7 +1,7 @@
-"""Who hears what: channels to sessions, and the fan-out.
+"""Knows which sessions are subscribed to which channels, and fans messages out to them.
 
-A message is encoded once per format of a wire, not once per client; what one tick has for a
-client is joined into one write, because the system call costs more than the bytes. No I/O, no
+A message is encoded once per format of a wire, not once per client. All that one delivery has for
+a client is joined into one write, because the system call costs more than the bytes. No I/O, no
 database.
 """
 
@@ -28,8 +28,8 @@ BURST = 512
 class Hub:
     """All sessions of this bridge and their subscriptions.
 
-    `position` is where everybody was served up to, `generation` counts its moves. In between,
-    while `delivering`, some have got the newest messages and some have not.
+    Everything up to `position` was delivered to all sessions, and `generation` counts its moves.
+    In between, while `delivering`, some sessions have got the newest messages and some have not.
 
     Args:
         facts: the key that signs cursors.
@@ -49,25 +49,29 @@ class Hub:
         self.delivering = False
         self._channels: dict[str, dict[Session, Subscription]] = {}
         self._subjects: dict[str, set[Session]] = {}
-        # Of subscribed patterns: the channel row whose messages they hear, or not known yet.
+        # id of a channel row → the subscribed pattern that hears its messages
         self._rows: dict[str, str] = {}
+        # subscribed patterns whose row is not known yet
         self._open: set[str] = set()
-        self._former: dict[str, set[str]] = {}  # rows they heard before
+        # pattern → ids of rows that it heard before
+        self._former: dict[str, set[str]] = {}
+        # parts of the write that the delivery under way has for a session
         self._joined: dict[Session, list[bytes]] = {}
+        # subscriptions whose start is known once the delivery under way has ended
         self._starting: list[Subscription] = []
 
     @property
     def next_generation(self) -> int:
-        """The first generation of which nothing has been read yet."""
+        """The first generation of which no message has been read yet."""
         return self.generation + self.delivering
 
     def add(self, session: Session) -> None:
-        """A client connected."""
+        """Add the session of a client that connected."""
         self.sessions.add(session)
         metrics.connections.set(len(self.sessions))
 
     def remove(self, session: Session) -> None:
-        """A client is gone, with all its subscriptions."""
+        """Remove the session of a client that is gone, with all its subscriptions."""
         for channel in list(session.subscriptions):
             self.leave(session, channel)
         self._unlist(session)
@@ -75,7 +79,7 @@ class Hub:
         metrics.connections.set(len(self.sessions))
 
     def identify(self, session: Session, caller: Caller) -> None:
-        """The session speaks for this caller from now on."""
+        """Let the session speak for this caller from now on."""
         self._unlist(session)
         session.caller = caller
         if caller.subject is not None and session in self.sessions:
@@ -89,13 +93,18 @@ class Hub:
                 del self._subjects[subject]
 
     def sessions_of(self, subject: str) -> list[Session]:
-        """All sessions of a user."""
+        """Return all sessions of a user."""
         return list(self._subjects.get(subject, ()))
 
     def affected_by(
         self, subject: str | None, channel: str | None
     ) -> list[tuple[Session, Subscription]]:
-        """Subscriptions of a user, or all users', to a name or to what a pattern matches."""
+        """Return the subscriptions that a change concerns.
+
+        Args:
+            subject: of this user; None means of all users.
+            channel: to this name, or to names that this pattern matches; None means to all.
+        """
         if subject is not None:
             return [
                 (session, subscription)
@@ -113,7 +122,7 @@ class Hub:
         ]
 
     def join(self, session: Session, subscription: Subscription) -> None:
-        """From now on the session gets what comes on this channel, held back while pending."""
+        """Give the session what comes on this channel from now on, held back while pending."""
         self.start(subscription)
         if is_pattern(subscription.channel) and subscription.channel not in self._channels:
             self._open.add(subscription.channel)
@@ -122,10 +131,10 @@ class Hub:
         metrics.subscriptions.inc()
 
     def start(self, subscription: Subscription) -> None:
-        """Note from where on a subscription gets everything, for history to end exactly there.
+        """Note from where on a subscription gets everything, so that history ends exactly there.
 
-        What is being delivered right now may have passed it already, so it can only count on
-        what comes after the next move.
+        The delivery under way may have passed it already, so it gets everything only from the next
+        generation on.
         """
         subscription.start_at(
             self.generation + self.delivering, None if self.delivering else self.position
@@ -134,12 +143,12 @@ class Hub:
             self._starting.append(subscription)
 
     def leave(self, session: Session, channel: str) -> bool:
-        """End a subscription; whether there was one."""
+        """End a subscription; returns whether there was one."""
         subscription = session.subscriptions.pop(channel, None)
         if subscription is None:
             return False
         subscription.end()
-        # What this delivery has for it already was due before it ended.
+        # The parts that this delivery has for it already were due before it ended.
         if parts := self._joined.pop(session, None):
             session.write(b"".join(parts))
         members = self._channels[channel]
@@ -155,11 +164,11 @@ class Hub:
         return True
 
     def members(self, channel: str) -> list[tuple[Session, Subscription]]:
-        """Who is subscribed to a channel."""
+        """Return the sessions that are subscribed to a channel, and their subscriptions."""
         return list(self._channels.get(channel, {}).items())
 
     def unbind_pattern(self, pattern: str) -> None:
-        """It is not known any more which row a subscribed pattern hears."""
+        """Note that it is not known any more which row a subscribed pattern hears."""
         former = {row for row, name in self._rows.items() if name == pattern}
         self._former[pattern] = self._former.get(pattern, set()) | former
         self.bind_pattern(pattern, None)
@@ -167,14 +176,14 @@ class Hub:
             self._open.add(pattern)
 
     def bind_pattern(self, pattern: str, channel_id: str | None) -> None:
-        """A subscribed pattern hears the messages of this channel row, or none any more."""
+        """Give a subscribed pattern the messages of this channel row, or of no row any more."""
         self._open.discard(pattern)
         self._rows = {row: name for row, name in self._rows.items() if name != pattern}
         if channel_id is not None:
             self._rows[channel_id] = pattern
 
     def _patterns(self, message: Message) -> Iterator[str]:
-        """Subscribed patterns that hear a message; those of unknown row that may, to hold it."""
+        """Subscribed patterns that hear a message, or may hear it: their row is not known."""
         known = self._rows.get(message.channel_id or "")
         if known is not None:
             yield known
@@ -201,12 +210,12 @@ class Hub:
             form: str | None = None
             shared = b""
             for session, subscription in list(self._channels.get(channel, {}).items()):
-                if session.format is not form:  # mostly it is that of the last; a look-up shows
+                if session.format is not form:  # mostly it is the format of the session before
                     form = session.format
                     shared = self._encode(session.wire, channel, group, encoded)
                 if subscription.holding:
                     if subscription.state is State.ENDED:
-                        continue  # since this delivery began
+                        continue  # ended since this delivery began
                     if subscription.hold(self.generation, group, shared) > session.buffer_bytes:
                         session.close("slow")
                     continue
@@ -239,11 +248,11 @@ class Hub:
         return encoded[wire.format]
 
     def congested(self) -> bool:
-        """Whether some client has more than half of its buffer waiting."""
+        """Whether more than half of some client's buffer is waiting."""
         return any(session.congested for session in self.sessions)
 
     def delivered_up_to(self, position: Position) -> None:
-        """Everything up to the position was delivered."""
+        """Note that everything up to the position was delivered."""
         self.position = position
         self.generation += 1
         self.delivering = False
@@ -254,7 +263,7 @@ class Hub:
     def _fit(
         self, session: Session, subscription: Subscription, group: list[Message], shared: bytes
     ) -> bytes:
-        """A group without what this subscription must not or does not want to hear."""
+        """Encode the messages of a group that this subscription may and wants to hear."""
         pattern = subscription.channel if is_pattern(subscription.channel) else None
         heard = [
             message
@@ -267,16 +276,23 @@ class Hub:
         return session.wire.encode_messages(subscription.channel, heard) if heard else b""
 
     def _hears(self, pattern: str, message: Message) -> bool:
-        """Whether a message that was held for a pattern is of its row, or of the one before."""
+        """Whether a message held for a pattern belongs to its row, or to the row before."""
         row = message.channel_id or ""
         return self._rows.get(row) == pattern or row in self._former.get(pattern, ())
 
     def release(
         self, session: Session, subscription: Subscription, before: int | None = None
     ) -> bool:
-        """Write what was held back, now that nothing stands against it; whether there was any.
+        """Write messages that were held back, if they may be written now.
 
-        With a generation, although it is in doubt again: what was read before that one.
+        Args:
+            session: the one to write to.
+            subscription: its subscription.
+            before: write only what was read before this generation, although the subscription
+                is stale again.
+
+        Returns:
+            Whether something was written.
         """
         if not subscription.held or subscription.not_ready:
             return False
@@ -294,14 +310,14 @@ class Hub:
         return bool(data)
 
     def deleted(self, channel: str, message_id: str, channel_id: str | None = None) -> None:
-        """Tell the subscribers of a channel, and of its pattern, that a message is gone."""
+        """Tell the subscribers of a channel, and of its pattern, that a message was deleted."""
         for name in (channel, self._rows.get(channel_id or "")):
             if name in self._channels:
                 self.tell(self._channels[name], Deleted(name, message_id))
 
     @staticmethod
     def subscriptions_for(session: Session, channel: str) -> list[Subscription]:
-        """The subscriptions through which a session hears a name."""
+        """Return the subscriptions through which a session hears a name."""
         return [
             subscription
             for name, subscription in session.subscriptions.items()
@@ -323,17 +339,17 @@ class Hub:
             session.write(encoded[wire.format])
 
     def sign(self, session: Session, position: Position) -> str:
-        """Return the cursor with which this session's caller may come back to a position."""
+        """Return the cursor with which this session's caller may resume at a position."""
         key = self._facts.current.cursor_key
         assert key is not None, "sessions are authenticated only once the facts are known"
         return key.sign(position, session.authenticated().cursor_subject)
 
     def cursor(self, session: Session) -> bool:
-        """Write one session's cursor: everything of this session up to the position was written.
+        """Write a cursor that says that the session has got everything up to the position.
 
         Returns:
-            False when that is not so now: it is resuming, something is held back, or a delivery
-            is under way.
+            False when that is not so now: the session is resuming, messages are held back, or a
+            delivery is under way.
         """
         if self.position is None or session.caller is None or self.delivering:
             return False

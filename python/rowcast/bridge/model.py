@@ -1,4 +1,4 @@
-"""Values that the parts of the bridge hand to each other. They know nothing of the parts."""
+"""Values that the parts of a bridge pass to each other; they depend on none of the parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 
 __all__ = ["FAR_FUTURE", "Caller", "Delivery", "Message", "Response", "timestamp"]
 
-FAR_FUTURE = 253_402_300_800  # the year 10000: what is later is a mistake or an attack
+FAR_FUTURE = 253_402_300_800  # the year 10000: a later time is a mistake or an attack
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def timestamp(moment: datetime) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A verified token: role, subject, all claims as JSON text, its end in epoch seconds."""
+    """The caller of a verified token: role, subject, claims as JSON text, end in epoch seconds."""
 
     role: str
     subject: str | None
@@ -44,7 +44,7 @@ class Caller:
 
     @property
     def cursor_subject(self) -> str:
-        """Whom a cursor is signed for."""
+        """The subject for which this caller's cursors are signed."""
         return f"{self.role}:{self.subject or ''}"
 
 
@@ -67,7 +67,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came of one request; without a status `error` says why."""
+    """The outcome of one webhook request; without a status, `error` says why."""
 
     ms: int
     status: int | None = None

@@ -1,4 +1,7 @@
-"""Which names a pattern matches: only to find whom a change concerns. SQL decides the rest."""
+"""Tells which names a pattern matches, only to find subscriptions that a change concerns.
+
+Everything else about patterns is decided in SQL.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ __all__ = ["is_pattern", "matches"]
 
 
 def is_pattern(name: str) -> bool:
-    """Whether it stands for many names: no name contains a ``*``."""
+    """Whether it is a pattern: a name never contains a ``*``."""
     return "*" in name
 
 
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern matches a name, segment by segment; see "Patterns" in sql/README.md.
 
-    A pattern is matched by itself, too: who subscribed to it is concerned by its row.
+    A pattern matches itself, too: its row concerns the subscriptions to it.
     """
     if not is_pattern(pattern):
         return pattern == name

@@ -19,8 +19,10 @@ REMEDIES: dict[int | None, str] = {
 
 
 def open_port(settings: Settings) -> socket.socket:
-    """Return a listening socket. With `reuse_port` the kernel deals clients out among all bridges
-    that listen on the port, and a bridge that ends leaves the next clients to the others.
+    """Return a listening socket.
+
+    With `reuse_port` the kernel distributes clients among all bridges that listen on the port, and
+    a bridge that ends leaves new clients to the others.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -32,10 +34,11 @@ def hold_port(settings: Settings) -> socket.socket:
     """Return a bound socket that gets no clients: it keeps the port for bridges that share it.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address cannot be bound.
     """
     if settings.reuse_port == "no":
-        # Else it would be shared with a parent that serves there already, maybe another database.
+        # Otherwise it could be shared with a bridge that serves here already, perhaps another
+        # database.
         _open(settings, shared=False, listening=False).close()
     return _open(settings, shared=True, listening=False)
 

@@ -1,9 +1,9 @@
-"""Where clients that keep no cursor left off, found again by a handle.
+"""Keeps the cursors of clients that keep none themselves, under a handle.
 
-Clients of our own keep their cursor. Others keep nothing, but repeat at each join what their
-application gave them, so a random handle in it finds the cursor again: at any bridge, after any
-restart, for an hour. Cursors are written down every few seconds, so who comes back may get that
-much twice, and never too little.
+Clients of our own keep their cursor. Other clients keep nothing, but repeat at each join what
+their application gave them, so a random handle in it finds the cursor again: at any bridge, after
+any restart, for an hour. Cursors are written every few seconds, so a client that comes back may
+get the messages of that time twice, and never misses one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from .database import UNAVAILABLE, Database
 
 __all__ = ["ResumeHandles", "digest"]
 
+# Seconds between two writes.
 FLUSH_INTERVAL = 5.0
+# Handles looked up, and written, in one statement.
 BATCH = 100
 ROWS = 5_000
+# Handles that wait to be written; further ones are dropped.
 MOST = 100_000
 
 
@@ -32,7 +35,7 @@ class ResumeHandles:
     """The handles of all bridges.
 
     Args:
-        database: where they lie.
+        database: keeps them.
     """
 
     def __init__(self, database: Database) -> None:
@@ -41,12 +44,12 @@ class ResumeHandles:
         self._lookups = Batcher(self._find, size=BATCH, workers=1)
 
     def keep(self, subject: str, handle: str, channel: str, cursor: str) -> None:
-        """Everything up to the cursor has arrived.
+        """Remember a cursor: everything up to it has arrived at the client.
 
         Args:
-            subject: whom the cursor was signed for; nobody else finds it, or replaces it.
-            handle: what the application chose.
-            channel: where it is used.
+            subject: the cursor was signed for this one; no other subject finds or replaces it.
+            handle: chosen by the application.
+            channel: the channel that was joined with it.
             cursor: the client's newest.
         """
         key = digest(subject, handle, channel)
@@ -54,22 +57,22 @@ class ResumeHandles:
             self._unwritten[key] = cursor
 
     async def find(self, subject: str, handle: str, channel: str) -> str | None:
-        """The newest cursor that was kept.
+        """Return the newest cursor that was kept, or None.
 
         Raises:
-            Refusal: "unavailable"; starting live instead would lose what was missed.
+            Refusal: "unavailable"; to start live instead would lose messages.
         """
         key = digest(subject, handle, channel)
         return self._unwritten.get(key) or await self._lookups.submit("", key)
 
     async def run(self) -> None:
-        """Write them down for ever."""
+        """Write new cursors for ever; returns only when cancelled."""
         while True:
             await asyncio.sleep(FLUSH_INTERVAL)
             await self.flush()
 
     async def flush(self) -> None:
-        """Write down what is not yet; what fails stays for the next time."""
+        """Write all cursors that are not written yet; what fails stays for the next time."""
         taken = list(self._unwritten.items())
         for start in range(0, len(taken), ROWS):
             part = taken[start : start + ROWS]
@@ -90,7 +93,7 @@ class ResumeHandles:
 
 
 def digest(*parts: str) -> bytes:
-    """One key of fixed size; the lengths stand in it, so no part can pass for another's end."""
+    """Return one key of fixed size. It covers the lengths, so parts cannot be shifted."""
     encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
     sizes = b"".join(len(part).to_bytes(4, "big") for part in encoded)
     return hashlib.sha256(sizes + b"".join(encoded)).digest()

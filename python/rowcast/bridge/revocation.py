@@ -1,14 +1,15 @@
-"""Access that follows the data: who may still listen is asked again, and who may not is told.
+"""Revokes access when data changes: the policies are asked again, and lost subscriptions closed.
 
-What makes a subscription doubtful: a signal in the feed (`rowcast.recheck`, an attached table, a
-channel row), a new token, a lost connection of the feed. Signals are read before the messages of
-the same drain, and a doubtful subscription holds its messages back until the policies have
-answered, so nothing that was published after the revoking commit reaches whom it revoked. Other
-subscriptions are not held up. Besides, everything is asked again now and then, without holding.
+A subscription becomes stale by a signal in the feed (`rowcast.recheck`, an attached table, a
+channel row), by a new token, or when the feed's connection was lost. Signals are read before the
+messages of the same drain, and a stale subscription holds its messages back until the policies
+have answered. So no message that was published after a revoking commit reaches a client that it
+revoked, and other subscriptions are not held up. Besides, all subscriptions are rechecked at an
+interval, without holding messages.
 
-Questions go in batches over one connection. A question that cannot be answered is repeated; for
-who is in doubt only so long, and then the subscription is closed as `unavailable`: its client
-comes back with its cursor and misses nothing that it may have.
+Questions go in batches over one connection. A question that cannot be answered is repeated. A
+subscription that stays stale for too long is closed as `unavailable`: its client comes back with
+its cursor and misses no message that it may have.
 """
 
 from __future__ import annotations
@@ -39,17 +40,23 @@ __all__ = ["Question", "Revocation"]
 QUESTIONS = 200
 ANSWERS = 2000
 BURST = 500
-# Doubts may wait for their answer as long as so many queries may take.
+# Close a subscription that has been stale for this many query timeouts.
 PATIENCE = 2
-# So many sweeps fit into the interval, for none to be asked later than that.
+# Sweeps in one interval, so that no subscription is rechecked later than that.
 SWEEPS = 3
+# Seconds until a question is repeated that could not be answered.
 PAUSE = 0.2
 PAUSE_MAX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is known when a question is put: its answer holds for all that was read before."""
+    """A question to the policies; its answer holds for all messages that were read before it.
+
+    Args:
+        marks: `stale_marks` of the subscription when it was asked.
+        next_generation: the hub's, likewise.
+    """
 
     marks: int
     next_generation: int
@@ -59,12 +66,12 @@ Asked = list[tuple[Session, Subscription, Question]]
 
 
 class Revocation:
-    """Asks again, for all sessions.
+    """Asks the policies about subscriptions, and again when that is necessary.
 
     Args:
         settings: the interval, and how long a query may take.
-        hub: who hears what.
-        feed: whether the database is there.
+        hub: finds subscriptions, and ends those that are not allowed any more.
+        feed: tells whether the database can be reached.
         access: asks the policies.
     """
 
@@ -77,7 +84,7 @@ class Revocation:
         self._access = access
         self._urgent: dict[Subscription, Session] = {}
         self._routine: dict[Subscription, Session] = {}
-        # A batch failed with these in it: they are asked one by one, beside the batches.
+        # subscriptions of a batch that failed: asked one by one, beside the batches
         self._alone: dict[Subscription, Session] = {}
         self._since: dict[Subscription, tuple[Session, float]] = {}
         self._taken = 0
@@ -85,10 +92,15 @@ class Revocation:
         self._stirred_alone = asyncio.Event()
         self._back = asyncio.Event()
 
-    # What raises doubts
+    # Reasons to ask again
 
     def signal(self, kind: str, body: dict[str, Any]) -> None:
-        """Take a signal of the feed, before the messages that were read with it."""
+        """Take a signal of the feed, before the messages that were read with it.
+
+        Args:
+            kind: "recheck", "channel" or "kick"; other kinds are not for this class.
+            body: what the signal holds.
+        """
         if kind == "recheck":
             for of in body["of"]:
                 self._mark_all(self._hub.affected_by(of.get("user"), of.get("channel")))
@@ -100,13 +112,13 @@ class Revocation:
                 session.close("recalled" if body.get("reconnect") else "kicked")
 
     def recheck_all(self) -> None:
-        """Signals may have been missed: the connection of the feed was lost."""
+        """Recheck everything: the connection of the feed was lost, with signals perhaps."""
         self._since.clear()
-        self._back.set()  # and it is there again
+        self._back.set()  # the database can be reached again
         self._mark_all(self._hub.affected_by(None, None), anew=True)
 
     def claims_changed(self, session: Session) -> None:
-        """The session has a token with other claims."""
+        """Recheck a session that has a token with other claims."""
         for subscription in list(session.subscriptions.values()):
             self.mark_stale(session, subscription)
 
@@ -130,7 +142,7 @@ class Revocation:
             self.mark_stale(session, subscription)
 
     def congested(self) -> bool:
-        """Whether for some doubtful subscription half of what may be held back is."""
+        """Whether some stale subscription holds half of what it may hold."""
         return any(subscription.held_bytes * 2 > self._buffer for subscription in self._since)
 
     # Answers
@@ -146,15 +158,15 @@ class Revocation:
         return asked, await self._access.may_subscribe(caller, subscription.channel)
 
     def question(self, subscription: Subscription) -> Question:
-        """Note what the answer to a question that is put now will hold for."""
+        """Note what the answer to a question that is asked now will hold for."""
         return Question(subscription.stale_marks, self._hub.next_generation)
 
     def allowed(
         self, session: Session, subscription: Subscription, asked: Question, verdict: Verdict
     ) -> bool:
-        """Make a subscription's messages flow that the policies have allowed.
+        """Let the messages of a subscription flow that the policies have allowed.
 
-        Where it was doubted again after the question was put, only what was read before then.
+        If it became stale again after the question, only those that were read before it.
 
         Returns:
             Whether something held back was written.
@@ -171,7 +183,7 @@ class Revocation:
         self, session: Session, subscription: Subscription, asked: Question, verdict: Verdict
     ) -> None:
         if not self._current(session, subscription) or subscription.state is State.PENDING:
-            return  # left, or subscribed anew: then that answer decides
+            return  # left, or being subscribed anew: then that answer decides
         if verdict.allowed:
             self.allowed(session, subscription, asked, verdict)
         else:
@@ -208,7 +220,7 @@ class Revocation:
             try:
                 verdicts = await self._access.recheck(role, list(batch))
             except Refusal:
-                # Nobody can be asked now. What is in doubt stays so.
+                # The policies cannot be asked now. Stale subscriptions stay stale.
                 self._put_back(batch.values())
                 self._back.clear()
                 with contextlib.suppress(TimeoutError):
@@ -228,15 +240,15 @@ class Revocation:
             await asyncio.sleep(0)
 
     def _take(self) -> tuple[str, dict[tuple[str, str], Asked]] | None:
-        """The next batch: different (claims, channel) of one role, and who waits for each."""
+        """Return a role and its next batch: (claims, channel) → subscriptions that wait for it."""
         self._taken += 1
-        # Doubts go first; mostly, so that a storm of them does not end the sweeps.
+        # Stale ones go first three times out of four, so that a storm does not stop the sweeps.
         queues = (self._urgent, self._routine) if self._taken % 4 else (self._routine, self._urgent)
         for queue in queues:
             role = ""
             batch: dict[tuple[str, str], Asked] = {}
             taken: list[Subscription] = []
-            # Whoever has messages waiting before who has not.
+            # Subscriptions that hold messages go before those that do not.
             pressing = [entry for entry in queue.items() if entry[0].held]
             for subscription, session in chain(
                 pressing, (entry for entry in queue.items() if not entry[0].held)
@@ -279,7 +291,7 @@ class Revocation:
             asked = self.question(subscription)
             pair = (caller.claims, subscription.channel)
             try:
-                # The others must not wait for a policy that never ends.
+                # Other subscriptions must not wait for a policy that never ends.
                 [verdict] = await self._access.recheck(caller.role, [pair], brief=bool(self._alone))
             except Refusal:
                 verdict = None
@@ -307,8 +319,8 @@ class Revocation:
             self._stirred.set()
 
     async def _deadlines(self) -> None:
-        """Close what was in doubt for too long. While the feed is away nothing is delivered, so
-        the clients may as well wait for it."""
+        """Close subscriptions that were stale for too long. While the feed is lost, nothing is
+        delivered anyway, so their clients may as well wait for it."""
         while True:
             await asyncio.sleep(min(PAUSE, self._patience / 4))
             if not self._feed.up.is_set():

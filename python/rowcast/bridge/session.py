@@ -21,18 +21,20 @@ from .wire.protocol import Event, Refused, Wire
 
 __all__ = ["Pipe", "Session"]
 
+# Ids of own messages that are remembered, for subscriptions without echo.
 OWN_IDS = 1000
+# Invalid frames after which a client is closed.
 MAX_BAD_FRAMES = 100
 
 
 class Pipe(Protocol):
-    """The way to the client."""
+    """A connection to a client, as a session writes to it."""
 
     def write(self, data: bytes) -> None:
         """Queue bytes; never blocks."""
 
     def waiting(self) -> int:
-        """Bytes that the client has not taken yet."""
+        """Return the bytes that the client has not taken yet."""
 
     def close(self, code: int, reason: str) -> None:
         """Begin to close with this code."""
@@ -42,9 +44,9 @@ class Session:
     """State and limits of one client.
 
     Args:
-        pipe: where its bytes go.
+        pipe: takes the bytes for the client.
         settings: its limits.
-        wire: the words it speaks.
+        wire: encodes and decodes for the client.
     """
 
     __slots__ = (
@@ -69,12 +71,15 @@ class Session:
         self.id = secrets.token_urlsafe(12)
         self.caller: Caller | None = None
         self.subscriptions: dict[str, Subscription] = {}
-        self.pending = 0  # requests under way
+        # number of requests under way
+        self.pending = 0
         self.wire = wire
-        self.format = wire.format  # here, too: the fan-out asks each session for it
+        self.format = wire.format  # the fan-out reads it of each session
         self.closed = False
-        self.goodbye = False  # it does not come back: it has said so, or was told not to
-        self.dirty = False  # messages were written since the last cursor
+        # whether the client will not come back: it has said so, or was told not to
+        self.goodbye = False
+        # whether messages were written since the last cursor
+        self.dirty = False
         self.own_ids: deque[str] = deque(maxlen=OWN_IDS)
         self._pipe = pipe
         self._settings = settings
@@ -86,11 +91,6 @@ class Session:
         """Whether a subscription to this name is allowed and not ended."""
         subscription = self.subscriptions.get(channel)
         return subscription is not None and subscription.state is State.LIVE
-
-    @property
-    def resuming(self) -> bool:
-        """Whether a subscription is pending: until then no cursor may replace the client's."""
-        return any(s.state is State.PENDING for s in self.subscriptions.values())
 
     def check_size(self, data: bytes) -> None:
         """Raise Refusal for a frame that is over the limit."""
@@ -116,7 +116,7 @@ class Session:
             self.close("abuse")
 
     def good_frame(self) -> None:
-        """A valid frame takes back half of what invalid ones cost."""
+        """Forget half of the invalid frames, because a valid one came."""
         self._bad //= 2
 
     def authenticated(self) -> Caller:
@@ -149,7 +149,7 @@ class Session:
 
     def write(self, data: bytes) -> None:
         """Write now. A client that does not read is closed: it resumes from the database, which
-        is a better buffer than our memory."""
+        is a better buffer than memory."""
         if self.closed or not data:
             return
         if self._pipe.waiting() > self.buffer_bytes:
@@ -158,7 +158,7 @@ class Session:
         self._pipe.write(data)
 
     def tell(self, event: Event) -> None:
-        """Write an event in the client's words."""
+        """Encode an event for the client and write it."""
         self.write(self.wire.encode(event))
 
     def refuse(self, ref: Any, refusal: Refusal, channel: str | None = None) -> None:

@@ -112,8 +112,8 @@ class Subscribing:
             op = await self._openings.resolve(session, op, channel)
             start = await self._openings.start_of(subscription)
             if new or op.history or op.after is not None:
-                # What was held of a delivery that was under way lies before the start, and
-                # history has it, too. A client that was live already must not miss it.
+                # Messages held of a delivery that was under way lie before the start, and history
+                # has them, too. A client that was live already must not miss them.
                 subscription.drop_held(subscription.joined)
             asked, verdict = await self._judge(session, subscription)
             opening, _ = await asyncio.gather(
@@ -121,7 +121,7 @@ class Subscribing:
                 self._presence.enter(session, subscription),
             )
             if subscription.stale_marks != asked.marks:
-                # What was read for the opening may be more than is still allowed.
+                # The opening may contain messages that are not allowed any more.
                 asked, verdict = await self._judge(session, subscription)
         except BaseException:
             if session.subscriptions.get(channel) is subscription:

@@ -1,8 +1,8 @@
-"""Several bridges on one port: a parent that starts them, and starts again who ended.
+"""Runs several bridges on one port: a parent process starts workers, and restarts those that end.
 
-Each worker is a whole bridge; that they have a parent matters to none of them. The parent holds
-no connection and serves nobody, so there is nothing in it that could fail under load. A worker
-whose parent is gone ends as well: the pipe that is its standard input closes.
+Each worker is a whole bridge and does not depend on its parent. The parent holds no connections
+and serves no clients, so that nothing in it can fail under load. A worker whose parent is gone
+ends as well: the pipe that is its standard input closes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from .port import hold_port, url_of
 
 __all__ = ["supervise"]
 
+# Seconds until a worker that ended is started again, at first and at most.
 PAUSE = 0.5
 PAUSE_MAX = 15.0
-# Who ran so long did not die of what it was started with.
+# Seconds after which a worker's end is not blamed on its start, and the pause begins anew.
 STABLE = 30.0
-# Beyond its drain a worker gets so long to end.
+# Seconds that a worker gets to end, beyond its drain.
 GRACE = 10.0
 
 
@@ -86,7 +87,7 @@ class _Workers:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Pass the end on, once."""
+        """Tell all workers to end, once."""
         if not self._stopping.is_set():
             observe("draining", workers=len(self._running))
             self._stopping.set()
@@ -94,12 +95,12 @@ class _Workers:
                 _signal(process, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Leave none behind."""
+        """Kill all workers that still run."""
         for process in self._running.values():
             _signal(process, signal.SIGKILL)
 
     async def keep(self, slot: int) -> None:
-        """Have one worker run, whatever happens to it, until all stop."""
+        """Keep one worker running, and restart it when it ends, until all stop."""
         pause = PAUSE
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -108,7 +109,7 @@ class _Workers:
                 if code not in (0, -signal.SIGTERM):
                     self.failure = self.failure or f"A worker ended with {code}."
             elif not self._complete:
-                # What keeps one from starting keeps them all.
+                # The cause would keep all workers from starting.
                 self.failure = f"A worker ended with {code} before all could serve."
                 self.stop()
             else:
@@ -146,7 +147,7 @@ class _Workers:
             mark_process_dead(process.pid, self._shared)  # type: ignore[no-untyped-call]
 
     async def _hear(self, slot: int, process: asyncio.subprocess.Process) -> None:
-        """Read what a worker says: one line when it serves."""
+        """Read a worker's output: one line when it serves."""
         assert process.stdout is not None
         async for line in process.stdout:
             with contextlib.suppress(ValueError):
@@ -165,14 +166,14 @@ class _Workers:
 
 
 def _environment(port: int, host: str, shared: str) -> Mapping[str, str]:
-    told = unknown(os.environ)  # by the parent, once
+    told = unknown(os.environ)  # the parent has warned of these already
     return {
         **{name: value for name, value in os.environ.items() if name not in told},
         "ROWCAST_HOST": host,
         "ROWCAST_PORT": str(port),
         "ROWCAST_REUSE_PORT": "yes",
         "ROWCAST_WORKERS": "1",
-        # Where their counters are, so that each can tell the sums.
+        # the directory of all workers' counters, so that each can report the sums
         "PROMETHEUS_MULTIPROC_DIR": shared,
     }
 

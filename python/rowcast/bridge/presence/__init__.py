@@ -1,4 +1,4 @@
-"""Who is in a channel: counted, written to the database, and told to clients."""
+"""Presence and audience: members and counts, in the database and told to clients."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Requests to the addresses that users chose, without letting them reach what only we can reach.
+"""Sends requests to addresses that users chose, and only to public ones (SSRF protection).
 
-A name proves nothing: it may lead elsewhere by the time of the connection. So the address
-itself is judged at the one place that makes a socket for it, whatever the URL was spelled like,
-and there is no other way out: no proxy of the environment, no redirect.
+A name proves nothing: it may resolve to another address by the time of the connection. So the
+address itself is checked at the one place that makes a socket for it, however the URL was spelled.
+Proxies of the environment and redirects are not used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Guard", "Sender"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# The special-purpose registries of IANA (RFC 6890 and later), and what clouds keep for themselves.
+# The special-purpose registries of IANA (RFC 6890 and later), and addresses that clouds reserve.
 DENIED_4 = tuple(
     ipaddress.IPv4Network(text)
     for text in (
@@ -36,9 +36,9 @@ DENIED_4 = tuple(
         "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
     )
 )  # fmt: skip
-# Of IPv6 only what is handed out as global unicast is public, less what carries an IPv4 address
-# in itself (Teredo and 6to4) or is for documents and protocols. NAT64, v4-mapped, loopback,
-# link-local, unique local and multicast lie outside.
+# In IPv6 only global unicast is public, except for networks that embed an IPv4 address (Teredo and
+# 6to4) or are for documentation and protocols. NAT64, v4-mapped, loopback, link-local, unique local
+# and multicast lie outside of it.
 GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
 DENIED_6 = tuple(
     ipaddress.IPv6Network(text)
@@ -50,10 +50,10 @@ READ_BYTES = 16384
 SNIPPET_BYTES = 4096
 SNIPPET_SHOWN = 1024
 CONNECT_TIMEOUT = 5.0
-# The status has come and counts; the rest of the answer is only for the log.
+# Seconds for the body after the status, which counts; the body is only for the log.
 BODY_TIMEOUT = 2.0
 LARGEST_PAUSE = 86400
-# Shorter than any usual server's, so that a request does not meet a connection that is closing.
+# Seconds: shorter than usual servers', so that a request does not meet a closing connection.
 KEEPALIVE = 4.0
 
 
@@ -62,13 +62,13 @@ class DeniedAddressError(OSError):
 
 
 class Guard:
-    """Judges addresses, and makes sockets for those that may be connected to.
+    """Checks addresses, and makes sockets for those that may be connected to.
 
     Args:
         allowed: networks that may be reached although they are not public.
 
     Raises:
-        ConfigError: one of them is no network.
+        ConfigError: one of them is not a network.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
@@ -103,7 +103,7 @@ class Guard:
 
 
 class _Socket(socket.socket):
-    """Takes what answers need at a time. asyncio asks for 256 KiB, and memory of that size is
+    """Reads at most as much as answers need. asyncio asks for 256 KiB, and memory of that size is
     mapped and unmapped at every read."""
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -111,10 +111,12 @@ class _Socket(socket.socket):
 
 
 class Sender:
-    """POSTs, each with one answer whatever the other side does. An asynchronous context.
+    """Sends POST requests; each has one outcome, whatever the receiver does.
+
+    It is an asynchronous context manager.
 
     Args:
-        guard: which addresses may be reached.
+        guard: decides which addresses may be reached.
         timeout: seconds for a whole request.
     """
 
@@ -143,7 +145,7 @@ class Sender:
         await self._session.close()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Response:
-        """Send one request; returns when its status has come, or what prevented that."""
+        """Send one request; returns its status, or what prevented an answer."""
         assert self._session is not None
         began = time.monotonic()
         status: int | None = None
@@ -158,14 +160,14 @@ class Sender:
                 pause = retry_after(response.headers)
                 snippet = await _beginning(response)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as problem:
-            # What goes wrong after the status is a matter of the log.
+            # An error after the status does not change the outcome.
             error = word(problem) if status is None else None
         ms = round((time.monotonic() - began) * 1000)
         return Response(ms, status, error, snippet, pause)
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> str | None:
-    """The beginning of a body. One that is not over by then costs the connection, not the time."""
+    """Read the beginning of a body; a longer one costs the connection and not the time."""
     content = response.content
     if content.is_eof():  # it came with the head, as most do
         found = content.read_nowait(SNIPPET_BYTES)
@@ -184,7 +186,7 @@ async def _beginning(response: aiohttp.ClientResponse) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> int | None:
-    """Seconds that a receiver asks for (RFC 9110, 10.2.3), at most a day; None when it does not."""
+    """Return the seconds of Retry-After (RFC 9110, 10.2.3), at most a day, or None."""
     text = headers.get("Retry-After", "").strip()
     if not text:
         return None
@@ -202,7 +204,7 @@ def retry_after(headers: Mapping[str, str]) -> int | None:
 
 
 def word(problem: BaseException) -> str:
-    """What prevented an answer, in one word for the log."""
+    """Return what prevented an answer, in one word for the log."""
     if isinstance(problem, TimeoutError):
         return "timeout"
     if isinstance(problem, aiohttp.InvalidURL):

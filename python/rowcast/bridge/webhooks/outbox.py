@@ -1,13 +1,14 @@
-"""The outbox: claims webhook deliveries, sends them, and notes what came of each.
+"""The outbox: claims webhook deliveries, sends them, and records the outcome of each.
 
-A claim is a lease in the database, so nothing is lost with this process: what it had is claimed by
-somebody else when the lease is over, and sent again under the same `webhook-id`. Any number of
+A claim is a lease in the database, so a delivery is not lost with this process: when the lease is
+over, another bridge claims it and sends it again under the same `webhook-id`. Any number of
 bridges share the work.
 
-Claims and outcomes travel in batches beside the requests, never in their way: a claim is made
-when there is room again, and outcomes that come within a moment are noted together. What was
-claimed is begun in small portions, so that a receiver that answers at once needs few connections:
-hundreds of requests at a time cost half as much again, each, and hold up everything else here.
+Claims and outcomes travel in batches beside the requests and do not hold them up: a claim is made
+when requests can be begun again, and outcomes that come within a moment are recorded together.
+Claimed deliveries are begun in small portions, so that a receiver that answers at once needs few
+connections: of hundreds of requests at a time each costs half as much again, and they hold up
+everything else in this process.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from .signing import headers
 
 __all__ = ["Outbox"]
 
-# Seconds until a claim is made although nothing suggests it.
+# Seconds until a claim is made without a reason.
 POLL = 5.0
-# Seconds between claims under load: fewer and larger ones.
+# Seconds between claims under load, so that they are fewer and larger.
 PACE = 0.01
 PACE_MAX = 0.03
 # Deliveries of one claim.
@@ -46,7 +47,7 @@ GATHER = 0.02
 # Seconds between calls that move the marks; slower where they take long.
 MARKS = 5.0
 BACKOFF_MAX = 5.0
-# Seconds at the end to note what came of requests, also where they themselves get none.
+# Seconds at the end to record outcomes, also where requests themselves get no time.
 LAST_WORDS = 2.0
 # A lease outlasts a request twice over, and a margin for the database.
 LEASE_MARGIN = 5.0
@@ -58,8 +59,8 @@ class Outbox:
     """Sends what is due, as many requests at a time as the settings allow.
 
     Args:
-        database: where to claim and settle.
-        sender: how to send.
+        database: leases deliveries and takes their outcomes.
+        sender: sends requests.
         settings: concurrency and timeouts.
     """
 
@@ -72,7 +73,7 @@ class Outbox:
         self._fresh = self._lease - settings.webhook_timeout
         self._grace = settings.drain_timeout
         self._last_words = max(self._grace, LAST_WORDS)
-        # Claimed and not begun, with the time until which there is time for a request.
+        # claimed and not begun, each with the time until which a request may still be begun
         self._waiting: deque[tuple[float, Delivery]] = deque()
         self._claimed = asyncio.Event()
         self._flying: dict[asyncio.Task[None], Delivery] = {}
@@ -81,7 +82,7 @@ class Outbox:
         self._outcomes: list[Outcome] = []
         self._noted = asyncio.Event()
         self._woken = asyncio.Event()
-        self._channels: frozenset[str] | None = None  # those with endpoints, once known
+        self._channels: frozenset[str] | None = None  # channels with endpoints, once known
         self._settling = asyncio.Lock()
         self._ending = False
         self._ended = asyncio.Event()
@@ -122,7 +123,7 @@ class Outbox:
         await asyncio.Event().wait()
 
     async def finish(self) -> None:
-        """Claim nothing more; return when what was under way has ended or was given back."""
+        """Stop claiming; return when all deliveries have ended or were given back."""
         self._ending = True
         self._woken.set()
         await self._ended.wait()
@@ -135,7 +136,7 @@ class Outbox:
             try:
                 wait = await self._claim_once()
                 backoff = 0.1
-                # What wakes us may be for endpoints that have no room: ask less often then.
+                # The reason to wake may be an endpoint that is busy: ask less often then.
                 pace = PACE if wait == 0 else min(pace * 2, PACE_MAX)
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 observe("outbox_lost", error=error)
@@ -145,11 +146,11 @@ class Outbox:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._woken.wait()
-            # Whatever comes in between is claimed together.
+            # Deliveries that come in between are claimed together.
             await asyncio.sleep(max(0.0, began + pace - time.monotonic()))
 
     async def _claim_once(self) -> float:
-        """Claim what there is; returns how long there is nothing to do."""
+        """Claim what is due; returns the seconds until more is."""
         free = self._most - len(self._flying) - len(self._waiting)
         if free <= 0:
             return POLL  # woken when a request has ended
@@ -169,12 +170,12 @@ class Outbox:
         return most if seconds is None else min(most, max(seconds, 0.0))
 
     async def _begin(self) -> None:
-        """Begin what was claimed, a portion for each time the loop looks at its sockets."""
+        """Begin claimed deliveries, a portion for each turn of the event loop."""
         while await self._claimed.wait() and not self._ending:
             for _ in range(min(PORTION, len(self._waiting))):
                 until, delivery = self._waiting.popleft()
                 if time.monotonic() > until:
-                    # This process or the network stood still: somebody else may send it by now.
+                    # This process or the network stood still: another bridge may send it by now.
                     self._release(delivery)
                     continue
                 task = asyncio.create_task(self._deliver(delivery))
@@ -199,7 +200,7 @@ class Outbox:
         delivery = self._flying.pop(task)
         self._release(delivery)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The lease runs out and counts as an attempt, so this ends.
+            # The lease runs out and counts as an attempt, so this does not repeat for ever.
             observe("internal_error", error=repr(error), delivery=delivery.id)
 
     def _release(self, delivery: Delivery) -> None:
@@ -215,7 +216,7 @@ class Outbox:
             await self._settle_noted()
 
     async def _settle_noted(self) -> None:
-        """Note all outcomes; an outcome is forgotten only once the database has it."""
+        """Record all outcomes; an outcome is forgotten only once the database has it."""
         backoff = 0.1
         deadline = time.monotonic() + self._lease
         async with self._settling:
@@ -227,7 +228,7 @@ class Outbox:
                 except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                     observe("outbox_lost", error=error)
                     if time.monotonic() > deadline:
-                        return  # somebody else has claimed them by now, and sends them again
+                        return  # another bridge has claimed them by now, and sends them again
                     await asyncio.sleep(backoff * (0.5 + random.random()))
                     backoff = min(backoff * 2, BACKOFF_MAX)
                     continue
@@ -246,8 +247,8 @@ class Outbox:
             await asyncio.sleep(max(MARKS, 20 * (time.monotonic() - began)))
 
     async def _shut_down(self) -> None:
-        """Wait for what is under way; what takes too long or was not begun is given back."""
-        # Now: another bridge need not wait for the receivers that this one waits for.
+        """Wait for requests under way; give back those that take too long or were not begun."""
+        # At once, so that another bridge need not wait for the receivers that this one waits for.
         waiting = [delivery for _, delivery in self._waiting]
         self._waiting.clear()
         back = asyncio.create_task(self._give_back(waiting))
@@ -257,7 +258,7 @@ class Outbox:
             task.cancel()
         await asyncio.wait({back, *cut_off})
         await self._in_time(self._settle_noted())
-        # Of these some may just have been noted; those are no longer held.
+        # The outcomes of some may just have been recorded; those are no longer held.
         await self._give_back(list(cut_off.values()))
 
     async def _give_back(self, deliveries: list[Delivery]) -> None:
@@ -265,7 +266,7 @@ class Outbox:
             await self._in_time(self._database.return_deliveries(self._worker, deliveries))
 
     async def _in_time(self, work: Awaitable[None]) -> None:
-        """Do it if the database answers soon; the leases run out otherwise."""
+        """Do it if the database answers soon; otherwise the leases run out."""
         try:
             async with asyncio.timeout(self._last_words):
                 await work

@@ -1,7 +1,4 @@
-"""What a webhook request says about itself: Standard Webhooks 1.0.0, and headers of our own.
-
-Pure: a delivery and a time in, headers out.
-"""
+"""Signs webhook requests (Standard Webhooks 1.0.0), and makes their headers. Does no I/O."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from rowcast.bridge.model import Delivery
 __all__ = ["headers", "key_of", "signature"]
 
 PREFIX = "whsec_"
-# What stands in a header as it is. `%` is not among them, so that the rest can be undone.
+# Characters that stay as they are in a header. `%` is not among them, so decoding is unique.
 PLAIN = frozenset(string.ascii_letters + string.digits + "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 def key_of(secret: str) -> bytes:
-    """The key in a secret as Standard Webhooks writes it.
+    """Return the key in a secret as Standard Webhooks writes it.
 
     Raises:
         ValueError: it is not ``whsec_`` and base64.
@@ -36,12 +33,12 @@ def key_of(secret: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _keyed(secret: str) -> hmac.HMAC:
-    """An HMAC that has taken its key; to be copied, for keying costs more than signing."""
+    """Return an HMAC with its key set, to be copied: setting a key costs more than signing."""
     return hmac.new(key_of(secret), digestmod=hashlib.sha256)
 
 
 def signature(secrets: Sequence[str], message_id: str, at: int, body: bytes) -> str:
-    """The value of ``webhook-signature``: one signature for each secret that is valid.
+    """Return the value of ``webhook-signature``: one signature for each valid secret.
 
     Args:
         secrets: the present one first; while it is being rotated, also the one before.
@@ -59,7 +56,7 @@ def signature(secrets: Sequence[str], message_id: str, at: int, body: bytes) -> 
 
 
 def headers(delivery: Delivery, at: int) -> dict[str, str]:
-    """All headers of a request.
+    """Return all headers of a request.
 
     The id is that of the message and the same at every attempt, so receivers can drop repeats.
     Names of events and channels may hold any character: outside printable ASCII, and for `%`
