@@ -28,12 +28,12 @@ import asyncpg
 from rowcast.config import Settings
 from rowcast.observe import metrics, observe
 
+from .backoff import Backoff
 from .database import UNAVAILABLE, Connection, Database, UnfitError
 
 __all__ = ["Doorbell"]
 
 CHANNEL = "rowcast"
-BACKOFF_MAX = 5.0
 # Seconds over which rings are counted.
 RING_WINDOW = 0.2
 
@@ -63,19 +63,18 @@ class Doorbell:
         """Keep LISTEN alive for ever; returns only when cancelled."""
         if self._settings.doorbell == "poll":
             await asyncio.Event().wait()
-        backoff = 0.1
+        backoff = Backoff()
         while True:
             try:
                 async with self._database.dedicated(listening=True) as connection:
                     await self._listen(connection)
-                    backoff = 0.1
+                    backoff.reset()
                     await self._keep_probing(connection)
             except (*UNAVAILABLE, UnfitError, asyncpg.PostgresError) as error:
                 observe("listen_lost", error=error)
             finally:
                 self._forget()
-            await asyncio.sleep(backoff * (0.5 + secrets.randbelow(1000) / 1000))
-            backoff = min(backoff * 2, BACKOFF_MAX)
+            await asyncio.sleep(backoff.next())
 
     async def _listen(self, connection: Connection) -> None:
         self._lost.clear()

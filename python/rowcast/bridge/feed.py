@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,14 +20,13 @@ import asyncpg
 from rowcast.config import Settings
 from rowcast.observe import metrics, observe
 
+from .backoff import Backoff
 from .cursor import Position
 from .database import UNAVAILABLE, Connection, Database, UnfitError
 from .doorbell import Doorbell
 from .model import Message, timestamp
 
 __all__ = ["Feed", "Receiver", "message_of"]
-
-BACKOFF_MAX = 5.0
 
 
 class Receiver(Protocol):
@@ -77,12 +75,12 @@ class Feed:
         Args:
             receiver: everything that is read is handed to it.
         """
-        backoff = 0.1
+        backoff = Backoff()
         while True:
             try:
                 async with self._database.dedicated() as connection:
                     await self._begin(connection, receiver)
-                    backoff = 0.1
+                    backoff.reset()
                     await self._read(connection, receiver)
             except (*UNAVAILABLE, UnfitError, asyncpg.PostgresError) as error:
                 observe("feed_lost", error=error)
@@ -90,8 +88,7 @@ class Feed:
                     self.up.clear()
                     metrics.feed_up.set(0)
                     receiver.tell_status("degraded")
-            await asyncio.sleep(backoff * (0.5 + secrets.randbelow(1000) / 1000))
-            backoff = min(backoff * 2, BACKOFF_MAX)
+            await asyncio.sleep(backoff.next())
 
     async def _begin(self, connection: Connection, receiver: Receiver) -> None:
         await self._database.refresh_facts(connection)

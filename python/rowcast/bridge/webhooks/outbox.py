@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from rowcast.bridge.backoff import Backoff
 from rowcast.bridge.database import UNAVAILABLE, Database
 from rowcast.bridge.model import Delivery, Message, Response
 from rowcast.config import Settings
@@ -46,7 +47,6 @@ PORTION = 16
 GATHER = 0.02
 # Seconds between calls that move the marks; slower where they take long.
 MARKS = 5.0
-BACKOFF_MAX = 5.0
 # Seconds at the end to record outcomes, also where requests themselves get no time.
 LAST_WORDS = 2.0
 # A lease outlasts a request twice over, and a margin for the database.
@@ -129,19 +129,18 @@ class Outbox:
         await self._ended.wait()
 
     async def _claim(self) -> None:
-        backoff, pace = 0.1, PACE
+        backoff, pace = Backoff(), PACE
         while not self._ending:
             self._woken.clear()
             began = time.monotonic()
             try:
                 wait = await self._claim_once()
-                backoff = 0.1
+                backoff.reset()
                 # The reason to wake may be an endpoint that is busy: ask less often then.
                 pace = PACE if wait == 0 else min(pace * 2, PACE_MAX)
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 observe("outbox_lost", error=error)
-                wait = backoff * (0.5 + random.random())
-                backoff = min(backoff * 2, BACKOFF_MAX)
+                wait = backoff.next()
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
@@ -217,7 +216,7 @@ class Outbox:
 
     async def _settle_noted(self) -> None:
         """Record all outcomes; an outcome is forgotten only once the database has it."""
-        backoff = 0.1
+        backoff = Backoff()
         deadline = time.monotonic() + self._lease
         async with self._settling:
             self._noted.clear()
@@ -229,8 +228,7 @@ class Outbox:
                     observe("outbox_lost", error=error)
                     if time.monotonic() > deadline:
                         return  # another bridge has claimed them by now, and sends them again
-                    await asyncio.sleep(backoff * (0.5 + random.random()))
-                    backoff = min(backoff * 2, BACKOFF_MAX)
+                    await asyncio.sleep(backoff.next())
                     continue
                 metrics.webhooks_lost.inc(len(outcomes) - held)
                 return
