@@ -1,4 +1,4 @@
-"""Tokens: what is accepted, and the long table of what is not."""
+"""Tokens: which are accepted, and a long table of tokens that are not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def encoded(data: Any) -> bytes:
 
 
 def handmade(body: Any, header: Any = None, key: str = SECRET) -> str:
-    """A token with a right HS256 signature over whatever is given."""
+    """Return a token with a valid HS256 signature over any body."""
     signed = encoded({"alg": "HS256"} if header is None else header) + b"." + encoded(body)
     return (signed + b"." + encoded(hmac.digest(key.encode(), signed, "sha256"))).decode()
 
@@ -174,12 +174,12 @@ BAD_TOKENS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("token", BAD_TOKENS.values(), ids=BAD_TOKENS.keys())
-async def test_tokens_that_are_none_are_refused(token: str) -> None:
+async def test_invalid_tokens_are_refused(token: str) -> None:
     assert (await refusal(verifier(), token)).code == "invalid_token"
 
 
 @pytest.mark.parametrize("token", ["", "abc", "...", "💥.💥.💥", "a.b", "bm8.bm8.bm8", "[]"])
-async def test_what_is_no_token_at_all_is_told_what_one_looks_like(token: str) -> None:
+async def test_the_refusal_of_other_text_says_what_a_token_looks_like(token: str) -> None:
     assert "three base64url parts joined by dots" in str(await refusal(verifier(), token))
 
 
@@ -222,7 +222,7 @@ async def test_a_public_key_is_never_the_secret_of_an_hmac(keys: KeyServer) -> N
     await refusal(Verifier(Settings(jwks_url=keys.url), Facts()), confused)
 
 
-async def test_a_key_of_another_algorithm_or_person_is_refused(keys: KeyServer) -> None:
+async def test_a_key_of_another_algorithm_or_owner_is_refused(keys: KeyServer) -> None:
     asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     for key, algorithm, kid in (
         (STRANGER, "RS256", "rsa"),
@@ -247,7 +247,7 @@ async def test_unknown_keys_do_not_make_us_ask_all_the_time(keys: KeyServer) -> 
     assert keys.asked == 1
 
 
-async def test_who_comes_while_the_keys_are_fetched_waits_for_them(keys: KeyServer) -> None:
+async def test_tokens_that_come_while_keys_are_fetched_wait_for_them(keys: KeyServer) -> None:
     asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     token = jwt.encode(claims(), RSA, "RS256", headers={"kid": "rsa"})
     keys.gate.clear()
@@ -258,14 +258,14 @@ async def test_who_comes_while_the_keys_are_fetched_waits_for_them(keys: KeyServ
     assert keys.asked == 1
 
 
-async def test_without_keys_nobody_is_refused_for_good(keys: KeyServer) -> None:
+async def test_without_keys_no_token_is_refused_for_good(keys: KeyServer) -> None:
     keys.status = 500
     asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     token = jwt.encode(claims(), RSA, "RS256", headers={"kid": "rsa"})
     assert (await refusal(asymmetric, token)).code == "unavailable"
 
 
-async def test_a_jwks_of_rubbish_is_no_way_in(keys: KeyServer) -> None:
+async def test_a_jwks_without_usable_keys_verifies_nothing(keys: KeyServer) -> None:
     keys.keys = [{"kty": "oct", "k": "eA", "kid": "rsa", "alg": "HS256"}, {"kty": "?"}]
     asymmetric = Verifier(Settings(jwks_url=keys.url), Facts())
     await refusal(asymmetric, handmade(claims(), {"alg": "HS256", "kid": "rsa"}, "x"))

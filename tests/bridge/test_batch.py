@@ -1,4 +1,4 @@
-"""Batches: whoever asks is answered, in order where it was promised."""
+"""Batches: every item is answered, in order where that was promised."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Desk:
         return [ValueError(item) if item.startswith("bad") else item.upper() for item in items]
 
 
-async def test_what_comes_while_a_batch_is_under_way_makes_the_next_one() -> None:
+async def test_items_that_come_during_a_batch_make_the_next_one() -> None:
     desk = Desk()
     desk.open.clear()
     batcher = Batcher(desk.run, size=10, workers=1)
@@ -37,7 +37,7 @@ async def test_what_comes_while_a_batch_is_under_way_makes_the_next_one() -> Non
     assert len(desk.batches) <= 2
 
 
-async def test_an_error_is_its_own_askers_only() -> None:
+async def test_an_error_reaches_only_its_own_item() -> None:
     batcher = Batcher(Desk().run, size=10, workers=2)
     answers = await asyncio.gather(
         *(batcher.submit("g", item) for item in ("a", "bad", "c")), return_exceptions=True
@@ -69,7 +69,7 @@ async def test_groups_are_never_mixed_and_each_has_its_turn() -> None:
     assert desk.batches.index(["two"]) < len(desk.batches) - 1
 
 
-async def test_an_asker_that_has_gone_does_not_disturb_the_others() -> None:
+async def test_a_cancelled_item_does_not_disturb_the_others() -> None:
     desk = Desk()
     desk.open.clear()
     batcher = Batcher(desk.run, size=10, workers=1)
@@ -91,7 +91,7 @@ async def test_an_item_that_comes_just_when_the_last_worker_ends_is_still_done()
     assert await asyncio.wait_for(asyncio.gather(first, late), 2) == ["FIRST", "LATE"]
 
 
-async def test_a_batch_that_fails_whole_fails_each_of_it() -> None:
+async def test_a_batch_that_fails_fails_each_of_its_items() -> None:
     async def run(_group: str, _items: Sequence[str]) -> Sequence[str | Exception]:
         raise RuntimeError("no")
 

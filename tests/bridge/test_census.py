@@ -1,4 +1,4 @@
-"""What a bridge says about its clients when it is asked, and what it keeps to itself."""
+"""What a bridge reports about its clients when it is asked, and what it does not log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Node:
 
 
 class Database:
-    """What was said to the database; it may fail, or not listen any more."""
+    """Collects reports; it may fail, or not want any more."""
 
     def __init__(self) -> None:
         self.said: list[Said] = []
@@ -61,7 +61,7 @@ def join(hub: Hub, claims: str, *channels: str, live: bool = True) -> Session:
 
 
 async def answers(hub: Hub, database: Database, *, closed: bool = False) -> list[Said]:
-    """What it says to one request."""
+    """Return the reports for one request."""
     part = Census(database, hub, Node())  # type: ignore[arg-type]
     part.closed = closed
     part.wake_for([], [("census", {"request": str(REQUEST)})])
@@ -81,7 +81,7 @@ async def test_equal_sessions_are_one_and_only_what_is_live_counts() -> None:
         join(hub, "{}", "a", "b")
     join(hub, '{"n":1}', "a")
     join(hub, "{}", "pending", live=False)
-    hub.add(Session(Pipe(), Settings()))  # who has not shown a token
+    hub.add(Session(Pipe(), Settings()))  # has not sent a token
     hub.leave(join(hub, "{}", "left"), "left")
     [(told, out)] = await answers(hub, Database())
     assert out == 0
@@ -92,11 +92,11 @@ async def test_equal_sessions_are_one_and_only_what_is_live_counts() -> None:
     ]
 
 
-async def test_nobody_is_an_answer_too() -> None:
+async def test_a_bridge_without_clients_reports_too() -> None:
     assert await answers(Hub(Facts()), Database()) == [([], 0)]
 
 
-async def test_many_go_in_portions_of_which_only_the_last_says_so(
+async def test_large_reports_go_in_portions_and_only_the_last_is_final(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(census, "PORTION", 4)
@@ -108,7 +108,7 @@ async def test_many_go_in_portions_of_which_only_the_last_says_so(
 
 
 @pytest.mark.parametrize(("limit", "value"), [("PAIRS", 5), ("SIZE", 5 * len("authenticated{}a0"))])
-async def test_what_is_too_much_is_counted(
+async def test_pairs_beyond_the_limit_are_counted(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     monkeypatch.setattr(census, limit, value)
@@ -119,7 +119,9 @@ async def test_what_is_too_much_is_counted(
     assert (len(told), out) == (5, 4)
 
 
-async def test_who_does_not_listen_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_report_ends_when_it_is_not_wanted_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(census, "PORTION", 1)
     hub, database = Hub(Facts()), Database()
     join(hub, "{}", "a", "b", "c")
@@ -127,7 +129,7 @@ async def test_who_does_not_listen_is_told_no_more(monkeypatch: pytest.MonkeyPat
     assert len(await answers(hub, database)) == 1
 
 
-async def test_a_bridge_that_sends_its_clients_away_says_nothing() -> None:
+async def test_a_draining_bridge_does_not_report() -> None:
     hub = Hub(Facts())
     join(hub, "{}", "a")
     assert await answers(hub, Database(), closed=True) == []

@@ -1,4 +1,4 @@
-"""The fan-out without a socket or a database: who gets what, and which cursor is true."""
+"""The fan-out without a socket or a database: which client gets what, and which cursor it gets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = CursorKey(b"k" * 64)
 
 
 class Pipe:
-    """What a client would have been sent."""
+    """Collects what a client would have been sent."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -149,7 +149,7 @@ def test_a_message_is_encoded_once_for_each_wire_however_many_hear_it(scene: Sce
         assert [m["payload"] for m in frame["messages"]] == [1, 2]
 
 
-def test_a_wire_that_nobody_speaks_costs_nothing(scene: Scene) -> None:
+def test_a_wire_without_subscribers_is_not_encoded(scene: Scene) -> None:
     scene.client("room")
     scene.client("hall", wire=Loud())
     before = encodings("loud")
@@ -157,7 +157,7 @@ def test_a_wire_that_nobody_speaks_costs_nothing(scene: Scene) -> None:
     assert encodings("loud") == before
 
 
-def test_what_everybody_is_told_comes_in_the_words_of_each(scene: Scene) -> None:
+def test_a_broadcast_is_encoded_for_each_wire(scene: Scene) -> None:
     class Mute(Native):
         format = "mute"
 
@@ -197,7 +197,7 @@ def test_a_replay_covers_what_was_held_before_it(scene: Scene) -> None:
     assert pipe.payloads() == [2]
 
 
-def test_who_joins_during_a_delivery_counts_from_after_it(scene: Scene) -> None:
+def test_joining_during_a_delivery_begins_after_it(scene: Scene) -> None:
     scene.client("room")
     late, _ = scene.client()
     scene.deliver(message("1"))
@@ -221,7 +221,7 @@ def test_history_ends_where_a_subscription_begins_however_late_it_is_read(scene:
     assert [generation for generation, *_ in subscription.held] == [subscription.joined]
 
 
-def test_a_drain_that_is_cut_off_leaves_nobody_with_a_cursor_too_new(scene: Scene) -> None:
+def test_a_drain_that_is_cut_off_leaves_no_client_with_a_cursor_too_new(scene: Scene) -> None:
     session, pipe = scene.client("room")
     scene.deliver(message("1"))  # and then the connection is lost
     assert not scene.hub.cursor(session)
@@ -246,7 +246,7 @@ def test_no_cursor_covers_what_is_held_back(scene: Scene) -> None:
     assert scene.hub.cursor(session)
 
 
-def test_own_messages_are_left_out_for_who_does_not_want_them(scene: Scene) -> None:
+def test_own_messages_are_left_out_without_echo(scene: Scene) -> None:
     session, pipe = scene.client()
     subscription = scene.join(session, "room", echo=False)
     subscription.go_live()
@@ -257,7 +257,7 @@ def test_own_messages_are_left_out_for_who_does_not_want_them(scene: Scene) -> N
     assert not pipe.frames()
 
 
-def test_what_was_held_is_not_released_to_who_has_left(scene: Scene) -> None:
+def test_held_messages_are_not_released_after_leaving(scene: Scene) -> None:
     session, pipe = scene.client()
     subscription = scene.join(session, "room", echo=False)
     subscription.go_live()
@@ -269,7 +269,7 @@ def test_what_was_held_is_not_released_to_who_has_left(scene: Scene) -> None:
     assert not pipe.frames()
 
 
-def test_a_client_that_does_not_read_is_closed_and_no_one_else(scene: Scene) -> None:
+def test_only_a_client_that_does_not_read_is_closed(scene: Scene) -> None:
     _, slow = scene.client("room", buffer_bytes=5000)
     _, brisk = scene.client("room", buffer_bytes=5000)
     slow.stuck = 5001
@@ -287,7 +287,7 @@ def test_what_is_held_for_a_client_is_bounded_too(scene: Scene) -> None:
     assert pipe.closed == CLOSE["slow"][0]
 
 
-def test_who_is_gone_is_gone_from_every_channel(scene: Scene) -> None:
+def test_removing_a_session_removes_it_from_every_channel(scene: Scene) -> None:
     session, pipe = scene.client("room", "hall")
     scene.hub.remove(session)
     scene.drained(message("1"), message("2", "hall"))

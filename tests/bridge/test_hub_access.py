@@ -1,4 +1,4 @@
-"""Doubts, patterns and who is concerned, in the fan-out: without a socket or a database."""
+"""Stale subscriptions, patterns and affected subscriptions in the fan-out, without a database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def subscription_of(session: Session, channel: str = "room") -> Subscription:
     return session.subscriptions[channel]
 
 
-def test_in_doubt_messages_are_held_and_no_cursor_covers_them() -> None:
+def test_a_stale_subscription_holds_messages_and_no_cursor_covers_them() -> None:
     scene = Scene()
     session, pipe = scene.client("room")
     other, its = scene.client("room")
@@ -34,14 +34,14 @@ def test_in_doubt_messages_are_held_and_no_cursor_covers_them() -> None:
 
 
 def test_an_answer_frees_what_was_read_before_its_question() -> None:
-    """Or doubts that come faster than answers would hold everything back for ever."""
+    """Otherwise signals that come faster than answers would hold messages back for ever."""
     scene = Scene()
     session, pipe = scene.client("room")
     subscription = subscription_of(session)
     assert subscription.mark_stale()
     scene.drained(message("1"))
     asked = scene.hub.next_generation
-    scene.drained(message("2"))  # read together with the next doubt
+    scene.drained(message("2"))  # read together with the next signal
     assert scene.hub.release(session, subscription, asked)
     assert pipe.payloads() == [1]
     assert subscription.allow(0.0, subscription.stale_marks)
@@ -49,7 +49,7 @@ def test_an_answer_frees_what_was_read_before_its_question() -> None:
     assert pipe.payloads() == [2]
 
 
-def test_who_is_ended_in_the_middle_of_a_delivery_gets_nothing_after_it() -> None:
+def test_a_subscription_that_ends_during_a_delivery_gets_nothing_after_it() -> None:
     scene = Scene()
     clients = [scene.client("room", "hall") for _ in range(600)]
     for messages in ([message("1")], [message("1"), message("2", "hall")]):
@@ -118,7 +118,7 @@ def test_a_row_that_is_made_anew_goes_on_where_the_old_one_ended() -> None:
     assert pipe.payloads() == [1, 2, 4]
 
 
-def test_those_concerned_are_found_by_user_name_and_pattern() -> None:
+def test_affected_subscriptions_are_found_by_user_name_and_pattern() -> None:
     scene = Scene()
     sessions = {}
     for user, channels in {"a": ["r:1", "r:2"], "b": ["r:1", "r:*"], "c": ["h:1"]}.items():
@@ -126,23 +126,23 @@ def test_those_concerned_are_found_by_user_name_and_pattern() -> None:
         scene.hub.identify(session, Caller("authenticated", user, "{}", 0.0))
         sessions[session] = user
 
-    def concerned(user: str | None, channel: str | None) -> set[str]:
+    def affected(user: str | None, channel: str | None) -> set[str]:
         return {f"{sessions[s]} {x.channel}" for s, x in scene.hub.affected_by(user, channel)}
 
-    assert concerned("a", None) == {"a r:1", "a r:2"}
-    assert concerned("a", "r:2") == {"a r:2"}
-    assert concerned("b", "r:1") == {"b r:1", "b r:*"}
-    assert concerned(None, "r:1") == {"a r:1", "b r:1"}
-    assert concerned(None, "r:*") == {"a r:1", "a r:2", "b r:1", "b r:*"}
-    assert len(concerned(None, None)) == 5
-    assert concerned("nobody", None) == set()
+    assert affected("a", None) == {"a r:1", "a r:2"}
+    assert affected("a", "r:2") == {"a r:2"}
+    assert affected("b", "r:1") == {"b r:1", "b r:*"}
+    assert affected(None, "r:1") == {"a r:1", "b r:1"}
+    assert affected(None, "r:*") == {"a r:1", "a r:2", "b r:1", "b r:*"}
+    assert len(affected(None, None)) == 5
+    assert affected("nobody", None) == set()
     for session in list(sessions):
         scene.hub.remove(session)
-    assert concerned("a", None) == set()
+    assert affected("a", None) == set()
     assert not scene.hub.sessions_of("a")
 
 
 def test_a_verdict_is_as_true_as_its_answer() -> None:
-    """Whoever asks `if not verdict` must never let through what was refused."""
+    """Code that asks `if not verdict` must never let through what was refused."""
     assert Verdict(True)
     assert not Verdict(False, "row", "disabled")

@@ -1,5 +1,5 @@
-"""Who is present, without a socket or a database: what clients are told, and what is not lost
-when rows come twice, late or not at all."""
+"""Rosters and updates without a socket or a database: what clients are told, also when rows come
+twice, late or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_member_comes_changes_and_goes() -> None:
     assert not roster.take_changes()
 
 
-def test_who_left_lately_is_remembered_until_he_is_back() -> None:
+def test_a_member_that_left_lately_is_remembered_until_it_is_back() -> None:
     """For clients that were not told then, and speak a wire without whole lists."""
     roster = Roster()
     for seq, state in enumerate(("{}", None, "{}", None)):
@@ -49,7 +49,7 @@ def test_who_left_lately_is_remembered_until_he_is_back() -> None:
         assert list(roster.recently_left) == ([] if state else ["alice"])
 
 
-def test_what_lies_between_two_tellings_is_not_told() -> None:
+def test_changes_that_cancel_out_are_not_told() -> None:
     roster = Roster()
     roster.take(row("a", 1, "1"))
     roster.take(row("a", 2, None))
@@ -61,7 +61,7 @@ def test_what_lies_between_two_tellings_is_not_told() -> None:
     assert roster.take_changes() == []
 
 
-def test_the_newest_of_many_bridges_speaks_and_the_others_remain() -> None:
+def test_the_newest_row_of_many_bridges_counts_and_the_others_remain() -> None:
     roster = Roster()
     roster.take(row("a", 1, "1", ONE))
     roster.take(row("a", 2, "2", TWO))
@@ -96,7 +96,7 @@ def test_a_list_and_rows_that_cross_it_agree_in_any_order(order: tuple[int, ...]
         assert roster.announced.get("a") == last
 
 
-def test_who_is_not_on_the_whole_list_has_left_but_not_who_came_meanwhile() -> None:
+def test_members_missing_on_the_whole_list_have_left_unless_they_came_meanwhile() -> None:
     roster = Roster()
     roster.take(row("gone", 1, "1"))
     roster.take_changes()
@@ -109,7 +109,7 @@ def test_who_is_not_on_the_whole_list_has_left_but_not_who_came_meanwhile() -> N
     ]
 
 
-def test_after_a_crash_nobody_has_left_until_the_time_to_come_back_is_over() -> None:
+def test_after_a_crash_members_stay_until_the_time_to_come_back_is_over() -> None:
     roster = Roster()
     for key in ("back", "gone"):
         roster.take(row(key, 100, "1"))
@@ -125,7 +125,7 @@ def test_after_a_crash_nobody_has_left_until_the_time_to_come_back_is_over() -> 
 
 
 class Lists:
-    """The table of those who are present, as far as it is read."""
+    """The presence table, as far as it is read."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
