@@ -54,21 +54,21 @@ class Case:
     Args:
         persona: the caller.
         expected: whether the caller can do it.
-        question: the request to check.
+        request: the request to check.
         because: the expected class of the refusal's reason, or a word of its text.
     """
 
     persona: Persona
     expected: bool
-    question: AccessRequest
+    request: AccessRequest
     because: str = ""
 
     def __str__(self) -> str:
-        q = self.question
-        what = "" if q.action == "subscribe" else f" {q.event}"
-        kind = "" if q.type == "message" else f" ({q.type})"
+        r = self.request
+        what = "" if r.action == "subscribe" else f" {r.event}"
+        kind = "" if r.type == "message" else f" ({r.type})"
         can = "can" if self.expected else "cannot"
-        return f"{self.persona.name} {can} {q.action} {q.channel}{what}{kind}"
+        return f"{self.persona.name} {can} {r.action} {r.channel}{what}{kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ def _case(table: Any, personas: Mapping[str, Persona], where: str) -> Case:
     if "can" in table and "because" in table:
         raise UsageError(f"{where}: because is only for cannot: it is the reason of a refusal.")
     persona = personas[table["as"]]
-    question = AccessRequest(
+    request = AccessRequest(
         action,
         persona.role,
         persona.text,
@@ -205,7 +205,7 @@ def _case(table: Any, personas: Mapping[str, Persona], where: str) -> Case:
         _payload(table.get("payload", {}), where),
         str(table.get("type", "message")),
     )
-    return Case(persona, "can" in table, question, str(table.get("because", "")))
+    return Case(persona, "can" in table, request, str(table.get("because", "")))
 
 
 def _payload(given: Any, where: str) -> str:
@@ -267,12 +267,12 @@ def _prepare(workbench: Workbench, file: CaseFile) -> None:
 
 def _run(workbench: Workbench, case: Case) -> CaseResult:
     begun = time.perf_counter()
-    answer = check(workbench, case.question)
+    answer = check(workbench, case.request)
     result = CaseResult(case, answer, time.perf_counter() - begun)
     failure = _failure(case, answer)
     if not failure:
         return result
-    why = explanation_text(explain_access(workbench, case.question), str(case.persona))
+    why = explanation_text(explain_access(workbench, case.request), str(case.persona))
     return replace(result, failure=failure, explained=why)
 
 
@@ -299,11 +299,9 @@ def _controlled(workbench: Workbench, result: CaseResult) -> CaseResult:
     """Check an allowed case again without policies: it must now be refused."""
     if result.failure or not result.case.expected:
         return result
-    if not check(workbench, result.case.question).allowed:
+    if not check(workbench, result.case.request).allowed:
         return result
-    why = explanation_text(
-        explain_access(workbench, result.case.question), str(result.case.persona)
-    )
+    why = explanation_text(explain_access(workbench, result.case.request), str(result.case.persona))
     return replace(
         result,
         failure=f"{EITHER_WAY}: it is still allowed with all policies dropped, so it does not "

@@ -68,60 +68,60 @@ class Decision:
         return "allow" if self.allowed else "error" if self.reason == "policy error" else "deny"
 
 
-def check(workbench: Workbench, question: AccessRequest) -> Decision:
+def check(workbench: Workbench, request: AccessRequest) -> Decision:
     """Return the decision of the database.
 
     The caller must be in a `Workbench.trial` and have called `Workbench.ensure_role`.
     """
     try:
         with workbench.connection.transaction(force_rollback=True):
-            if question.action == "subscribe":
-                row = workbench.check_subscribe(
-                    question.role, [question.claims], [question.channel]
-                )[0]
+            if request.action == "subscribe":
+                row = workbench.check_subscribe(request.role, [request.claims], [request.channel])[
+                    0
+                ]
             else:
-                workbench.publish_as(question)
+                workbench.publish_as(request)
                 return Decision(True, "allowed")
     except errors.QueryCanceled:
         return _answer("timeout")
     except psycopg.Error as problem:
-        return _refused(workbench, question, problem)
-    return _of_check(workbench, question, row)
+        return _refused(workbench, request, problem)
+    return _of_check(workbench, request, row)
 
 
-def check_times(workbench: Workbench, question: AccessRequest, repeat: int) -> tuple[float, float]:
+def check_times(workbench: Workbench, request: AccessRequest, repeat: int) -> tuple[float, float]:
     """Return the median and the minimum of `repeat` checks in ms, round trips included."""
     taken = []
     for _ in range(repeat):
         begun = time.perf_counter()
-        if question.action == "subscribe":
-            workbench.check_subscribe(question.role, [question.claims], [question.channel])
+        if request.action == "subscribe":
+            workbench.check_subscribe(request.role, [request.claims], [request.channel])
         else:
-            workbench.publish_as(question)
+            workbench.publish_as(request)
         taken.append((time.perf_counter() - begun) * 1000)
     return statistics.median(taken), min(taken)
 
 
-def _of_check(workbench: Workbench, question: AccessRequest, row: dict[str, Any]) -> Decision:
+def _of_check(workbench: Workbench, request: AccessRequest, row: dict[str, Any]) -> Decision:
     if row["allowed"]:
         return Decision(True, "allowed")
     # Bridges answer "no channel" for a pattern without a row; here it is an invalid name.
     if row["error"] == "RCN02" or (
-        row["channel_id"] is None and not row["error"] and not workbench.is_name(question.channel)
+        row["channel_id"] is None and not row["error"] and not workbench.is_name(request.channel)
     ):
         return _answer("invalid channel")
     if row["error"]:
         return Decision(False, "policy error", row["error"])
     # The row of a pattern itself decides, not the one that would govern it as a name.
-    enabled = row["enabled"] if "enabled" in row else workbench.enabled(question)
+    enabled = row["enabled"] if "enabled" in row else workbench.enabled(request)
     return _answer("no channel" if enabled is None else "denied" if enabled else "disabled")
 
 
-def _refused(workbench: Workbench, question: AccessRequest, problem: psycopg.Error) -> Decision:
+def _refused(workbench: Workbench, request: AccessRequest, problem: psycopg.Error) -> Decision:
     state = problem.sqlstate or ""
     text = str(problem.diag.message_primary or problem)
     if state == "RCN01":
-        enabled = workbench.enabled(question)
+        enabled = workbench.enabled(request)
         return _answer("no channel" if enabled is None else "disabled")
     if state in REASONS:
         return Decision(False, REASONS[state], error_sentence(problem))

@@ -164,10 +164,10 @@ class Workbench:
         """Say whether this is a valid channel name."""
         return bool(self._value(IS_NAME, channel))
 
-    def enabled(self, question: AccessRequest) -> bool | None:
+    def enabled(self, request: AccessRequest) -> bool | None:
         """Say whether the governing channel is enabled; None if no channel matches."""
         with self.connection.transaction(force_rollback=True):
-            row = self.check_subscribe(question.role, [question.claims], [question.channel])[0]
+            row = self.check_subscribe(request.role, [request.claims], [request.channel])[0]
         enabled: bool | None = row["enabled"]
         return enabled
 
@@ -177,15 +177,15 @@ class Workbench:
         """Return the rows of `rowcast.check_subscribe`, called as bridges do."""
         return self._rows(CHECK, role, list(claims), list(channels))
 
-    def publish_as(self, question: AccessRequest) -> None:
+    def publish_as(self, request: AccessRequest) -> None:
         """Insert the message with `rowcast.publish_as`, as bridges do.
 
         Raises:
             psycopg.Error: the database refused it.
         """
-        q = question
-        values = [[q.claims], [q.channel], [q.type], [q.event], [q.payload], [None]]
-        self.connection.execute(PUBLISH, [q.role, *values])
+        r = request
+        values = [[r.claims], [r.channel], [r.type], [r.event], [r.payload], [None]]
+        self.connection.execute(PUBLISH, [r.role, *values])
 
     def matching_channels(self, channel: str) -> list[dict[str, Any]]:
         """Return the channels whose patterns match; the first one governs the name."""
@@ -199,16 +199,16 @@ class Workbench:
         """Return the policies of the table that the action checks."""
         return self._rows(POLICIES, action, role)
 
-    def evaluate(self, question: AccessRequest, expressions: Sequence[str]) -> list[dict[str, Any]]:
+    def evaluate(self, request: AccessRequest, expressions: Sequence[str]) -> list[dict[str, Any]]:
         """Evaluate expressions as the caller.
 
         Raises:
             psycopg.errors.QueryCanceled: one of them took too long, which ends all of them.
         """
-        q = question
+        r = request
         with self.connection.transaction(force_rollback=True):
             return self._rows(
-                EVALUATE, q.action, q.role, q.claims, q.channel, q.type, q.event, q.payload,
+                EVALUATE, r.action, r.role, r.claims, r.channel, r.type, r.event, r.payload,
                 list(expressions),
             )  # fmt: skip
 
@@ -217,11 +217,11 @@ class Workbench:
         outcomes: list[str] = self._value(VERDICT, list(permissive), list(said))
         return outcomes
 
-    def plan(self, question: AccessRequest, expression: str) -> Any:
+    def plan(self, request: AccessRequest, expression: str) -> Any:
         """Return the plan of an expression with sequential scans disabled, or None."""
-        q = question
+        r = request
         with self.connection.transaction(force_rollback=True):
-            return self._value(PLAN, q.action, q.role, q.claims, q.channel, expression)
+            return self._value(PLAN, r.action, r.role, r.claims, r.channel, expression)
 
     def rows_of(self, table: str) -> int:
         """Return the estimated number of rows of a table; -1 if it was never analysed."""

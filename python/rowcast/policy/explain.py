@@ -55,7 +55,7 @@ class PolicyReport:
 class Explanation:
     """The parts of an explanation; `agrees` compares the verdict with the real decision."""
 
-    question: AccessRequest
+    request: AccessRequest
     table: str
     channels: list[dict[str, Any]]
     barriers: list[dict[str, Any]]
@@ -76,7 +76,7 @@ class Explanation:
 
 
 def explain_access(
-    workbench: Workbench, question: AccessRequest, *, plans: bool = True
+    workbench: Workbench, request: AccessRequest, *, plans: bool = True
 ) -> Explanation:
     """Explain the decision about a request.
 
@@ -84,14 +84,14 @@ def explain_access(
 
     Args:
         workbench: an open workbench.
-        question: the request.
+        request: the request.
         plans: whether to look for expensive expressions, too.
     """
     channels = [
         {**row, "governs": row["place"] == 1}
-        for row in workbench.matching_channels(question.channel)
+        for row in workbench.matching_channels(request.channel)
     ]
-    barriers = workbench.barriers(question.action, question.role)
+    barriers = workbench.barriers(request.action, request.role)
     policies = [
         PolicyReport(
             row["policy"],
@@ -101,19 +101,19 @@ def explain_access(
             row["applies"],
             row["expression"],
         )
-        for row in workbench.policies(question.action, question.role)
+        for row in workbench.policies(request.action, request.role)
     ]
     lacking = ""
     for policy in policies:
         policy.asked = bool(channels)
         if policy.counts and policy.asked:
-            lacking = _look(workbench, question, policy, plans) or lacking
-    answer = check(workbench, question)
+            lacking = _look(workbench, request, policy, plans) or lacking
+    answer = check(workbench, request)
     counted = [policy for policy in policies if policy.counts]
-    verdict, reason = _decided(question.channel, channels, barriers, answer)
+    verdict, reason = _decided(request.channel, channels, barriers, answer)
     return Explanation(
-        question,
-        "realtime_messages" if question.action == "publish" else "realtime_channels",
+        request,
+        "realtime_messages" if request.action == "publish" else "realtime_channels",
         channels,
         barriers,
         policies,
@@ -124,7 +124,7 @@ def explain_access(
     )
 
 
-def _look(workbench: Workbench, question: AccessRequest, policy: PolicyReport, plans: bool) -> str:
+def _look(workbench: Workbench, request: AccessRequest, policy: PolicyReport, plans: bool) -> str:
     """Evaluate one policy; return why its tree is missing, or nothing."""
     assert policy.expression is not None
     lacking = ""
@@ -137,33 +137,33 @@ def _look(workbench: Workbench, question: AccessRequest, policy: PolicyReport, p
     nodes = list(policy.tree.nodes()) if policy.tree else []
     try:
         # Alone first: a slow arm must not hide the value of the whole expression.
-        (whole,) = workbench.evaluate(question, [policy.expression])
+        (whole,) = workbench.evaluate(request, [policy.expression])
         policy.said, policy.ms, policy.error = whole["said"], whole["ms"], _error(whole)
-        for node, row in zip(nodes, _evaluated(workbench, question, nodes), strict=True):
+        for node, row in zip(nodes, _evaluated(workbench, request, nodes), strict=True):
             node.said, node.error = row["said"], _error(row)
-        _look_at_sides(workbench, question, nodes)
+        _look_at_sides(workbench, request, nodes)
     except errors.QueryCanceled as late:
         if policy.ms is None:
             policy.said, policy.error = "error", f"57014 {late.diag.message_primary}"
     if plans and policy.tree is not None:
-        policy.warnings = warnings(workbench.plan(question, policy.expression), workbench.rows_of)
+        policy.warnings = warnings(workbench.plan(request, policy.expression), workbench.rows_of)
     return lacking
 
 
 def _evaluated(
-    workbench: Workbench, question: AccessRequest, nodes: list[ExpressionNode]
+    workbench: Workbench, request: AccessRequest, nodes: list[ExpressionNode]
 ) -> list[dict[str, Any]]:
-    return workbench.evaluate(question, [node.text for node in nodes]) if nodes else []
+    return workbench.evaluate(request, [node.text for node in nodes]) if nodes else []
 
 
 def _look_at_sides(
-    workbench: Workbench, question: AccessRequest, nodes: list[ExpressionNode]
+    workbench: Workbench, request: AccessRequest, nodes: list[ExpressionNode]
 ) -> None:
     """Evaluate both sides of comparisons that are not true, for the reader."""
     puzzling = [node for node in nodes if node.sides and node.said != "true"]
     texts = [side for node in puzzling for side in node.sides]
     if texts:
-        rows = workbench.evaluate(question, texts)
+        rows = workbench.evaluate(request, texts)
         values = [f"raises {row['state']}" if row["state"] else row["said"] for row in rows]
         for node in puzzling:
             node.values, values = tuple(values[:2]), values[2:]

@@ -39,10 +39,8 @@ def measure(
         for channel in channels:
             answers = {}
             for action in ACTIONS:
-                question = AccessRequest(
-                    action, persona.role, persona.text, channel, event, payload
-                )
-                answer = check(workbench, question)
+                request = AccessRequest(action, persona.role, persona.text, channel, event, payload)
+                answer = check(workbench, request)
                 answers[action] = "allow" if answer.allowed else answer.reason
             found.setdefault(persona.name, {})[channel] = answers
     return found

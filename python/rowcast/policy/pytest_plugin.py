@@ -79,10 +79,10 @@ class Policies:
         """
         from .check import check
 
-        question = self._question(persona, action, channel, event, payload, type)
+        request = self._request(persona, action, channel, event, payload, type)
         with self._workbench.trial():
             self._workbench.ensure_role(persona.role)
-            return check(self._workbench, question)
+            return check(self._workbench, request)
 
     def explain(
         self,
@@ -101,10 +101,10 @@ class Policies:
         from .explain import explain_access
         from .render import explanation_text
 
-        question = self._question(persona, action, channel, event, payload, type)
+        request = self._request(persona, action, channel, event, payload, type)
         with self._workbench.trial():
             self._workbench.ensure_role(persona.role)
-            return explanation_text(explain_access(self._workbench, question), str(persona))
+            return explanation_text(explain_access(self._workbench, request), str(persona))
 
     def run(self, path: Path | str) -> None:
         """Run a `*.test.toml` file as `rowcast policy test` does.
@@ -119,7 +119,7 @@ class Policies:
         assert not failed, "\n\n".join(f"{r.case}: {r.failure}\n{r.explained}" for r in failed)
 
     @staticmethod
-    def _question(
+    def _request(
         persona: Persona,
         action: str,
         channel: str,

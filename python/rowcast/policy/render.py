@@ -23,13 +23,13 @@ def explanation_text(explanation: Explanation, who: str) -> str:
 
 def explanation_json(explanation: Explanation, who: str) -> dict[str, Any]:
     """Return the explanation as an object."""
-    question, answer = explanation.question, explanation.answer
-    asked = {"action": question.action, "channel": question.channel, "as": who}
-    if question.action == "publish":
-        asked |= {"event": question.event, "type": question.type}
+    request, answer = explanation.request, explanation.answer
+    asked = {"action": request.action, "channel": request.channel, "as": who}
+    if request.action == "publish":
+        asked |= {"event": request.event, "type": request.type}
     return {
         **asked,
-        "role": question.role,
+        "role": request.role,
         "channels": [
             {key: str(row[key]) if key == "channel_id" else row[key] for key in row}
             for row in explanation.channels
@@ -63,9 +63,9 @@ def explanation_json(explanation: Explanation, who: str) -> dict[str, Any]:
 
 
 def _lines(explanation: Explanation, who: str) -> Iterator[str]:
-    question = explanation.question
-    what = f' "{question.event}"' if question.action == "publish" else ""
-    yield f"{question.action}{what} {question.channel} as {who}"
+    request = explanation.request
+    what = f' "{request.event}"' if request.action == "publish" else ""
+    yield f"{request.action}{what} {request.channel} as {who}"
     yield ""
     yield "channel"
     for row in explanation.channels:

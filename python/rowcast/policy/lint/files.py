@@ -71,7 +71,7 @@ class Policy:
         command: ``select``, ``insert``, ``update``, ``delete`` or ``all``; empty if an altered
             policy is not created in these files.
         roles: the roles as written; ``public`` without TO.
-        everybody: whether it is for every role: without TO, or to PUBLIC.
+        every_role: whether it is for every role: without TO, or to PUBLIC.
     """
 
     statement: Statement
@@ -80,7 +80,7 @@ class Policy:
     command: str
     permissive: bool
     roles: tuple[str, ...]
-    everybody: bool
+    every_role: bool
     using: Any
     check: Any
     altered: bool = False
@@ -246,7 +246,7 @@ class Files:
                 command=command,
                 permissive=permissive,
                 roles=roles or ("public",),
-                everybody="public" in roles or not (roles or altered),
+                every_role="public" in roles or not (roles or altered),
                 using=node.qual,
                 check=node.with_check,
                 altered=altered,

@@ -41,12 +41,12 @@ def disable_says_why(files: Files) -> Iterator[Mark]:
     Bad:
 
         -- rowcast:disable=RCL101
-        create policy everybody on realtime_channels for select to anon using (true);
+        create policy lobby on realtime_channels for select to anon using (true);
 
     Good:
 
         -- rowcast:disable=RCL101 the demo is public
-        create policy everybody on realtime_channels for select to anon using (true);
+        create policy lobby on realtime_channels for select to anon using (true);
     """
     for source in files.sources:
         for disable in source.disables:
@@ -68,11 +68,11 @@ def disable_is_needed(files: Files) -> Iterator[Mark]:
     Bad:
 
         -- rowcast:disable=RCL101 all users may listen
-        create policy everybody on realtime_channels for select to anon using (is_public);
+        create policy lobby on realtime_channels for select to anon using (is_public);
 
     Good:
 
-        create policy everybody on realtime_channels for select to anon using (is_public);
+        create policy lobby on realtime_channels for select to anon using (is_public);
     """
     # Known only after all other rules have run: see `linting`.
     yield from ()
@@ -87,11 +87,11 @@ def disable_names_rules(files: Files) -> Iterator[Mark]:
     Bad:
 
         -- rowcast:disable=RCL999 all users may listen
-        create policy everybody on realtime_channels for select to anon using (is_public);
+        create policy lobby on realtime_channels for select to anon using (is_public);
 
     Good:
 
-        create policy everybody on realtime_channels for select to anon using (is_public);
+        create policy lobby on realtime_channels for select to anon using (is_public);
     """
     for source in files.sources:
         for disable in source.disables:

@@ -572,7 +572,7 @@ def every_role(files: Files) -> Iterator[Mark]:
         using (owner_id = auth.user_id());
     """
     for policy in files.policies:
-        if policy.everybody:
+        if policy.every_role:
             yield Mark(
                 policy.statement,
                 f"policy {policy.name!r} is for every role",
