@@ -567,7 +567,7 @@ def test_a_bridge_that_is_not_there_is_told_from_the_first_attempt_on(bare: dict
             running.says("no answer from http://127.0.0.1:1")
             assert running.process.wait(30) == 1
             assert running.log.splitlines()[-1].startswith(
-                "rowcast: There is no bridge at http://127.0.0.1:1 ("
+                "rowcast: No bridge answers at http://127.0.0.1:1 ("
             )
             assert "rowcast serve" in running.log
             assert "Traceback" not in running.log
@@ -612,7 +612,7 @@ def test_a_token_that_is_refused_comes_with_how_to_make_one(
         done = rowcast(*command, *to, env=env)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].endswith(
-            "Make one with `rowcast token` and the bridge's ROWCAST_JWT_SECRET."
+            "Create one with `rowcast token` and the bridge's ROWCAST_JWT_SECRET."
         )
 
 

@@ -1,4 +1,4 @@
-"""A database that cannot be reached: one sentence, whatever asks, that says what to do."""
+"""Unreachable databases: every command and the bridge report one sentence that helps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from rowcast.postgres.diagnose import explain
+from rowcast.postgres.diagnose import connection_error
 from support import pg
 from support.bridge_process import SECRET
 from support.command import environment, rowcast, started
@@ -37,7 +37,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def wrong(own_server: pg.OwnServer) -> dict[str, str]:
-    """What is the matter → a URL with which it is."""
+    """Return cause → a URL that has it."""
     asked = "host all rowcast_bridge all scram-sha-256"
     with psycopg.connect(own_server.url(), autocommit=True) as admin:
         admin.execute("create role encrypted login")
@@ -72,16 +72,16 @@ def refuses(url: str) -> bool:
 
 SENTENCES = {
     "port": ["nothing listens at 127.0.0.1:1", "check host and port"],
-    "host": ["nosuch.invalid:5432 is not known"],
+    "host": ["nosuch.invalid:5432 does not resolve"],
     "password": ['the password of "rowcast_bridge"', "ROWCAST_BRIDGE_PASSWORD", "rowcast migrate"],
-    "database": ['no database "appp"', "create it"],
+    "database": ['database "appp" does not exist', "create it"],
     "tls wanted": ["without TLS", "sslmode=require"],
     "no tls": ["has no TLS", "sslmode"],
     "form": ["cannot be read", "postgresql://user:password@host:5432/database", "%2F"],
     "kind": ["postgresql://"],
     "option": ["cannot be read", "colour"],
 }
-# What a database server may be late with; a bridge waits for it.
+# Causes that may pass: a bridge waits for the server.
 PASSING = ("port", "host")
 
 
@@ -98,9 +98,7 @@ def test_every_command_says_what_is_wrong_and_what_to_do(bare: dict[str, str]) -
     assert "fail   database: The database cannot be reached: nothing listens" in done.stdout
 
 
-def test_every_cause_gets_a_sentence_of_its_own(
-    wrong: dict[str, str], bare: dict[str, str]
-) -> None:
+def test_every_cause_has_its_own_sentence(wrong: dict[str, str], bare: dict[str, str]) -> None:
     assert wrong.keys() == SENTENCES.keys()
     for cause, url in wrong.items():
         done = rowcast("status", "--database-url", url, env=bare)
@@ -110,9 +108,8 @@ def test_every_cause_gets_a_sentence_of_its_own(
         assert PASSWORD not in done.stderr
 
 
-def test_a_bridge_waits_for_a_server_and_refuses_what_only_a_setting_can_mend(
-    wrong: dict[str, str], bare: dict[str, str]
-) -> None:
+def test_a_bridge_waits_or_ends_by_the_cause(wrong: dict[str, str], bare: dict[str, str]) -> None:
+    """It waits for a server that may start, and ends where only a changed setting helps."""
     for cause, url in wrong.items():
         env = {
             **bare,
@@ -134,8 +131,8 @@ def test_a_bridge_waits_for_a_server_and_refuses_what_only_a_setting_can_mend(
 
 
 @pytest.mark.parametrize("sign", ["#", "?", "[", "]", "/", "@", "\u2100", ":", "%zz"])
-def test_a_password_that_has_to_be_encoded_is_never_told(sign: str, bare: dict[str, str]) -> None:
-    """What takes a URL apart quotes the part that it cannot read."""
+def test_an_unencoded_password_is_never_printed(sign: str, bare: dict[str, str]) -> None:
+    """URL parsers quote the part that they cannot read."""
     url = f"postgresql://postgres:{PASSWORD}{sign}{PASSWORD}@127.0.0.1:1/app"
     names = ("ROWCAST_DATABASE_URL", "ROWCAST_CALLER_URL", "ROWCAST_MIGRATE_URL")
     env = {**bare, **dict.fromkeys(names, url), "ROWCAST_JWT_SECRET": SECRET}
@@ -156,9 +153,7 @@ def test_a_password_that_has_to_be_encoded_is_never_told(sign: str, bare: dict[s
         assert "Traceback" not in command.log
 
 
-def test_the_other_login_is_named_where_it_is_the_one(
-    database: pg.Database, bare: dict[str, str]
-) -> None:
+def test_the_failing_login_is_named(database: pg.Database, bare: dict[str, str]) -> None:
     env = {
         **bare,
         "ROWCAST_DATABASE_URL": database.bridge_url,
@@ -171,26 +166,26 @@ def test_the_other_login_is_named_where_it_is_the_one(
 
 
 @pytest.mark.parametrize(
-    ("said", "told", "passing"),
+    ("said", "told", "temporary"),
     [
         ("connection timeout expired", "does not answer", True),
         ("FATAL: sorry, too many clients already", "has no connection left", True),
         ("FATAL: remaining connection slots are reserved", "has no connection left", True),
-        ('FATAL: role "ann" does not exist', 'no role "ann"', False),
+        ('FATAL: role "ann" does not exist', 'role "ann" does not exist at', False),
         ('FATAL: role "ann" is not permitted to log in', "may not log in", False),
         ("certificate verify failed: self-signed", "sslrootcert", False),
         ("no pg_hba.conf entry …, SSL encryption … entry …, no encryption", "from here", False),
         ("something new", "cannot be used: something new; check the connection URL", True),
     ],
 )
-def test_what_other_servers_say_is_understood(said: str, told: str, passing: bool) -> None:
-    found = explain(OSError(said), "postgresql://ann:x@db/app")
+def test_messages_of_other_servers_are_recognized(said: str, told: str, temporary: bool) -> None:
+    found = connection_error(OSError(said), "postgresql://ann:x@db/app")
     assert told in found.sentence
-    assert found.passing is passing
+    assert found.temporary is temporary
 
 
-async def test_a_missing_certificate_file_is_no_missing_socket() -> None:
+async def test_a_missing_certificate_file_is_not_taken_for_a_socket() -> None:
     url = "postgresql://ann:x@127.0.0.1/app?sslmode=verify-full&sslrootcert=/nosuch.pem"
     with pytest.raises(FileNotFoundError) as caught:
         await asyncpg.connect(url)
-    assert "sslrootcert=FILE" in explain(caught.value, url).sentence
+    assert "sslrootcert=FILE" in connection_error(caught.value, url).sentence

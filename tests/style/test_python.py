@@ -40,6 +40,9 @@ from style.sources import ROOT, nodes
 SQL_MODULES = {
     "bridge.database",
     "bridge.rest.calls",
+    "cli.queries",
+    "dev.database",
+    "dev.server",
     "install.migrate",
     "install.runner",
     "install.script",

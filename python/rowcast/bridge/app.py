@@ -14,7 +14,7 @@ from aiohttp import web
 from rowcast.config import Settings
 from rowcast.errors import ConfigError
 from rowcast.observe import configure, observe
-from rowcast.postgres.diagnose import explain
+from rowcast.postgres.diagnose import connection_error
 
 from .access import Access
 from .auth import Identities, Verifier
@@ -141,8 +141,8 @@ class _Bridge:
             except UnfitError:
                 raise
             except (*UNAVAILABLE, asyncpg.PostgresError, ValueError) as error:
-                why = explain(error, url, named)
-                if not (why.passing and isinstance(error, UNAVAILABLE)):
+                why = connection_error(error, url, named)
+                if not (why.temporary and isinstance(error, UNAVAILABLE)):
                     raise ConfigError(why.sentence) from error
                 observe("feed_lost", error=why.sentence)
             await asyncio.sleep(delay)

@@ -80,6 +80,7 @@ def add(commands: Commands) -> None:
 
 
 def _migrate(args: argparse.Namespace) -> int:
+    from rowcast.dev.database import has_channels, policies_written
     from rowcast.install.migrate import migrate, pending
     from rowcast.postgres.connect import connect
 
@@ -102,9 +103,9 @@ def _migrate(args: argparse.Namespace) -> int:
         print(f"nothing to do: the database is at version {applied.version}")
         return 0
     print(f"the database is at version {applied.version}")
-    with connect(url) as database:
-        steps = [] if database.policies() else [NEXT_POLICIES]
-        if not database.has_channels():
+    with connect(url) as connection:
+        steps = [] if policies_written(connection) else [NEXT_POLICIES]
+        if not has_channels(connection):
             steps.append(NEXT_CHANNELS)
     if applied.migrations and not os.environ.get("ROWCAST_BRIDGE_PASSWORD"):
         steps.insert(0, NEXT_PASSWORDS)
@@ -125,9 +126,11 @@ def _sql(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from rowcast.postgres.connect import connect
+    from .queries import open_database
 
-    with connect(database_url(args, "ROWCAST_DATABASE_URL", "ROWCAST_MIGRATE_URL")) as database:
+    with open_database(
+        database_url(args, "ROWCAST_DATABASE_URL", "ROWCAST_MIGRATE_URL")
+    ) as database:
         status = database.status()
     if args.json:
         print(json.dumps(status))

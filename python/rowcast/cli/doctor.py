@@ -17,7 +17,9 @@ from rowcast.config import MINIMUM_SECRET, Settings
 from rowcast.dev.state import current
 from rowcast.errors import ConfigError
 from rowcast.install.release import Release
-from rowcast.postgres.connect import CommandDatabase, DatabaseError, connect, hears
+from rowcast.postgres.connect import DatabaseError, connect, hears
+
+from .queries import Queries, open_database
 
 __all__ = ["Finding", "examine"]
 
@@ -71,7 +73,7 @@ def examine(env: Mapping[str, str], database_url: str | None = None) -> Iterator
     yield from _login("caller login", "ROWCAST_CALLER_URL", caller)
     yield from _tokens(settings, secret)
     try:
-        with connect(asked) as database:
+        with open_database(asked) as database:
             yield from _inside(database, settings, bridge)
     except DatabaseError as problem:
         yield Finding("database", False, str(problem), "All further checks ask this database.")
@@ -82,7 +84,7 @@ def _login(subject: str, variable: str, url: str) -> Iterator[Finding]:
         yield Finding(subject, None, f"{variable} is not set")
         return
     try:
-        with connect(url) as database:
+        with open_database(url) as database:
             login = database.login()
     except DatabaseError as problem:
         yield Finding(subject, False, str(problem), f"This is {variable}.")
@@ -123,8 +125,8 @@ def _jwks(url: str) -> Finding:
         return Finding("jwks", False, f"{url}: {problem}", "Check ROWCAST_JWKS_URL.")
 
 
-def _inside(database: CommandDatabase, settings: Settings, bridge: str) -> Iterator[Finding]:
-    ahead = database.clock()
+def _inside(database: Queries, settings: Settings, bridge: str) -> Iterator[Finding]:
+    ahead = database.clock_lead()
     yield Finding(
         "clocks",
         abs(ahead) <= CLOCKS_MAY_DIFFER,
@@ -162,8 +164,8 @@ def _listen(settings: Settings, bridge: str, doorbell: str) -> Iterator[Finding]
         return
     variable = "ROWCAST_LISTEN_URL" if settings.listen_url else "ROWCAST_DATABASE_URL"
     try:
-        with connect(url) as database:
-            pooled = database.pooled()
+        with connect(url) as connection:
+            pooled = connection.pooled()
         heard = hears(url)
     except DatabaseError as problem:
         yield Finding("listen", False, str(problem), f"Check {variable}.")

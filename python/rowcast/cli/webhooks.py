@@ -117,9 +117,9 @@ def _url(args: argparse.Namespace) -> str:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from rowcast.postgres.connect import connect
+    from .queries import open_database
 
-    with connect(_url(args)) as database:
+    with open_database(_url(args)) as database:
         found = database.endpoints()
     if args.channel:
         found = [endpoint for endpoint in found if endpoint["pattern"] == args.channel]
@@ -133,9 +133,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _deliveries(args: argparse.Namespace) -> int:
-    from rowcast.postgres.connect import connect
+    from .queries import open_database
 
-    with connect(_url(args)) as database:
+    with open_database(_url(args)) as database:
         if args.attempts is not None:
             attempts = database.delivery_attempts(args.attempts)
             if args.json:
@@ -163,9 +163,9 @@ def _deliveries(args: argparse.Namespace) -> int:
 
 
 def _redeliver(args: argparse.Namespace) -> int:
-    from rowcast.postgres.connect import connect
+    from .queries import open_database
 
-    with connect(_url(args)) as database:
+    with open_database(_url(args)) as database:
         for number in args.delivery:
             queued = database.redeliver(number)["queued"]
             print(f"delivery {number} {'is queued' if queued else 'is being sent at this moment'}")
@@ -173,9 +173,9 @@ def _redeliver(args: argparse.Namespace) -> int:
 
 
 def _rotate(args: argparse.Namespace) -> int:
-    from rowcast.postgres.connect import connect
+    from .queries import open_database
 
-    with connect(_url(args)) as database:
+    with open_database(_url(args)) as database:
         rotated = database.rotate_secret(args.endpoint)
     if args.json:
         print(json.dumps(rotated))

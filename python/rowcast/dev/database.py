@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,35 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from rowcast.errors import ConfigError
 from rowcast.install.migrate import migrate
-from rowcast.postgres import connect as command_database
-from rowcast.postgres.connect import DatabaseError
+from rowcast.postgres.connect import DatabaseError, ShortConnection, connect
 
 from . import server as embedded
 from .state import Notes, login_password
 
-__all__ = ["Urls", "is_free", "start_own", "use_existing"]
+__all__ = [
+    "Urls",
+    "add_channels",
+    "drop_open_policies",
+    "has_channels",
+    "is_free",
+    "policies_written",
+    "start_own",
+    "use_existing",
+]
 
 DATABASE = "app"
 LOGINS = ("rowcast_bridge", "rowcast_caller")
+TABLES = ["realtime_channels", "realtime_messages"]
+
+HAS_CHANNELS = "select exists (select from public.realtime_channels)"
+POLICIES = "select policyname from pg_policies where schemaname = 'public' and tablename = any(%s) and policyname <> 'rowcast_publisher' order by 1"  # noqa: E501
+ADD_CHANNEL = "insert into public.realtime_channels (pattern, description) values (%s, %s) on conflict do nothing"  # noqa: E501
+DROP_OPEN = (
+    "drop policy if exists open_subscribe on public.realtime_channels",
+    "drop policy if exists open_publish on public.realtime_messages",
+    "drop policy if exists open_history on public.realtime_messages",
+)
+
 PASSWORDS = ("ROWCAST_BRIDGE_PASSWORD", "ROWCAST_CALLER_PASSWORD")
 
 Tell = Callable[[str], None]
@@ -55,8 +74,7 @@ def start_own(home: Path, notes: Notes, stack: ExitStack, tell: Tell, *, durable
     server = embedded.start(home, port=port, durable=durable)
     stack.callback(embedded.stop, server, mode="fast" if durable else "immediate")
     notes.port = server.port
-    with command_database.connect(server.url()) as database:
-        database.create_database(DATABASE)
+    embedded.create_database(server, DATABASE)
     # Nobody else uses this server: new passwords at each start cannot lock anyone out.
     chosen = [secrets.token_urlsafe(24) for _ in LOGINS]
     migrate(server.url(DATABASE), on_event=tell, env=dict(zip(PASSWORDS, chosen, strict=True)))
@@ -100,10 +118,31 @@ def _as_login(url: str, login: str, password: str) -> str:
 
 def _connects(url: str) -> bool:
     try:
-        with command_database.connect(url):
+        with connect(url):
             return True
     except DatabaseError:
         return False
+
+
+def has_channels(connection: ShortConnection) -> bool:
+    """Say whether the table of channels has a row."""
+    return bool(connection.value(HAS_CHANNELS))
+
+
+def add_channels(connection: ShortConnection, channels: Sequence[tuple[str, str]]) -> None:
+    """Create channels, each a pattern and a description; existing ones stay unchanged."""
+    connection.execute_many(ADD_CHANNEL, channels)
+
+
+def policies_written(connection: ShortConnection) -> tuple[str, ...]:
+    """Return the names of the policies on our tables that rowcast did not create itself."""
+    return tuple(row["policyname"] for row in connection.rows(POLICIES, TABLES))
+
+
+def drop_open_policies(connection: ShortConnection) -> None:
+    """Remove the policies of the recipe `open`."""
+    for statement in DROP_OPEN:
+        connection.execute(statement)
 
 
 def is_free(host: str, port: int) -> bool:

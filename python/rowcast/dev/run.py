@@ -23,10 +23,19 @@ from rowcast.config import Settings
 from rowcast.errors import ConfigError
 from rowcast.files import policy_files
 from rowcast.install.migrate import apply_policy_file
-from rowcast.postgres import connect as command_database
+from rowcast.postgres.connect import connect
 
 from . import server as embedded
-from .database import Urls, is_free, start_own, use_existing
+from .database import (
+    Urls,
+    add_channels,
+    drop_open_policies,
+    has_channels,
+    is_free,
+    policies_written,
+    start_own,
+    use_existing,
+)
 from .state import Keys, Notes, Running, announced
 
 __all__ = ["Options", "Report", "dev"]
@@ -147,13 +156,13 @@ def _prepare(url: str, options: Options, notes: Notes, tell: Tell) -> str:
     for path in _policy_paths(chosen):
         apply_policy_file(url, path, on_event=tell)
         tell(f"policies applied: {path}")
-    with command_database.connect(url) as database:
+    with connect(url) as connection:
         if chosen not in ("", "open"):
-            database.drop_open_policies()  # policies add up: beside them no other would matter
-        if first or (chosen == "open" and not database.has_channels()):
-            database.add_channels(CHANNELS)
+            drop_open_policies(connection)  # policies add up: beside them no other would matter
+        if first or (chosen == "open" and not has_channels(connection)):
+            add_channels(connection, CHANNELS)
             tell("demo channels: " + ", ".join(pattern for pattern, _ in CHANNELS))
-        names = database.policies()
+        names = policies_written(connection)
     notes.prepared = True
     notes.save()
     if not names:

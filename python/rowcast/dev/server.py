@@ -20,12 +20,22 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from psycopg import sql
+
 from rowcast.errors import EmbeddedError
+from rowcast.postgres.connect import connect
 
 from .binaries import dropped, find_binaries, major_version, runnable
 from .datadir import SUPERUSER, DataDirectory, default_data_dir, server_environment
 
-__all__ = ["EmbeddedServer", "default_data_dir", "find_binaries", "start", "stop"]
+__all__ = [
+    "EmbeddedServer",
+    "create_database",
+    "default_data_dir",
+    "find_binaries",
+    "start",
+    "stop",
+]
 
 START_TIMEOUT = 120.0  # crash recovery of a large directory takes its time
 RETRY_TIMEOUT = 10.0
@@ -35,6 +45,8 @@ DEFAULTS = {
     "max_connections": "200",
 }
 NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+HAS_DATABASE = "select exists (select from pg_database where datname = %s)"
 
 # Our end of each keeper's standard input: closing it, or dying, ends the server.
 _keepers: dict[int, subprocess.Popen[bytes]] = {}
@@ -147,6 +159,17 @@ def stop(
                 _release(keeper)
             return
     raise EmbeddedError(f"PostgreSQL (pid {server.pid}) does not stop; see {server.log}.")
+
+
+def create_database(server: EmbeddedServer, name: str) -> None:
+    """Create a database unless it exists.
+
+    Raises:
+        DatabaseError: the server refused it.
+    """
+    with connect(server.url()) as connection:
+        if not connection.value(HAS_DATABASE, name):
+            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
 
 
 class _NotStartedError(Exception):

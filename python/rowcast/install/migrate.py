@@ -21,7 +21,7 @@ from rowcast import __version__
 from rowcast.errors import MigrationError
 
 from .release import Release, SqlFile
-from .runner import Connection, Tell, alone, attempt, connect, run, value
+from .runner import Connection, Tell, alone, attempt, connect_primary, run_file, value
 from .script import BACK, LEDGER, OWNER, install_script, roles_script
 
 __all__ = [
@@ -85,7 +85,7 @@ def migrate(
     """
     tell = on_event or _silent
     release = release or Release.shipped()
-    with connect(url) as conn, alone(conn, tell):
+    with connect_primary(url) as conn, alone(conn, tell):
         prepare = partial(_prepare, conn, release, env)
         todo = attempt(conn, "roles and schema", prepare, tell)
         new = release.migrations[len(release.migrations) - len(todo.migrations) :]
@@ -108,7 +108,7 @@ def pending(url: str, *, release: Release | None = None) -> Pending:
         MigrationError: `migrate` would refuse; the message says why.
     """
     compare = partial(_compare, release=release or Release.shipped())
-    with connect(url) as conn:
+    with connect_primary(url) as conn:
         return attempt(conn, "rowcast.migration", partial(compare, conn), _silent)
 
 
@@ -125,7 +125,7 @@ def apply_policy_file(url: str, path: Path | str, *, on_event: Tell | None = Non
         file = replace(SqlFile.read(Path(path)), folder=str(Path(path).parent))
     except OSError as problem:
         raise MigrationError(f"{path} cannot be read: {problem.strerror}.") from problem
-    with connect(url) as conn:
+    with connect_primary(url) as conn:
         if value(conn, "select to_regclass('public.realtime_messages')") is None:
             raise MigrationError("This database has no rowcast yet: run `rowcast migrate` first.")
         if not value(conn, "select pg_has_role('rowcast_owner', 'usage')"):
@@ -134,7 +134,7 @@ def apply_policy_file(url: str, path: Path | str, *, on_event: Tell | None = Non
                 f'run: grant rowcast_owner to "{conn.info.user}";'
             )
         conn.execute("reset search_path")  # a team writes names the way it is used to
-        attempt(conn, file.label, partial(run, conn, file), on_event or _silent)
+        attempt(conn, file.label, partial(run_file, conn, file), on_event or _silent)
 
 
 def _silent(_: str) -> None:
@@ -143,7 +143,7 @@ def _silent(_: str) -> None:
 
 def _prepare(conn: Connection, release: Release, env: Mapping[str, str]) -> Pending:
     for file in release.first:
-        run(conn, file)
+        run_file(conn, file)
     if value(conn, "select to_regclass('rowcast.migration')") is None:
         conn.execute(f"{OWNER} {LEDGER} {BACK}".encode())
     _set_passwords(conn, env)
@@ -153,7 +153,7 @@ def _prepare(conn: Connection, release: Release, env: Mapping[str, str]) -> Pend
 def _apply(conn: Connection, file: SqlFile) -> int:
     started = time.monotonic()
     conn.execute(OWNER)
-    run(conn, file)
+    run_file(conn, file)
     conn.execute(BACK)
     ms = round((time.monotonic() - started) * 1000)
     conn.execute(RECORD, [file.version, file.name, file.sha256, ms])
@@ -163,7 +163,7 @@ def _apply(conn: Connection, file: SqlFile) -> int:
 def _apply_code(conn: Connection, release: Release) -> None:
     for file in release.code:
         conn.execute(OWNER)
-        run(conn, file)
+        run_file(conn, file)
         conn.execute(BACK)
     conn.execute("delete from rowcast.code")
     with conn.cursor() as cursor:

@@ -17,11 +17,21 @@ from psycopg import errors
 from psycopg.pq import TransactionStatus
 
 from rowcast.errors import MigrationError
-from rowcast.postgres.diagnose import explain
+from rowcast.postgres.diagnose import connection_error
 
 from .release import SqlFile
 
-__all__ = ["LOCK", "SETTINGS", "Connection", "Tell", "alone", "attempt", "connect", "run", "value"]
+__all__ = [
+    "LOCK",
+    "SETTINGS",
+    "Connection",
+    "Tell",
+    "alone",
+    "attempt",
+    "connect_primary",
+    "run_file",
+    "value",
+]
 
 Connection = psycopg.Connection[Any]
 Tell = Callable[[str], None]
@@ -47,7 +57,7 @@ LOCK = "hashtextextended('rowcast.migrate', 0)"
 
 
 @contextmanager
-def connect(url: str) -> Iterator[Connection]:
+def connect_primary(url: str) -> Iterator[Connection]:
     """Connect to a primary that rowcast can live in.
 
     Raises:
@@ -94,7 +104,7 @@ def attempt(conn: Connection, what: str, work: Callable[[], T], tell: Tell) -> T
                 return work()
         except psycopg.Error as problem:
             if not _passing(problem):
-                raise MigrationError(_explain(what, problem)) from problem
+                raise MigrationError(_failure(what, problem)) from problem
             reason = str(problem.diag.message_primary or problem)
             if time.monotonic() > deadline:
                 raise MigrationError(
@@ -106,7 +116,7 @@ def attempt(conn: Connection, what: str, work: Callable[[], T], tell: Tell) -> T
         pause = min(pause * 2, 5.0)
 
 
-def run(conn: Connection, file: SqlFile) -> None:
+def run_file(conn: Connection, file: SqlFile) -> None:
     """Execute a whole file in the present transaction.
 
     Raises:
@@ -120,7 +130,7 @@ def run(conn: Connection, file: SqlFile) -> None:
             raise
         at = problem.diag.statement_position
         place = f" line {file.text.count(chr(10), 0, int(at) - 1) + 1}" if at else ""
-        raise MigrationError(_explain(file.label + place, problem)) from problem
+        raise MigrationError(_failure(file.label + place, problem)) from problem
     if conn.info.transaction_status is not TransactionStatus.INTRANS:
         raise MigrationError(f"{file.label} ended its transaction: take out its COMMIT.")
 
@@ -143,7 +153,7 @@ def _open(url: str) -> Connection:
             connect_timeout=CONNECT_TIMEOUT,
         )
     except psycopg.Error as problem:
-        raise MigrationError(explain(problem, url).sentence) from problem
+        raise MigrationError(connection_error(problem, url).sentence) from problem
 
 
 def _refuse_transaction_pooler(conn: Connection, url: str) -> None:
@@ -169,7 +179,7 @@ def _passing(problem: psycopg.Error) -> bool:
     )
 
 
-def _explain(what: str, problem: psycopg.Error) -> str:
+def _failure(what: str, problem: psycopg.Error) -> str:
     message = " ".join(str(problem.diag.message_primary or problem).split()).rstrip(".")
     hint = problem.diag.message_hint
     return f"{what}: {message}." + (f" {hint}" if hint else "")

@@ -16,8 +16,9 @@ from psycopg import errors, sql
 
 from rowcast.install.runner import attempt
 from rowcast.postgres.connect import DatabaseError
+from rowcast.postgres.diagnose import server_sentence
 
-from .database import Workbench, database_errors, error_sentence
+from .database import Workbench, database_errors
 from .diff import (
     PolicyChange,
     PolicyDefinition,
@@ -131,7 +132,7 @@ def _run(connection: Connection, text: str, where: str) -> None:
     except (errors.LockNotAvailable, errors.DeadlockDetected):
         raise  # another session is in the way: `attempt` tries again
     except psycopg.Error as problem:
-        raise DatabaseError(f"{where}: {error_sentence(problem)}") from problem
+        raise DatabaseError(f"{where}: {server_sentence(problem)}") from problem
 
 
 def _compare(connection: Connection, script: Script, prune: bool) -> PolicyDiff:

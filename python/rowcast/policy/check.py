@@ -14,7 +14,9 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from .database import AccessRequest, Workbench, error_sentence
+from rowcast.postgres.diagnose import server_sentence
+
+from .database import AccessRequest, Workbench
 
 __all__ = ["Decision", "check", "check_times"]
 
@@ -124,7 +126,7 @@ def _refused(workbench: Workbench, request: AccessRequest, problem: psycopg.Erro
         enabled = workbench.enabled(request)
         return _answer("no channel" if enabled is None else "disabled")
     if state in REASONS:
-        return Decision(False, REASONS[state], error_sentence(problem))
+        return Decision(False, REASONS[state], server_sentence(problem))
     if problem.diag.source_function == "ExecWithCheckOptions":
         restrictive = text.partition('"')[2].partition('"')[0] if text.count('"') > 2 else ""
         return _answer("denied", f'the restrictive policy "{restrictive}"' if restrictive else "")

@@ -16,8 +16,8 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from rowcast.postgres.connect import CONNECT_TIMEOUT, DatabaseError
-from rowcast.postgres.diagnose import explain
+from rowcast.postgres.connect import Connection, DatabaseError, open_connection
+from rowcast.postgres.diagnose import server_sentence
 
 __all__ = [
     "BRIEF",
@@ -26,10 +26,7 @@ __all__ = [
     "Workbench",
     "connect_workbench",
     "database_errors",
-    "error_sentence",
 ]
-
-Connection = psycopg.Connection[Any]
 
 LIMIT_TIME = (
     "select set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)"
@@ -251,7 +248,7 @@ class Workbench:
             at = problem.diag.internal_position
             if at and problem.diag.internal_query == text:
                 what += f", line {text.count(chr(10), 0, int(at) - 1) + 1}"
-            raise DatabaseError(f"{what}: {error_sentence(problem)}") from problem
+            raise DatabaseError(f"{what}: {server_sentence(problem)}") from problem
 
     def run_sql_in_savepoint(self, text: str, what: str) -> None:
         """Like `run_sql`, in a savepoint: the owner of the connection ends the transaction."""
@@ -335,17 +332,7 @@ def connect_workbench(url: str) -> Iterator[Workbench]:
     Raises:
         DatabaseError: the database cannot be reached.
     """
-    try:
-        connection = psycopg.connect(
-            url,
-            autocommit=True,
-            prepare_threshold=None,  # through a pooler a prepared statement may land elsewhere
-            connect_timeout=CONNECT_TIMEOUT,
-            application_name="rowcast policy",
-        )
-    except psycopg.Error as problem:
-        raise DatabaseError(explain(problem, url).sentence) from problem
-    with connection:
+    with open_connection(url, "rowcast policy") as connection:
         yield Workbench(connection)
 
 
@@ -360,17 +347,10 @@ def database_errors(connection: Connection) -> Iterator[None]:
         yield
     except (errors.UndefinedFunction, errors.InvalidSchemaName) as gone:
         if "rowcast." not in str(gone):
-            raise DatabaseError(error_sentence(gone)) from gone
+            raise DatabaseError(server_sentence(gone)) from gone
         raise DatabaseError(
             f"The database {connection.info.dbname} does not have this version of rowcast: "
             "run `rowcast migrate` first."
         ) from gone
     except psycopg.Error as problem:
-        raise DatabaseError(error_sentence(problem)) from problem
-
-
-def error_sentence(problem: psycopg.Error) -> str:
-    """Return message and hint of the server as one line."""
-    message = " ".join(str(problem.diag.message_primary or problem).split()).rstrip(".")
-    hint = problem.diag.message_hint
-    return f"{message[:1].upper()}{message[1:]}." + (f" {hint}" if hint else "")
+        raise DatabaseError(server_sentence(problem)) from problem

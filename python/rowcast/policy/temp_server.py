@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rowcast.dev import server as embedded
 from rowcast.install.migrate import migrate
-from rowcast.postgres import connect as command_database
 
 __all__ = ["temporary_server"]
 
@@ -29,8 +28,7 @@ def temporary_server() -> Iterator[str]:
         home.chmod(0o711)  # run by root, the server is another user and must be able to enter
         server = embedded.start(home / "data", durable=False)
         try:
-            with command_database.connect(server.url()) as database:
-                database.create_database(DATABASE)
+            embedded.create_database(server, DATABASE)
             migrate(server.url(DATABASE), env={})
             yield server.url(DATABASE)
         finally:

@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL, and saying why that failed."""
+"""Short connections to PostgreSQL, and sentences for the errors of connecting."""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
-"""Why a database cannot be reached, in one sentence that says what to do about it.
+"""Turns connection errors into one sentence that says what is wrong and what to do.
 
-Drivers and servers name the cause in words only: libpq keeps no SQLSTATE of a failed connect. What
-is recognized here gets a sentence of its own, anything else is told as it came.
+Drivers and servers name the cause in words only: libpq keeps no SQLSTATE of a failed connect. A
+recognized message gets a sentence of its own; any other is passed on unchanged.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["Unreachable", "explain"]
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["Unreachable", "connection_error", "server_sentence"]
 
 LOGINS = {
     "rowcast_bridge": "ROWCAST_BRIDGE_PASSWORD",
@@ -19,15 +22,15 @@ FORM = "write it like postgresql://user:password@host:5432/database"
 
 
 class Unreachable(NamedTuple):
-    """What is the matter.
+    """The reason why a connection failed.
 
     Args:
-        sentence: for whoever named the database.
-        passing: whether it may be otherwise in a moment, without anybody changing a setting.
+        sentence: what is wrong and what the operator can do.
+        temporary: whether a later attempt may succeed without a changed setting.
     """
 
     sentence: str
-    passing: bool
+    temporary: bool
 
 
 class _Target(NamedTuple):
@@ -36,55 +39,55 @@ class _Target(NamedTuple):
     database: str
 
 
-# (what is recognized, whether it may pass, what is the matter, what to do); the first one counts.
+# (pattern in the message, temporary, cause, remedy); the first match counts.
 CAUSES: tuple[tuple[str, bool, str, str], ...] = (
     (
         r"password authentication failed|no password supplied|password is empty|fe_sendauth",
         False,
-        'the server does not take the password of "{user}"',
+        'the server rejects the password of "{user}"',
         "check user and password in {named}",
     ),
     (
         r'database ".*" does not exist',
         False,
-        'there is no database "{database}" at {server}',
+        'database "{database}" does not exist at {server}',
         "create it, or check the name at the end of {named}",
     ),
     (
         r'role ".*" does not exist',
         False,
-        'there is no role "{user}" at {server}',
+        'role "{user}" does not exist at {server}',
         "check the user in {named}",
     ),
     (
         r'role ".*" is not permitted to log in',
         False,
-        'the role "{user}" may not log in',
+        'role "{user}" may not log in',
         "name another user in {named}",
     ),
     (
-        r"pg_hba\.conf.*SSL encryption",  # with TLS; that it was also tried without says nothing
+        r"pg_hba\.conf.*SSL encryption",  # refused with TLS; the attempt without TLS is irrelevant
         False,
-        '{server} does not let "{user}" in from here',
+        '{server} does not let "{user}" connect from here',
         "allow it in pg_hba.conf of the server, or check {named}",
     ),
     (
         r"pg_hba\.conf.*no encryption|requires? (an )?(SSL|TLS)|(SSL|TLS) is required",
         False,
-        '{server} does not let "{user}" in without TLS',
+        '{server} does not let "{user}" connect without TLS',
         "add sslmode=require to {named}, or allow it in pg_hba.conf of the server",
     ),
     (
         r"does not support (SSL|TLS)|rejected SSL upgrade",
         False,
-        "{server} has no TLS, and {named} demands it",
-        "switch on ssl there, or take sslmode away where the way to it can be trusted",
+        "{server} has no TLS, but {named} requires it",
+        "enable ssl there, or remove sslmode if the network to it is trusted",
     ),
     (
         r"certificate verify failed|certificate file|server certificate|CERTIFICATE_VERIFY_FAILED",
         False,
         "the certificate of {server} cannot be verified ({reason})",
-        "name the authority with sslrootcert=FILE in {named}",
+        "name the certificate authority with sslrootcert=FILE in {named}",
     ),
     (
         r"refused|Connect call failed",
@@ -95,75 +98,83 @@ CAUSES: tuple[tuple[str, bool, str, str], ...] = (
     (
         r"resolve host|Name or service|nodename nor|No address associated|name resolution",
         True,
-        "the host of {server} is not known",
-        "check it in {named}",
+        "the host name of {server} does not resolve",
+        "check the host in {named}",
     ),
     (
         r"No such file or directory.*|\.s\.PGSQL\.",
         True,
-        "no server has its socket at {server}",
+        "no server has a socket at {server}",
         "start PostgreSQL, or name a host in {named}",
     ),
     (
         r"time[d ]*out|No route to host|unreachable",
         True,
         "{server} does not answer",
-        "check host and port in {named}, and whether a firewall is between",
+        "check host and port in {named}, and the firewalls in between",
     ),
     (
         r"too many (clients|connections)|connection slots",
         True,
         "{server} has no connection left",
-        "end some, or raise max_connections",
+        "close some, or raise max_connections",
     ),
 )
 
 
-def explain(problem: BaseException, url: str, named: str = "the connection URL") -> Unreachable:
-    """Say why a connection failed.
+def connection_error(
+    error: BaseException, url: str, named: str = "the connection URL"
+) -> Unreachable:
+    """Explain why a connection failed.
 
     Args:
-        problem: what the driver raised, psycopg or asyncpg.
-        url: what was to be reached; no part of it that may be secret is repeated.
-        named: how the user named it: a variable.
+        error: raised by psycopg or asyncpg.
+        url: the connection URL; the sentence repeats no part of it that may be secret.
+        named: where the operator set the URL, such as the name of a variable.
     """
-    said = " ".join(str(problem).split()) or type(problem).__name__
-    # asyncpg ends a password at a "#" or a "?", and quotes what follows the ":" as no port.
-    target = "" if type(problem) is ValueError else _target(url, said)
+    said = " ".join(str(error).split()) or type(error).__name__
+    # asyncpg ends a password at a "#" or a "?", and quotes the rest of it as an invalid port.
+    target = "" if type(error) is ValueError else _target(url, said)
     if isinstance(target, str):
         return Unreachable(
             f"{named[:1].upper()}{named[1:]} cannot be read{target}: {FORM}, with %40 for an @, "
             "%2F for a /, %23 for a # and %3F for a ? in the password.",
             False,
         )
-    if isinstance(problem, TimeoutError):
+    if isinstance(error, TimeoutError):
         said = f"timed out: {said}"
-    if isinstance(problem, FileNotFoundError) and "sslrootcert=" in url:
-        said = f"certificate file: {said}"  # asyncpg says the same of a missing socket
-    for pattern, passing, cause, remedy in CAUSES:
+    if isinstance(error, FileNotFoundError) and "sslrootcert=" in url:
+        said = f"certificate file: {said}"  # asyncpg raises the same for a missing socket
+    for pattern, temporary, cause, remedy in CAUSES:
         if re.search(pattern, said):
             told = f"{cause}; {remedy}".format(
                 **target._asdict(), named=named, reason=said.rstrip(".")
             )
             if target.user in LOGINS and "password" in cause:
-                told += (
-                    f", or give it this one: set {LOGINS[target.user]} and run `rowcast migrate`"
-                )
-            elif target.user in LOGINS and "no role" in cause:
-                told += ", or run `rowcast migrate`, which makes it"
-            return Unreachable(f"The database cannot be reached: {told}.", passing)
+                told += f", or set {LOGINS[target.user]} and run `rowcast migrate` to change it"
+            elif target.user in LOGINS and cause.startswith("role") and "exist" in cause:
+                told += ", or run `rowcast migrate`, which creates it"
+            return Unreachable(f"The database cannot be reached: {told}.", temporary)
     return Unreachable(
         f"The database cannot be used: {said.rstrip('.')}; check {named}.",
-        not isinstance(problem, ValueError),  # what a driver cannot even send
+        not isinstance(error, ValueError),  # raised before anything is sent
     )
 
 
-def _target(url: str, said: str) -> _Target | str:
-    """Take the URL apart, or say why that cannot be done.
+def server_sentence(error: psycopg.Error) -> str:
+    """Return the server's message and hint in one line."""
+    message = " ".join(str(error.diag.message_primary or error).split()).rstrip(".")
+    hint = error.diag.message_hint
+    return f"{message[:1].upper()}{message[1:]}." + (f" {hint}" if hint else "")
 
-    A driver would quote the place where it is wrong, which may be in the password.
+
+def _target(url: str, said: str) -> _Target | str:
+    """Parse the URL, or return what may be said about why it does not parse.
+
+    A driver would quote the place of the mistake, which may be in the password.
     """
-    from psycopg import Error, conninfo  # only here: a bridge that is well needs no second driver
+    # Imported here because a bridge that connects does not need a second driver.
+    from psycopg import Error, conninfo
 
     try:
         parts = conninfo.conninfo_to_dict(url)
@@ -172,7 +183,7 @@ def _target(url: str, said: str) -> _Target | str:
         return f" ({unknown[0]})" if unknown else ""
     host, port = str(parts.get("host") or ""), str(parts.get("port") or 5432)
     if "@" in host or not re.fullmatch(r"[\d,]*", port):
-        return ""  # a password with an @ or a / in it: what follows is taken for the rest
+        return ""  # the password contains an @ or a /, and its rest was read as the host
     user = str(parts.get("user") or "")
     socket = re.search(r'on socket "([^"]+)"', said)
     server = socket[1] if socket else f"{host or 'localhost'}:{port}"
