@@ -1,4 +1,4 @@
-"""Everything that can be observed, once: a log line and a counter come from the same call.
+"""Events and metrics: one call writes the log line and increments the counter.
 
 Messages are counted, not logged; tokens and payloads appear in neither.
 """
@@ -16,50 +16,62 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = ["EVENTS", "configure", "exposition", "metrics", "observe"]
 
-# event → (level, what it means). The counter rowcast_events_total counts each.
+# event → (level, meaning); rowcast_events_total counts each
 EVENTS: dict[str, tuple[int, str]] = {
-    "started": (logging.INFO, "The bridge listens for clients."),
-    "draining": (logging.INFO, "SIGTERM came; clients are sent away."),
-    "stopped": (logging.INFO, "All clients are gone."),
-    "worker_lost": (logging.WARNING, "A worker ended and is started again after a pause."),
+    "started": (logging.INFO, "The bridge accepts clients."),
+    "draining": (logging.INFO, "The bridge received SIGTERM and closes its clients."),
+    "stopped": (logging.INFO, "All clients are disconnected."),
+    "worker_lost": (logging.WARNING, "A worker ended; the parent restarts it after a pause."),
     "feed_up": (
         logging.INFO,
-        "The feed reads; `rebooted` when Postgres had crashed since.",
+        "The feed reads messages; `rebooted` if Postgres has crashed since the last read.",
     ),
-    "feed_lost": (logging.WARNING, "The feed lost the database and connects again."),
-    "listen_up": (logging.INFO, "LISTEN works."),
-    "listen_lost": (logging.WARNING, "LISTEN was lost; the bridge polls until it is back."),
+    "feed_lost": (logging.WARNING, "The feed lost its connection to the database and reconnects."),
+    "listen_up": (logging.INFO, "LISTEN receives notifications."),
+    "listen_lost": (logging.WARNING, "LISTEN failed; the bridge polls until it works again."),
     "lease_lost": (
         logging.WARNING,
-        "Postgres crashed, or took the bridge for dead; it wrote anew who is there.",
+        "Postgres crashed or considered the bridge dead; the bridge wrote its members again.",
     ),
-    "heartbeat_failed": (logging.WARNING, "The lease could not be renewed; tried again."),
-    "audience_failed": (logging.WARNING, "Counts could not be written; tried again."),
-    "presence_failed": (logging.WARNING, "Presence could not be written or read; tried again."),
-    "upkeep": (logging.INFO, "Leaves were made, closed or dropped."),
-    "upkeep_failed": (logging.WARNING, "Upkeep failed and is tried again."),
-    "outbox_lost": (logging.WARNING, "Webhooks wait for the database; claimed ones are kept."),
-    "keys_unavailable": (logging.WARNING, "The JWKS could not be fetched; known keys stay."),
+    "heartbeat_failed": (logging.WARNING, "The lease could not be renewed; the bridge retries."),
+    "audience_failed": (
+        logging.WARNING,
+        "Subscriber counts could not be written; the bridge retries.",
+    ),
+    "presence_failed": (
+        logging.WARNING,
+        "Presence could not be written or read; the bridge retries.",
+    ),
+    "upkeep": (logging.INFO, "Leaves were created, closed or dropped."),
+    "upkeep_failed": (logging.WARNING, "Upkeep failed; the bridge retries."),
+    "outbox_lost": (
+        logging.WARNING,
+        "Webhooks wait for the database; claimed deliveries are kept.",
+    ),
+    "keys_unavailable": (
+        logging.WARNING,
+        "The JWKS could not be fetched; the known keys stay valid.",
+    ),
     "handles_unwritten": (
         logging.WARNING,
-        "Cursors of handles could not be written down; tried again.",
+        "Cursors of resume handles could not be written; the bridge retries.",
     ),
     "census_failed": (
         logging.WARNING,
-        "Who is connected could not be told to a dry run; it goes on without this bridge.",
+        "The bridge could not report its clients to a dry run, which continues without them.",
     ),
-    "policy_error": (logging.WARNING, "A policy raised an error and thereby denied."),
+    "policy_error": (logging.WARNING, "A policy raised an error, which counts as a denial."),
     "refused": (logging.DEBUG, "A request was refused."),
-    "closed": (logging.DEBUG, "A subscription lost its access and was ended with this code."),
+    "closed": (logging.DEBUG, "A subscription lost its access and ended with this code."),
     "session_opened": (logging.DEBUG, "A client connected."),
-    "session_closed": (logging.DEBUG, "A client left, or was closed with this code."),
-    "slow_client": (logging.INFO, "A client did not read and was closed."),
-    "internal_error": (logging.ERROR, "A mistake in rowcast; the traceback follows."),
+    "session_closed": (logging.DEBUG, "A client disconnected, or was closed with this code."),
+    "slow_client": (logging.INFO, "A client read too slowly and was closed."),
+    "internal_error": (logging.ERROR, "A bug in rowcast; the traceback follows."),
 }
 
 
 class Metrics:
-    """Prometheus instruments; counters end in _total, units stand in the name."""
+    """Prometheus instruments; names of counters end in _total, and names contain the unit."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -74,7 +86,7 @@ class Metrics:
         )
         self.subscriptions = Gauge(
             "rowcast_subscriptions",
-            "Subscriptions of all clients.",
+            "Current subscriptions of all clients.",
             registry=self.registry,
             multiprocess_mode="livesum",
         )
@@ -86,45 +98,47 @@ class Metrics:
         )
         self.encodings = Counter(
             "rowcast_encodings_total",
-            "Messages encoded: each once per wire, however many clients hear it.",
+            "Messages encoded, once per wire for any number of clients.",
             ["wire"],
             registry=self.registry,
         )
         self.presence_events = Counter(
             "rowcast_presence_events_total",
-            "Joins, updates and leaves told to clients, before fan-out.",
+            "Presence joins, updates and leaves, counted before fan-out.",
             registry=self.registry,
         )
         self.received = Counter(
-            "rowcast_frames_received_total", "Frames from clients.", registry=self.registry
+            "rowcast_frames_received_total", "Frames received from clients.", registry=self.registry
         )
         self.refusals = Counter(
             "rowcast_refusals_total", "Requests refused.", ["code"], registry=self.registry
         )
         self.closed = Counter(
             "rowcast_closed_total",
-            "Subscriptions that lost their access.",
+            "Subscriptions ended because they lost their access.",
             ["code"],
             registry=self.registry,
         )
         self.rechecks = Counter(
             "rowcast_rechecks_total",
-            "Questions whether a subscription is still allowed.",
+            "Checks whether a subscription is still allowed.",
             registry=self.registry,
         )
         self.drains = Counter("rowcast_drains_total", "Reads of the feed.", registry=self.registry)
         self.sleeps = Counter(
-            "rowcast_sleeps_total", "Times the bridge fell asleep.", registry=self.registry
+            "rowcast_sleeps_total",
+            "Times the bridge went to sleep until a notification.",
+            registry=self.registry,
         )
         self.feed_up = Gauge(
             "rowcast_feed_up",
-            "1 while the feed reads, of all workers.",
+            "1 while the feed of every worker reads, otherwise 0.",
             registry=self.registry,
             multiprocess_mode="livemin",
         )
         self.listen_up = Gauge(
             "rowcast_listen_up",
-            "1 while LISTEN works, of all workers.",
+            "1 while LISTEN works in every worker, otherwise 0.",
             registry=self.registry,
             multiprocess_mode="livemin",
         )
@@ -133,12 +147,12 @@ class Metrics:
         )
         self.webhooks_lost = Counter(
             "rowcast_webhooks_lost_total",
-            "Webhook requests that outlasted their lease, so another bridge sends them too.",
+            "Webhook requests that outlasted their lease, so that another bridge sends them too.",
             registry=self.registry,
         )
         self.lag = Histogram(
             "rowcast_insert_to_write_seconds",
-            "From the insert of the newest message of a drain until it was written.",
+            "Seconds from the insert of the newest message of a drain until its write to clients.",
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30),
             registry=self.registry,
         )
@@ -154,7 +168,7 @@ def observe(event: str, *, exc_info: bool = False, **fields: Any) -> None:
     Args:
         event: a key of `EVENTS`.
         exc_info: add the traceback of the exception that is being handled.
-        fields: what the log line says besides; never secrets.
+        fields: further fields of the log line; never secrets.
     """
     metrics.events.labels(event).inc()
     level = EVENTS[event][0]
@@ -183,7 +197,7 @@ class _Formatter(logging.Formatter):
 
 
 def configure(form: Literal["text", "json"]) -> None:
-    """Send the log lines of rowcast to standard error."""
+    """Send the log lines of rowcast to standard error in this format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(form))
     _log.handlers[:] = [handler]
@@ -192,9 +206,9 @@ def configure(form: Literal["text", "json"]) -> None:
 
 
 def exposition() -> bytes:
-    """All instruments in Prometheus' text format; of all workers where there are several."""
+    """Return all metrics in the Prometheus text format, combined over all workers."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(metrics.registry)
-    together = CollectorRegistry()
-    MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-    return generate_latest(together)
+    combined = CollectorRegistry()
+    MultiProcessCollector(combined)  # type: ignore[no-untyped-call]
+    return generate_latest(combined)
