@@ -1,6 +1,6 @@
-"""The SQL that ships with the package, wherever the package was installed from.
+"""Finds the SQL files that ship with the package.
 
-A wheel carries the folders inside the package; a checkout, an unpacked sdist and an editable
+A wheel has the folders inside the package; a checkout, an unpacked sdist and an editable
 installation have them beside ``python/``.
 """
 
@@ -14,25 +14,25 @@ __all__ = ["migration_files", "policy_files", "sql_files", "style_config"]
 
 
 def sql_files() -> tuple[Path, ...]:
-    """Code: functions, triggers, views, grants; in the order in which they are applied."""
+    """Return functions, triggers, views and grants, in the order in which they are applied."""
     return _files("sql")
 
 
 def migration_files() -> tuple[Path, ...]:
-    """State: numbered files, each applied once; in order."""
+    """Return the numbered migrations, each applied once, in order."""
     return _files("migrations")
 
 
 def policy_files() -> tuple[Path, ...]:
-    """Recipes that teams copy; `Path.stem` is the name of the recipe.
+    """Return the policy recipes; `Path.stem` is the name of a recipe.
 
-    The cases of a recipe stand beside it, under the same name with the suffix ``.test.toml``.
+    The test cases of a recipe are beside it, in a file with the suffix ``.test.toml``.
     """
     return _files("policies")
 
 
 def style_config() -> Path:
-    """The configuration of sqlfluff for policy files."""
+    """Return the sqlfluff configuration for policy files."""
     return policy_files()[0].parent / ".sqlfluff"
 
 

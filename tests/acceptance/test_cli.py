@@ -232,7 +232,7 @@ def test_a_variable_that_nothing_reads_is_told_once(env: dict[str, str]) -> None
     ours = {"ROWCAST_URL": "x", "ROWCAST_TOKEN": "y", "ROWCAST_PORT_80_TCP": "tcp://10.0.0.1:80"}
     told = rowcast("config", env={**wrong, **ours}).stderr.splitlines()
     assert [line.split(" ")[4] for line in told] == ["ROWCAST_JWT_SECRT:", "ROWCAST_COLOUR;"]
-    assert "ROWCAST_JWT_SECRET is meant" in told[0]
+    assert "did you mean ROWCAST_JWT_SECRET" in told[0]
     with started("serve", "--workers", "2", env=wrong) as command:
         command.line()
         assert command.stop(signal.SIGTERM) == 0
@@ -255,6 +255,10 @@ def test_config_explains_every_setting_and_hides_secrets(env: dict[str, str]) ->
     assert listed["ROWCAST_JWT_SECRET"]["value"] == "***"
     assert listed["ROWCAST_HOST"] == {"value": "127.0.0.1", "about": "Address to listen on."}
     assert len(listed) == len(shown.splitlines())
+    assert "ROWCAST_POLL_MIN" not in listed
+    every = json.loads(rowcast("config", "--json", "--all", env=env).stdout)
+    assert every.items() > listed.items()
+    assert "ROWCAST_POLL_MIN" in every
 
 
 def test_a_wrong_setting_is_named(bare: dict[str, str]) -> None:
@@ -282,7 +286,12 @@ def test_migrate_installs_once_and_says_what_comes_next(
         planned = rowcast("migrate", "--dry-run", "--database-url", url, env=bare)
         repeated = rowcast("migrate", "--reapply", "--database-url", url, env=bare)
     assert "0001_settings applied" in done.stdout
-    for word in ("rowcast_bridge", "rowcast_caller", "No policy means deny", "realtime_channels"):
+    for word in (
+        "rowcast_bridge",
+        "rowcast_caller",
+        "Without policies all clients are denied",
+        "realtime_channels",
+    ):
         assert word in done.stdout.split("next:")[1]
     assert again.stdout.startswith("nothing to do")
     assert planned.stdout.startswith("nothing to do")

@@ -190,7 +190,7 @@ def test_without_psql_another_way_is_named(data: Path, env: dict[str, str]) -> N
     with started("dev", "--data", str(data), "--port", "0", env=poor) as command:
         command.says("event=started")
         assert command.stop() == 0
-        assert "`rowcast publish` needs none" in command.rest()
+        assert "`rowcast publish` works without it" in command.rest()
 
 
 def test_the_other_commands_find_it_by_themselves(data: Path, env: dict[str, str]) -> None:
@@ -251,7 +251,7 @@ def test_ephemeral_leaves_nothing_behind(scratch: Path, env: dict[str, str]) -> 
         (kept,) = scratch.glob("rowcast-dev-*")
         assert running.channels() == DEMO
     assert not kept.exists()
-    assert "--data has no meaning" in failed("--ephemeral", "--data", str(scratch), env=env)
+    assert "excludes --data" in failed("--ephemeral", "--data", str(scratch), env=env)
 
 
 def test_a_taken_port_is_told_before_anything_is_made(scratch: Path, env: dict[str, str]) -> None:

@@ -117,7 +117,7 @@ def test_mistakes_are_explained(db: Connection, run: Run) -> None:
     assert "There is no delivery 7." in run("redeliver", "7", code=1)
     assert "There is no delivery 7." in run("deliveries", "--attempts", "7", code=1)
     assert "There is no endpoint" in run("rotate", str(uuid4()), code=1)
-    assert "is no id of an endpoint" in run("rotate", "x", code=2)
+    assert "is not the id of an endpoint" in run("rotate", "x", code=2)
     assert "no delivery state" in run("deliveries", "--state", "lost", code=1)
     assert "cursor" in run("deliveries", "--after", "x", code=1)
     assert "has webhooks" in run("deliveries", "--channel", "hall:*", code=1)

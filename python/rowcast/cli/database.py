@@ -1,4 +1,4 @@
-"""`rowcast migrate`, `sql`, `status` and `doctor`: what operators do to a database."""
+"""`rowcast migrate`, `sql`, `status` and `doctor`: the commands of operators for a database."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .options import Commands, add_database_url, command, database_url
 __all__ = ["add"]
 
 MIGRATE = """\
-Makes roles, tables and functions, or brings them to this version; finds nothing to do when
-they are. Needs a role with CREATEROLE and CREATE on the database and on schema public; no
-superuser. Sets the passwords of the two logins when ROWCAST_BRIDGE_PASSWORD and
+Creates roles, tables and functions, or upgrades them to this version; does nothing if they are
+current. Needs a role with CREATEROLE, and CREATE on the database and on schema public, but not a
+superuser. Sets the passwords of the two logins if ROWCAST_BRIDGE_PASSWORD and
 ROWCAST_CALLER_PASSWORD are set.
 
 example:
@@ -24,58 +24,66 @@ example:
 """
 
 SQL = """\
-Prints what `rowcast migrate` would run on an empty database, as one transaction, for a database
-that only psql or a console reaches.
+Prints what `rowcast migrate` would run on an empty database, as one transaction. Use it for a
+database that you can reach only with psql or a web console.
 
 example:
   rowcast sql | psql --set ON_ERROR_STOP=1 app
 """
 
 STATUS = """\
-Asks the database of ROWCAST_DATABASE_URL, or of a `rowcast dev` that runs.
+Reads the database of ROWCAST_DATABASE_URL, or of a running `rowcast dev`.
 
 example:
   rowcast status --json | jq .channels
 """
 
 DOCTOR = """\
-Checks the installation from within and, with the URLs of the environment, from outside: logins,
-LISTEN, tokens, versions, clocks. Each line is ok, fail or skip; fail comes with what to do, and
-makes the exit code 1.
+Checks the installation inside the database and, with the URLs of the environment, from outside:
+logins, LISTEN, tokens, versions, clocks. Each line is ok, fail or skip. A fail comes with advice
+and makes the exit code 1.
 
 example:
   rowcast doctor
 """
 
 NEXT_PASSWORDS = """\
- - Give the logins of the bridge passwords: in psql \\password rowcast_bridge and
-   \\password rowcast_caller, or migrate again with ROWCAST_BRIDGE_PASSWORD and
+ - Set passwords for the two logins: run \\password rowcast_bridge and
+   \\password rowcast_caller in psql, or migrate again with ROWCAST_BRIDGE_PASSWORD and
    ROWCAST_CALLER_PASSWORD set."""
 NEXT_POLICIES = """\
- - No policy means deny: nobody may subscribe or publish until you write policies on
-   realtime_channels (FOR SELECT) and realtime_messages (FOR INSERT)."""
+ - Write policies on realtime_channels (FOR SELECT, to subscribe) and realtime_messages
+   (FOR INSERT, to publish). Without policies all clients are denied."""
 NEXT_CHANNELS = """\
  - Create a channel: insert into realtime_channels (pattern) values ('chat:*');"""
 
 
 def add(commands: Commands) -> None:
-    """Describe the commands."""
+    """Add the commands to the parser."""
     parser = command(
         commands, "migrate", _migrate, "Install rowcast in a database, or upgrade it.", MIGRATE
     )
     add_database_url(parser, "the migrating role, instead of ROWCAST_MIGRATE_URL")
-    parser.add_argument("--reapply", action="store_true", help="apply unchanged functions again")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be applied, and change nothing"
+        "--reapply", action="store_true", help="apply the SQL code again although it is unchanged"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be applied without changing anything",
     )
     parser = command(commands, "sql", _sql, "Print the installation as one SQL script.", SQL)
-    parser.add_argument("--roles", action="store_true", help="only the part that needs CREATEROLE")
-    parser.add_argument("--since", type=int, default=0, metavar="N", help="go on from migration N")
+    parser.add_argument(
+        "--roles", action="store_true", help="print only the part that needs CREATEROLE"
+    )
+    parser.add_argument("--since", type=int, default=0, metavar="N", help="start after migration N")
     parser = command(commands, "status", _status, "Print the state of a database.", STATUS)
     add_database_url(parser, "the bridge login or of the owner")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser = command(commands, "doctor", _doctor, "Find what is wrong, and what to do.", DOCTOR)
-    add_database_url(parser, "the login that asks the database, instead of the bridge's")
+    parser = command(
+        commands, "doctor", _doctor, "Check an installation and say how to repair it.", DOCTOR
+    )
+    add_database_url(parser, "the login for the checks in the database, instead of the bridge's")
     parser.add_argument("--json", action="store_true", help="print one JSON array")
 
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 ABOUT = """\
-Starts a PostgreSQL of its own (or uses that of --database-url), migrates it, applies the policies
-`open`, makes channels to play with, and runs a bridge, until Ctrl-C. Data and keys are kept for
-the next start; the policies and channels of the first one are not put back when you change them.
+Starts its own PostgreSQL (or uses that of --database-url), migrates it, applies the recipe `open`,
+creates demo channels, and runs a bridge until Ctrl-C. Data and keys are kept for the next start.
+Only the first start creates policies and channels, so your changes to them stay.
 
---policies takes none, a file of CREATE POLICY statements, or the name of a recipe. On a database
-of --database-url nothing is opened unless you ask for it.
+--policies takes none, a file of CREATE POLICY statements, or the name of a recipe. Without
+--policies, the database of --database-url gets no policies.
 
-With --json, standard output is one line when all is ready:
+With --json, one line is written to standard output when clients can connect:
 {"url", "database_url", "anon_key", "admin_key", "jwt_secret", "pid"}
 
 example:
@@ -36,27 +36,29 @@ example:
 
 
 def add(commands: Commands) -> None:
-    """Describe the command."""
+    """Add the command to the parser."""
     parser = command(
-        commands, "dev", _run, "Run everything on this machine, to try and to develop.", ABOUT
+        commands, "dev", _run, "Run everything on this machine, for development.", ABOUT
     )
-    parser.add_argument("--port", type=port, help="port of the bridge; 0 takes a free one")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where data and keys are kept")
+    parser.add_argument("--port", type=port, help="port of the bridge; 0 chooses a free one")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="directory for data and keys")
     parser.add_argument(
-        "--ephemeral", action="store_true", help="keep nothing: everything is gone at the end"
+        "--ephemeral", action="store_true", help="delete all data and keys at the end"
     )
     parser.add_argument(
         "--policies", metavar="open|none|FILE", help="policies to apply at this start"
     )
     parser.add_argument(
-        "--database-url", metavar="URL", help="use this database; the role migrates it"
+        "--database-url",
+        metavar="URL",
+        help="use this database; its role must be able to migrate it",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line when ready")
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.ephemeral and args.data is not None:
-        raise ConfigError("--ephemeral keeps nothing, so --data has no meaning: give one of them.")
+        raise ConfigError("--ephemeral deletes all data, so it excludes --data: give one of them.")
     from rowcast.dev.run import Options, dev
 
     def ready(report: Report) -> None:
@@ -76,14 +78,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _tell(text: str) -> None:
-    # A log may have closed standard output long ago; the steps are for the person who waits.
+    # Standard output may be a closed pipe, and these lines are for the developer at the terminal.
     print(f"rowcast dev: {text}", file=sys.stderr, flush=True)
 
 
 def _text(report: Report) -> str:
     running = report.running
     if report.ephemeral:
-        kept = "nothing is kept"
+        kept = "all data is deleted at the end"
     elif report.embedded:
         kept = f"data in {report.home}"
     else:
@@ -100,7 +102,7 @@ def _text(report: Report) -> str:
         "In other terminals:",
         "  rowcast listen chat:room1",
         """  rowcast publish chat:room1 message.new '{"text": "hello"}'\n""",
-        "Ctrl-C stops all of it.",
+        "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)
 
@@ -109,4 +111,4 @@ def _psql(url: str) -> str:
     quoted = "'" + url.replace("'", "%27") + "'"
     if shutil.which("psql"):
         return f"psql {quoted}"
-    return f"{quoted} (no psql here; `rowcast publish` needs none)"
+    return f"{quoted} (psql is not installed; `rowcast publish` works without it)"

@@ -1,7 +1,7 @@
-"""What the doctor of the database cannot see from within: logins, LISTEN, tokens, versions.
+"""The checks of `rowcast doctor` that the database cannot do itself: logins, LISTEN, tokens.
 
-The checks go from what everything needs to what few miss. One that cannot be made because an
-earlier one failed, or because nobody named what it needs, is skipped and says so.
+Basic checks come first. A check is reported as skipped if an earlier one failed or its setting is
+missing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Finding", "examine"]
 
 CLOCKS_MAY_DIFFER = 5.0
 OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
-GRANTED = "Give the URL of the login that `rowcast migrate` made."
+GRANTED = "Give the URL of the login that `rowcast migrate` created."
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fact: whether it is as it must be (None: not looked at), and what to do if not."""
+    """One result: whether it is right (None: not checked), and advice if it is wrong."""
 
     subject: str
     ok: bool | None
@@ -43,20 +43,20 @@ class Finding:
         return f"{mark}   {self.subject}: {self.finding}{advice}"
 
     def shown(self) -> dict[str, object]:
-        """The finding as JSON has it."""
+        """Return the finding as a JSON object."""
         advice = self.advice if self.ok is False else None
         return {"subject": self.subject, "ok": self.ok, "finding": self.finding, "advice": advice}
 
 
 def examine(env: Mapping[str, str], database_url: str | None = None) -> Iterator[Finding]:
-    """Make all checks.
+    """Run all checks.
 
     Args:
-        env: the settings; where they name no database, a `rowcast dev` that runs is examined.
-        database_url: the login that asks the database itself; the bridge's by default.
+        env: the settings; without a database URL, a running `rowcast dev` is checked.
+        database_url: the login for the checks in the database; the bridge's by default.
 
     Raises:
-        ConfigError: no database is named at all, or a setting cannot be read.
+        ConfigError: no database is given, or a setting cannot be parsed.
     """
     settings = Settings.from_env(env)
     running = None if database_url or settings.database_url else current(env)
@@ -66,7 +66,7 @@ def examine(env: Mapping[str, str], database_url: str | None = None) -> Iterator
     asked = database_url or bridge
     if not asked:
         raise ConfigError(
-            "No database is named: set ROWCAST_DATABASE_URL, give --database-url, or start "
+            "No database is given: set ROWCAST_DATABASE_URL, use --database-url, or start "
             "`rowcast dev`."
         )
     yield from _login("bridge login", "ROWCAST_DATABASE_URL", bridge)
@@ -76,7 +76,7 @@ def examine(env: Mapping[str, str], database_url: str | None = None) -> Iterator
         with open_database(asked) as database:
             yield from _inside(database, settings, bridge)
     except DatabaseError as problem:
-        yield Finding("database", False, str(problem), "All further checks ask this database.")
+        yield Finding("database", False, str(problem), "All further checks need this database.")
 
 
 def _login(subject: str, variable: str, url: str) -> Iterator[Finding]:
@@ -94,7 +94,9 @@ def _login(subject: str, variable: str, url: str) -> Iterator[Finding]:
     if faults:
         yield Finding(subject, False, f"{login.name} {' and '.join(faults)}", GRANTED)
     else:
-        yield Finding(subject, True, f"{login.name} connects, and may do no more than it must")
+        yield Finding(
+            subject, True, f"{login.name} connects, and has only the rights that it needs"
+        )
 
 
 def _tokens(settings: Settings, secret: str) -> Iterator[Finding]:
@@ -115,7 +117,10 @@ def _jwks(url: str) -> Finding:
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in OWN_MACHINE:
         return Finding(
-            "jwks", False, f"{url} is not https", "Use https: who changes the keys signs tokens."
+            "jwks",
+            False,
+            f"{url} is not https",
+            "Use https: an attacker who replaces the keys can sign tokens.",
         )
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
@@ -131,7 +136,7 @@ def _inside(database: Queries, settings: Settings, bridge: str) -> Iterator[Find
         "clocks",
         abs(ahead) <= CLOCKS_MAY_DIFFER,
         f"the database's clock differs by {abs(ahead):.1f} s",
-        "Set both by NTP: tokens and cursors carry times.",
+        "Synchronize both with NTP: tokens and cursors contain times.",
     )
     status = database.status()
     yield _versions(status["version"])
@@ -170,10 +175,10 @@ def _listen(settings: Settings, bridge: str, doorbell: str) -> Iterator[Finding]
     except DatabaseError as problem:
         yield Finding("listen", False, str(problem), f"Check {variable}.")
         return
-    finding = "LISTEN hears NOTIFY" if heard else "LISTEN hears nothing"
+    finding = "LISTEN receives NOTIFY" if heard else "LISTEN does not receive NOTIFY"
     yield Finding(
         "listen",
         heard,
         f"{finding} through {variable}" + (", which is a pooler" if pooled else ""),
-        "Set ROWCAST_LISTEN_URL to the server itself, or ROWCAST_DOORBELL=poll.",
+        "Set ROWCAST_LISTEN_URL to a direct connection, or ROWCAST_DOORBELL=poll.",
     )

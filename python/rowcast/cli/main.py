@@ -1,7 +1,7 @@
-"""The command ``rowcast``: finds the sub-command, runs it, and turns errors into sentences.
+"""The command ``rowcast``: runs a sub-command and prints errors as sentences.
 
-Exit codes: 0 done, 1 an error or a finding, 2 wrong usage, 130 interrupted; `rowcast policy` also
-ends with 3 for a refusal and 4 for a difference.
+Exit codes: 0 success, 1 an error or a finding, 2 wrong usage, 130 interrupted; `rowcast policy`
+also returns 3 for a refusal and 4 for a difference.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from . import database, dev, messages, policy, serve, token, webhooks
 __all__ = ["main"]
 
 EPILOG = """\
-to begin:
-  rowcast dev                       a database, a bridge and keys, in one terminal
-  rowcast listen chat:room1         in a second one
+getting started:
+  rowcast dev                       starts a database and a bridge, prints keys
+  rowcast listen chat:room1         in a second terminal
   rowcast publish chat:room1 message.new '{"text": "hello"}'
 
 Settings are environment variables; `rowcast config` lists them.
@@ -34,18 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the arguments after the name of the program; those of the process by default.
+        argv: the arguments after the program name; those of the process by default.
 
     Returns:
         The exit code.
     """
     args, left_over = _parser().parse_known_args(argv)
     if left_over:
-        # Left to argparse, this is told with the usage of `rowcast`, not of the command.
+        # argparse itself would print the usage of `rowcast` instead of that of the command.
         args.parser.error(f"unrecognized arguments: {' '.join(left_over)}")
     for name, nearest in unknown(os.environ).items():
-        meant = f": {nearest} is meant?" if nearest else "; `rowcast config` lists them."
-        print(f"rowcast: warning: nothing reads {name}{meant}", file=sys.stderr)
+        meant = f": did you mean {nearest}?" if nearest else "; `rowcast config` lists them."
+        print(f"rowcast: warning: unknown setting {name}{meant}", file=sys.stderr)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -56,16 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read us has seen enough; the interpreter must not try to flush at its end.
+        # The reader closed the pipe; the interpreter must not flush to it when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 class Parser(argparse.ArgumentParser):
-    """Says where to read on, whatever was typed."""
+    """A parser whose errors point to ``--help``."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(f"{message} (`{self.prog} --help` tells more)")
+        super().error(f"{message} (see `{self.prog} --help`)")
 
 
 def _parser() -> argparse.ArgumentParser:

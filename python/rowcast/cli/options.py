@@ -1,4 +1,4 @@
-"""What several commands share: how they are described, and which database or bridge is meant."""
+"""Options that several commands share, and the database or bridge that they refer to."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def command(
     """Add a command.
 
     Args:
-        commands: where to.
-        name: what is typed.
-        run: does it; returns the exit code.
-        summary: one line for the list of commands.
-        about: for ``--help``; keeps its line breaks and ends with an example.
+        commands: the group to add it to.
+        name: the name of the command.
+        run: executes the command and returns the exit code.
+        summary: one line for the list of commands, and the first line of ``--help``.
+        about: the rest of ``--help``; keeps its line breaks and ends with an example.
     """
     parser = commands.add_parser(
         name,
@@ -49,22 +49,22 @@ def command(
 
 
 def add_database_url(parser: argparse.ArgumentParser, whose: str) -> None:
-    """Add ``--database-url``, saying whose login it should be."""
+    """Add ``--database-url``; `whose` describes the login that it needs."""
     parser.add_argument("--database-url", metavar="URL", help=f"connection URL of {whose}")
 
 
 def port(text: str) -> int:
-    """Read a port from the command line."""
+    """Parse a port."""
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: use 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: use 0 to 65535")
     return int(text)
 
 
 def database_url(args: argparse.Namespace, *variables: str) -> str:
-    """Return the URL of the flag, of the first variable that is set, or of `rowcast dev`.
+    """Return the URL of the option, of the first variable that is set, or of `rowcast dev`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: none of these names a database.
     """
     for url in (args.database_url, *(os.environ.get(name) for name in variables)):
         if url:
@@ -73,12 +73,12 @@ def database_url(args: argparse.Namespace, *variables: str) -> str:
     if running is not None:
         return str(running.database_url)
     raise ConfigError(
-        f"No database is named: give --database-url, set {variables[0]}, or start `rowcast dev`."
+        f"No database is given: use --database-url, set {variables[0]}, or start `rowcast dev`."
     )
 
 
 def bridge_target(args: argparse.Namespace) -> tuple[str, str]:
-    """Return the URL of the bridge and a token: those given, or those of `rowcast dev`.
+    """Return URL and token of a bridge: those given, or those of a running `rowcast dev`.
 
     Raises:
         ConfigError: one of them is missing.
@@ -90,11 +90,13 @@ def bridge_target(args: argparse.Namespace) -> tuple[str, str]:
         url = running.url
     if not url:
         raise ConfigError(
-            "No `rowcast dev` of this user runs: start it, or give --url and --token."
+            "This user does not run `rowcast dev`: start it, or give --url and --token."
         )
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{url!r} is no address of a bridge: write it like http://127.0.0.1:8080.")
-    # The key of one bridge means nothing to another.
+        raise UsageError(
+            f"{url!r} is not the URL of a bridge: write it like http://127.0.0.1:8080."
+        )
+    # The key of one bridge is not valid at another.
     if not token and running is not None and url.rstrip("/") == running.url:
         token = running.anon_key
     if not token:
@@ -103,7 +105,7 @@ def bridge_target(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def secret(args: argparse.Namespace) -> str:
-    """Return the secret of the flag, of the environment, or of `rowcast dev`; or nothing."""
+    """Return the secret of the option, of the environment, or of `rowcast dev`; "" if none."""
     found = args.secret or os.environ.get("ROWCAST_JWT_SECRET")
     if found:
         return str(found)

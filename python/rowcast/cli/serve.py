@@ -19,8 +19,8 @@ from .options import Commands, command, port
 __all__ = ["add"]
 
 SERVE = """\
-Runs until SIGTERM or Ctrl-C, then lets the clients go and ends. Standard output says when
-clients can connect: a sentence on a terminal, otherwise one line of JSON that begins with
+Runs until SIGTERM or Ctrl-C, then closes its clients and ends. When clients can connect, it
+writes to standard output: a sentence on a terminal, otherwise one line of JSON that begins with
 {"event":"ready". Log lines go to standard error.
 
 example:
@@ -31,7 +31,8 @@ example:
 """
 
 CONFIG = """\
-Prints what is in force here: variable, value, meaning. Secrets are masked.
+Prints each variable with its effective value and its meaning. Secrets are masked. --all adds the
+settings that rarely need to change, such as the intervals of polling.
 
 example:
   ROWCAST_PORT=9000 rowcast config | grep PORT
@@ -39,28 +40,31 @@ example:
 
 
 def add(commands: Commands) -> None:
-    """Describe the commands."""
+    """Add both commands to the parser."""
     parser = command(commands, "serve", _serve, "Run a bridge.", SERVE)
-    parser.add_argument("--host", help="address to listen on instead of ROWCAST_HOST")
+    parser.add_argument("--host", help="address to listen on, instead of ROWCAST_HOST")
     parser.add_argument(
-        "--port", type=port, help="port to listen on instead of ROWCAST_PORT; 0 takes a free one"
+        "--port", type=port, help="port to listen on, instead of ROWCAST_PORT; 0 chooses a free one"
     )
     parser.add_argument(
         "--workers",
         type=_workers,
         metavar="N",
-        help="processes on the port instead of ROWCAST_WORKERS",
+        help="number of processes, instead of ROWCAST_WORKERS",
     )
     parser.add_argument(
-        "--end-with-stdin", action="store_true", help="end as with SIGTERM when the input closes"
+        "--end-with-stdin",
+        action="store_true",
+        help="end as with SIGTERM when standard input closes",
     )
     parser = command(commands, "config", _config, "Print the effective settings.", CONFIG)
+    parser.add_argument("--all", action="store_true", help="include the rarely changed settings")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _workers(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: use 1 to 256")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes: use 1 to 256")
     return int(text)
 
 
@@ -108,7 +112,7 @@ def _config(args: argparse.Namespace) -> int:
     about = {field.name: field.metadata["about"] for field in dataclasses.fields(settings)}
     rows = [
         (variable, value, about[variable.removeprefix("ROWCAST_").lower()])
-        for variable, value in settings.shown().items()
+        for variable, value in settings.shown(internal=args.all).items()
     ]
     if args.json:
         print(json.dumps({name: {"value": value, "about": text} for name, value, text in rows}))

@@ -16,10 +16,10 @@ from .options import Commands, command, secret
 __all__ = ["add"]
 
 ABOUT = """\
-Signs with HS256 over the UTF-8 bytes of ROWCAST_JWT_SECRET, of --secret, or of the secret of a
-`rowcast dev` that runs. Only the token goes to standard output.
+Signs with HS256. The key is the UTF-8 bytes of --secret, of ROWCAST_JWT_SECRET, or of the secret
+of a running `rowcast dev`. Only the token goes to standard output.
 
-A value of --claim that is JSON is taken as JSON: level=3 is a number, level='"3"' a text.
+A value of --claim that is JSON is read as JSON: level=3 is a number, level='"3"' a string.
 
 example:
   rowcast token --sub alice --exp 30d --claim org=acme --claim roles='["editor"]'
@@ -27,20 +27,24 @@ example:
 
 
 def add(commands: Commands) -> None:
-    """Describe the command."""
-    parser = command(commands, "token", _run, "Make a token for a client.", ABOUT)
+    """Add the command to the parser."""
+    parser = command(commands, "token", _run, "Create a token for a client.", ABOUT)
     parser.add_argument(
-        "--role", help="role claim: authenticated when there is a --sub, otherwise anon"
+        "--role", help="role claim; by default authenticated with --sub, otherwise anon"
     )
-    parser.add_argument("--sub", help="whom the token speaks for: auth.user_id() in policies")
+    parser.add_argument("--sub", help="id of the user: auth.user_id() in policies")
     parser.add_argument(
         "--exp",
         default="1h",
         metavar="TIME",
-        help="end: a span (90s, 15m, 1h, 30d), seconds since 1970, or an ISO time; 1h by default",
+        help="expiry: a span (90s, 15m, 1h, 30d), epoch seconds, or an ISO time; 1h by default",
     )
     parser.add_argument(
-        "--claim", action="append", default=[], metavar="NAME=VALUE", help="a further claim"
+        "--claim",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further claim; may be repeated",
     )
     parser.add_argument("--secret", help="sign with this instead of ROWCAST_JWT_SECRET")
 
@@ -58,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.sub is not None:
         claims["sub"] = args.sub
     claims |= {"iat": issued, "exp": tokens.parse_expiry(args.exp)}
-    # What this environment's bridge demands of every token.
+    # claims that the bridge of this environment requires of every token
     if settings.jwt_audience:
         claims["aud"] = settings.jwt_audience
     if settings.jwt_issuer:
@@ -66,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     claims |= tokens.parse_claims(args.claim)
     token = tokens.sign(key, claims)
     if tokens.is_weak(key):
-        _warn(f"the secret has fewer than {MINIMUM_SECRET} bytes: a bridge refuses it.")
+        _warn(f"the secret has fewer than {MINIMUM_SECRET} bytes: a bridge will refuse it.")
     if role not in (*tokens.CALLER_ROLES, *tokens.ADMIN_ROLES):
         _warn(
             f"a bridge takes tokens of {', '.join(tokens.CALLER_ROLES)} and, to administer, "

@@ -1,4 +1,4 @@
-"""`rowcast webhooks`: endpoints, deliveries, and a request to try a receiver with."""
+"""`rowcast webhooks`: endpoints, deliveries, and a test request to a receiver."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .options import Commands, add_database_url, command, database_url
 __all__ = ["add"]
 
 ABOUT = """\
-Asks the database of ROWCAST_DATABASE_URL, or of a `rowcast dev` that runs. The URLs themselves
-are in realtime_channels.webhook_urls.
+Uses the database of ROWCAST_DATABASE_URL, or of a running `rowcast dev`. The URLs themselves are
+set in realtime_channels.webhook_urls.
 
 example:
   rowcast webhooks list
@@ -27,15 +27,15 @@ example:
 """
 
 LIST = """\
-Shows each endpoint with its state: active, throttled (it asked for a pause), open (it fails, and
-gets one probe at a time) or disabled.
+Shows each endpoint with its state: active, throttled (the receiver asked for a pause), open (it
+fails and gets one probe at a time) or disabled.
 
 example:
   rowcast webhooks list --json | jq '.[] | select(.state != "active")'
 """
 
 DELIVERIES = """\
-Shows deliveries, newest first. With --attempts ID, what was answered to each attempt of one.
+Shows deliveries, newest first. --attempts ID shows the response to each attempt of one delivery.
 
 example:
   rowcast webhooks deliveries --state failed --limit 20
@@ -43,56 +43,65 @@ example:
 """
 
 REDELIVER = """\
-Sends deliveries again, now and with a new schedule. What was delivered before counts once.
+Sends deliveries again: at once, and with a new schedule of retries if that fails. A delivered
+one stays delivered whatever the result, so it counts once.
 
 example:
   rowcast webhooks redeliver 42 43
 """
 
 ROTATE = """\
-Gives an endpoint a new signing secret and prints it, once. The old one signs too for a day
-(rowcast.settings.webhook_secret_grace), so change the receiver within that time.
+Creates a new signing secret for an endpoint and prints it; it is not shown again. The old one
+also signs for a day (rowcast.settings.webhook_secret_grace): update the receiver within that time.
 
 example:
   rowcast webhooks rotate 0f6c1a52-7f2f-4a31-9a8b-3f6a1de0c111
 """
 
 TEST = """\
-Sends one signed request from this machine to a URL and prints what came back; the database is not
-asked. Addresses that are not public are refused, as a bridge refuses them, unless
-ROWCAST_WEBHOOK_ALLOW_CIDRS names them. The exit code is 1 unless the answer is 2xx.
+Sends one signed request from this machine to a URL and prints the response, without using the
+database. As in a bridge, addresses that are not public are refused unless
+ROWCAST_WEBHOOK_ALLOW_CIDRS contains them. The exit code is 1 unless the status is 2xx.
 
 example:
   ROWCAST_WEBHOOK_ALLOW_CIDRS=127.0.0.0/8 rowcast webhooks test http://127.0.0.1:3000/webhook
 """
 
-# The key of the example in Standard Webhooks, for a receiver that has none yet.
+# The example key of the Standard Webhooks specification, for a receiver without a secret.
 EXAMPLE_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 def add(commands: Commands) -> None:
-    """Describe the commands."""
-    parser = command(commands, "webhooks", _never, "See and steer webhooks.", ABOUT)
+    """Add the commands to the parser."""
+    parser = command(commands, "webhooks", _never, "Show and control webhooks.", ABOUT)
     group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     sub = command(group, "list", _list, "Show the endpoints.", LIST)
     _add_common(sub)
-    sub.add_argument("--channel", metavar="PATTERN", help="only those of this channel")
+    sub.add_argument("--channel", metavar="PATTERN", help="show only those of this channel")
     sub = command(group, "deliveries", _deliveries, "Show deliveries.", DELIVERIES)
     _add_common(sub)
-    sub.add_argument("--channel", metavar="PATTERN", help="only those of this channel")
+    sub.add_argument("--channel", metavar="PATTERN", help="show only those of this channel")
     sub.add_argument("--state", help="pending, delivered, failed or cancelled")
-    sub.add_argument("--limit", type=int, default=50, metavar="N", help="how many, 50 by default")
-    sub.add_argument("--after", metavar="CURSOR", help="go on after a page that said `next`")
-    sub.add_argument("--attempts", type=int, metavar="ID", help="the attempts of this delivery")
+    sub.add_argument(
+        "--limit", type=int, default=50, metavar="N", help="number of deliveries, 50 by default"
+    )
+    sub.add_argument(
+        "--after", metavar="CURSOR", help="continue after this cursor of the page before"
+    )
+    sub.add_argument(
+        "--attempts", type=int, metavar="ID", help="show the attempts of this delivery"
+    )
     sub = command(group, "redeliver", _redeliver, "Send deliveries again.", REDELIVER)
     add_database_url(sub, "the bridge login or of the owner")
     sub.add_argument("delivery", type=int, nargs="+", help="number of a delivery")
-    sub = command(group, "rotate", _rotate, "Give an endpoint a new secret.", ROTATE)
+    sub = command(group, "rotate", _rotate, "Create a new secret for an endpoint.", ROTATE)
     _add_common(sub)
-    sub.add_argument("endpoint", type=_uuid, help="id of an endpoint, see list")
+    sub.add_argument("endpoint", type=_uuid, help="id of an endpoint, as shown by `list`")
     sub = command(group, "test", _test, "Send one request to a URL.", TEST)
     sub.add_argument("url", metavar="URL")
-    sub.add_argument("--secret", default=EXAMPLE_SECRET, help="what it is signed with")
+    sub.add_argument(
+        "--secret", default=EXAMPLE_SECRET, help="signing secret; an example key by default"
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -105,7 +114,7 @@ def _uuid(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no id of an endpoint") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of an endpoint") from None
 
 
 def _never(args: argparse.Namespace) -> int:
@@ -126,7 +135,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found))
     elif not found:
-        print("no endpoints: add a URL to webhook_urls of a channel")
+        print("no endpoints: add a URL to webhook_urls of a channel in realtime_channels")
     else:
         _table(found, ["id", "pattern", "url", "state", "pending", "failures", "reason"])
     return 0
@@ -147,7 +156,9 @@ def _deliveries(args: argparse.Namespace) -> int:
         if args.channel:
             ids = {e["pattern"]: e["channelId"] for e in database.endpoints()}
             if args.channel not in ids:
-                raise ConfigError(f"No channel {args.channel!r} has webhooks: see the list.")
+                raise ConfigError(
+                    f"No channel {args.channel!r} has webhooks: see `rowcast webhooks list`."
+                )
             channel = UUID(ids[args.channel])
         page = database.deliveries(channel, args.state, args.limit, args.after)
     if args.json:
@@ -233,9 +244,9 @@ def _test(args: argparse.Namespace) -> int:
         said = answer.error if answer.status is None else f"status {answer.status}"
         print(f"{'delivered' if good else 'failed'}: {said} after {answer.ms} ms")
         if answer.error == "denied_address":
-            print("the address is not public: name its network in ROWCAST_WEBHOOK_ALLOW_CIDRS")
+            print("the address is not public: add its network to ROWCAST_WEBHOOK_ALLOW_CIDRS")
         if answer.error == "invalid_url":
-            print("the address is no URL: write it like https://example.com/webhook")
+            print("the address is not a URL: write it like https://example.com/webhook")
         if answer.snippet:
             print(answer.snippet)
     return 0 if good else 1
