@@ -179,7 +179,7 @@ def test_people_get_what_they_can_paste(data: Path, env: dict[str, str]) -> None
         said = command.rest()
     assert f"http://127.0.0.1:{port}/#key=ey" in said
     assert "rowcast listen chat:room1" in said
-    assert "open: whoever has a key" in said
+    assert "open: every client with a key" in said
     assert str(data) in said
     if shutil.which("psql"):
         assert "psql 'postgresql://" in said
@@ -258,7 +258,7 @@ def test_a_taken_port_is_told_before_anything_is_made(scratch: Path, env: dict[s
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = str(holder.getsockname()[1])
         said = failed("--data", str(scratch / "data"), "--port", port, env=env)
-    assert f"Port {port} on 127.0.0.1 is taken" in said
+    assert f"Port {port} on 127.0.0.1 is in use" in said
     assert "--port" in said
     assert not (scratch / "data").exists()
 
@@ -332,7 +332,7 @@ def test_wrong_policies_are_a_sentence_and_leave_no_server(
     assert "syntax error" in failed(*arguments, str(bad), env=env)
     assert DataDirectory(data).postmaster() is None
     said = failed(*arguments, "lax", env=env)
-    assert "--policies lax: there is no such file" in said
+    assert "--policies lax: the file does not exist" in said
     assert "open" in said
 
 
@@ -410,7 +410,7 @@ def test_a_start_can_be_given_up(
     data = scratch / "data"
     arguments = ("dev", "--data", str(data), "--port", "0", "--json")
     with started(*arguments, env=env, start_new_session=True) as command:
-        command.says("making a PostgreSQL")
+        command.says("creating a PostgreSQL")
         # A terminal sends Ctrl-C to all processes at once.
         os.killpg(command.process.pid, number)
         assert command.process.wait(60) == 0

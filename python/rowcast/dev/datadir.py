@@ -1,11 +1,11 @@
-"""The directory of an embedded server: what lies in it, who may have it, and who has it now.
+"""The directory of an embedded server: creation, locking, ownership and state.
 
 ::
 
     DIR/pgdata         the PostgreSQL data directory, owned by the uid that the server runs as
-    DIR/password       the superuser's password, mode 0600, ours
-    DIR/postgres.log   what the server said since its last start; postgres.log.old before that
-    DIR/lock           locked while a server runs; the kernel frees it however the holder died
+    DIR/password       the superuser's password, mode 0600, owned by the user of rowcast
+    DIR/postgres.log   log of the server since its last start; postgres.log.old before that
+    DIR/lock           locked while a server runs; the kernel frees it when the holder dies
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ __all__ = [
 ]
 
 SUPERUSER = "postgres"
-# How long a start waits for a server that is just going down, and for one that shows no sign
-# of it: the keeper of a killed rowcast needs a moment before its server is seen to stop.
+# Seconds for which a start waits for a server that is stopping, and for one that is not: the
+# watchdog of a killed rowcast needs a moment before its server begins to stop.
 STOPPING_PATIENCE = 30.0
 RUNNING_PATIENCE = 1.0
 KEPT_FROM_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "TMPDIR")
 
 
 class Postmaster(NamedTuple):
-    """What a running server says of itself in ``postmaster.pid``."""
+    """The content of ``postmaster.pid`` of a running server."""
 
     pid: int
-    status: str  # starting, ready, stopping, or empty when it has not come so far
+    status: str  # starting, ready, stopping, or empty in an early stage of the start
 
 
 def default_data_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Return where an embedded server keeps its data when nobody says otherwise.
+    """Return the default data directory of an embedded server.
 
-    For root that is below ``/var/lib``: the home of root is closed to the uid that the server
-    runs as, and in ``/var/tmp`` anybody could have made the directory first.
+    For root it is below ``/var/lib``: the home of root is closed to the uid that the server runs
+    as, and in ``/var/tmp`` any user could have created the directory first.
 
     Raises:
         EmbeddedError: this user has no home directory.
@@ -73,19 +73,21 @@ def default_data_dir(env: Mapping[str, str] = os.environ) -> Path:
         else:
             base = Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     except RuntimeError as problem:
-        raise EmbeddedError("This user has no home directory; name one with --data.") from problem
+        raise EmbeddedError(
+            "This user does not have a home directory; give a directory with --data."
+        ) from problem
     return base / "rowcast" / "dev"
 
 
 def server_environment() -> dict[str, str]:
-    """Return the environment for server programs: no ``PG*`` to mislead them, no secrets."""
+    """Return the environment for server programs, without ``PG*`` variables and secrets."""
     kept = {name: os.environ[name] for name in KEPT_FROM_ENVIRONMENT if name in os.environ}
     return {**kept, "LC_ALL": "C"}
 
 
 @dataclass(frozen=True, slots=True)
 class DataDirectory:
-    """The files of one embedded server, and the questions a start asks of them."""
+    """The files of one embedded server, and the checks that a start needs."""
 
     root: Path
 
@@ -102,14 +104,14 @@ class DataDirectory:
         return self.root / "postgres.log"
 
     def prepare(self, identity: Identity) -> None:
-        """Make the directory unless it is there.
+        """Create the directory unless it exists.
 
         Raises:
-            EmbeddedError: `identity` cannot reach it, or it is something else than ours.
+            EmbeddedError: `identity` cannot reach it, or rowcast did not create it.
         """
         if (self.root / "PG_VERSION").exists():
             raise EmbeddedError(
-                f"{self.root} is the data directory of a PostgreSQL that rowcast did not make; "
+                f"{self.root} is the data directory of a PostgreSQL that rowcast did not create; "
                 "choose another --data, or use that server with --database-url."
             )
         missing = [p for p in (self.root, *self.root.parents) if not p.exists()]
@@ -125,22 +127,21 @@ class DataDirectory:
                 directory.chmod(0o755 if identity else 0o700)
         except OSError as problem:
             raise EmbeddedError(
-                f"{self.root} cannot be made ({problem.strerror}); choose another --data."
+                f"{self.root} cannot be created ({problem.strerror}); choose another --data."
             ) from problem
         if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
             raise EmbeddedError(
-                f"{self.root} is no directory that this user can write to; choose another --data."
+                f"{self.root} is not a directory that this user can write; choose another --data."
             )
 
     def claim(self) -> int:
-        """Take the lock; return its descriptor, to be handed to the keeper and closed here.
+        """Take the lock; return its descriptor, for the watchdog and to be closed by the caller.
 
-        A server that is on its way down is waited for. A ``postmaster.pid`` that a crash left
-        behind is removed when its pid has gone to another program; PostgreSQL itself ignores
-        only those of dead ones.
+        Waits for a server that is stopping. Removes a ``postmaster.pid`` that a crash left behind
+        if another program has its pid now; PostgreSQL itself ignores only those of dead processes.
 
         Raises:
-            EmbeddedError: a server, or a start, holds the directory.
+            EmbeddedError: a server, or the start of one, holds the directory.
         """
         lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         begun = time.monotonic()
@@ -169,31 +170,31 @@ class DataDirectory:
             found = (self.pgdata / "PG_VERSION").read_text().strip()
         except FileNotFoundError as problem:
             raise EmbeddedError(
-                f"{self.pgdata} holds no PostgreSQL: remove it, or choose another --data."
+                f"{self.pgdata} does not contain a PostgreSQL: remove it, or choose another --data."
             ) from problem
         if found != str(major):
             raise EmbeddedError(
-                f"{self.pgdata} was made by PostgreSQL {found} and the programs found are "
+                f"{self.pgdata} was created by PostgreSQL {found}, but the programs found are "
                 f"PostgreSQL {major}; set ROWCAST_PG_BIN to the programs of {found}, "
                 "or choose another --data."
             )
         owner, wanted = self.pgdata.stat().st_uid, identity.get("user", os.geteuid())
         if owner != wanted:
             raise EmbeddedError(
-                f"{self.pgdata} belongs to uid {owner} and the server would run as uid {wanted}; "
-                "run rowcast as the user who made it, or choose another --data."
+                f"{self.pgdata} belongs to uid {owner}, but the server would run as uid {wanted}; "
+                "run rowcast as the user that created it, or choose another --data."
             )
         if not self.password_file.exists():
             raise EmbeddedError(
-                f"{self.password_file} is missing, so nobody can log in to {self.pgdata}; "
-                "put it back, or choose another --data."
+                f"{self.password_file} is missing, so rowcast cannot log in to {self.pgdata}; "
+                "restore it, or choose another --data."
             )
 
     def initialise(self, binaries: Path, identity: Identity) -> None:
-        """Run ``initdb``, all or nothing: a killed start leaves no half-made pgdata.
+        """Run ``initdb`` beside pgdata and rename: a killed start does not leave half of one.
 
         Raises:
-            EmbeddedError: initdb failed; the message carries its reason.
+            EmbeddedError: initdb failed; the message has its reason.
         """
         for leftover in self.root.glob("initdb-*"):
             shutil.rmtree(leftover)
@@ -201,7 +202,7 @@ class DataDirectory:
             self._write_password(secrets.token_urlsafe(24))
         draft = Path(tempfile.mkdtemp(prefix="initdb-", dir=self.root))
         try:
-            # The server's uid cannot read our password file, so it is lent a copy.
+            # The uid of the server cannot read the password file, so initdb gets a copy.
             lent = draft / "password"
             lent.touch(mode=0o600)
             lent.write_text(self.password())
@@ -222,7 +223,7 @@ class DataDirectory:
             )
             if done.returncode != 0:
                 reasons = re.findall(r"(?:error|fatal|detail): *(.+)", done.stderr, re.IGNORECASE)
-                reason = "; ".join(reasons) or done.stderr.strip() or "it did not say why"
+                reason = "; ".join(reasons) or done.stderr.strip() or "it gave no reason"
                 raise EmbeddedError(f"initdb failed in {self.root}: {reason}.")
             (draft / "pgdata").rename(self.pgdata)
         finally:
@@ -234,22 +235,22 @@ class DataDirectory:
 
     def postmaster(self) -> Postmaster | None:
         """Return the server that runs on this pgdata, or None."""
-        noted = self._noted()
-        if noted is None or not _serves(noted.pid, self.pgdata):
+        recorded = self._recorded()
+        if recorded is None or not _serves(recorded.pid, self.pgdata):
             return None
-        return noted
+        return recorded
 
-    def _noted(self) -> Postmaster | None:
+    def _recorded(self) -> Postmaster | None:
         try:
             lines = (self.pgdata / "postmaster.pid").read_text().splitlines()
-            # The eighth line is the status; the pid stands in the first from the beginning.
+            # The first line is the pid, and the eighth, which comes later, the status.
             return Postmaster(int(lines[0]), lines[7].strip() if len(lines) > 7 else "")
         except (FileNotFoundError, IndexError, ValueError):
             return None
 
     def _pid_reused(self) -> bool:
-        noted = self._noted()
-        return noted is not None and alive(noted.pid)
+        recorded = self._recorded()
+        return recorded is not None and alive(recorded.pid)
 
     def _write_password(self, password: str) -> None:
         draft = self.password_file.with_suffix(".new")
@@ -262,15 +263,15 @@ class DataDirectory:
 
 def _taken(root: Path, running: Postmaster | None) -> str:
     if running is None:
-        return f"Another rowcast is just starting a server in {root}; choose another --data."
+        return f"Another rowcast is starting a server in {root}; choose another --data."
     return (
-        f"A PostgreSQL server already runs in {root} (pid {running.pid}), perhaps of another "
-        "`rowcast dev`; stop that one, or choose another --data."
+        f"A PostgreSQL server already runs in {root} (pid {running.pid}), perhaps that of another "
+        "`rowcast dev`; stop it, or choose another --data."
     )
 
 
 def alive(pid: int) -> bool:
-    """Say whether there is a process of this number, whoever it belongs to."""
+    """Say whether a process with this pid exists, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -281,13 +282,15 @@ def alive(pid: int) -> bool:
 
 
 def _serves(pid: int, pgdata: Path) -> bool:
-    """Say whether `pid` is a server of `pgdata`: pids are used again, so being alive is not it."""
+    """Say whether `pid` is a server of `pgdata`; pids are reused, so being alive is not enough."""
     if not alive(pid):
         return False
     if Path("/proc/self/cwd").exists():
         try:
-            return os.path.samefile(f"/proc/{pid}/cwd", pgdata)  # a server lives in its data
-        except OSError:  # gone since, or of another user, who could not have opened pgdata
+            return os.path.samefile(
+                f"/proc/{pid}/cwd", pgdata
+            )  # a server's working directory is its pgdata
+        except OSError:  # it has ended, or belongs to another user, who cannot open pgdata
             return False
     asked = ["ps", "-o", "args=", "-p", str(pid)]
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout

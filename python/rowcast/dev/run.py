@@ -1,7 +1,7 @@
-"""`rowcast dev`: a database, the SQL, policies, channels and a bridge, by one command.
+"""`rowcast dev`: starts a database, the SQL, policies, channels and a bridge.
 
-Everything is put up in the order in which it is needed, and taken down in the reverse one,
-however the start or the run ends.
+The parts start in the order in which they are needed, and stop in reverse order, also after a
+failed or interrupted start.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from .database import (
     start_own,
     use_existing,
 )
-from .state import Keys, Notes, Running, announced
+from .state import DevState, Keys, Running, announced
 
 __all__ = ["Options", "Report", "dev"]
 
 CHANNELS = (
-    ("chat:*", "Chat rooms, one a name: chat:room1"),
-    ("order:*", "What happens to one order: order:123"),
+    ("chat:*", "Chat rooms, one channel each: chat:room1"),
+    ("order:*", "Events of one order: order:123"),
     ("user:*:notifications", "Notifications for one user: user:123:notifications"),
-    ("document:*", "Who works on a document, and what they change: document:42"),
-    ("global", "Everybody"),
+    ("document:*", "Presence and changes of one document: document:42"),
+    ("global", "Messages for all clients"),
 )
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
@@ -55,7 +55,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line asked for; None is "nothing"."""
+    """The options of the command line; None if not given."""
 
     port: int | None = None
     data: Path | None = None
@@ -66,14 +66,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What runs, for the person who started it."""
+    """The running parts, to be printed for the developer."""
 
     running: Running
     home: Path
     embedded: bool
     ephemeral: bool
     policies: str
-    hidden: str | None  # why other commands cannot find it
+    hidden: str | None  # the reason why other commands cannot find it
 
 
 def dev(
@@ -83,29 +83,29 @@ def dev(
     tell: Tell,
     env: Mapping[str, str] = os.environ,
 ) -> None:
-    """Run everything until SIGINT or SIGTERM, then stop all of it and return.
+    """Run everything until SIGINT or SIGTERM, then stop it and return.
 
     Args:
         options: from the command line.
         ready: called once clients can connect.
         tell: called with a line of text for each step.
-        env: settings; those of URLs are replaced.
+        env: settings; the database URLs among them are replaced.
 
     Raises:
-        RowcastError: something is in the way; the message says what, and all is stopped again.
+        RowcastError: a part cannot start; the parts started before have been stopped again.
     """
     settings = Settings.from_env(env)
     if options.port is not None:
         settings = dataclasses.replace(settings, port=options.port)
     _refuse_taken_port(settings)
-    _policy_paths(options.policies or "")  # refuses what does not exist before anything starts
+    _policy_paths(options.policies or "")  # refuses a missing file before anything starts
     with _stoppable(), ExitStack() as stack:
         try:
             _start_and_serve(options, settings, ready, tell, env, stack)
         except KeyboardInterrupt:
             tell("stopped")
         finally:
-            _ignore_signals()  # what was put up is taken down to the end
+            _ignore_signals()  # an interrupt must not leave parts running
 
 
 def _start_and_serve(
@@ -117,13 +117,13 @@ def _start_and_serve(
     stack: ExitStack,
 ) -> None:
     home = _home(options, env, stack)
-    notes = Notes.load(home)
+    state = DevState.load(home)
     if options.database_url:
         urls = use_existing(options.database_url, env, tell)
     else:
-        urls = start_own(home, notes, stack, tell, durable=not options.ephemeral)
-    policies = _prepare(urls.owner, options, notes, tell)
-    keys = notes.keys(settings)
+        urls = start_own(home, state, stack, tell, durable=not options.ephemeral)
+    policies = _prepare(urls.owner, options, state, tell)
+    keys = state.keys(settings)
 
     def started(url: str) -> None:
         running = _running(url, urls, keys)
@@ -131,7 +131,7 @@ def _start_and_serve(
         own = not options.database_url
         ready(Report(running, home, own, options.ephemeral, policies, hidden))
 
-    # Whoever develops has the receiver on this machine too.
+    # Developers run the webhook receiver on this machine, too.
     reachable = settings.webhook_allow_cidrs or LOOPBACK
     tell(f"webhooks may also reach {', '.join(reachable)} (ROWCAST_WEBHOOK_ALLOW_CIDRS)")
     settings = dataclasses.replace(
@@ -145,30 +145,34 @@ def _start_and_serve(
     asyncio.run(serve(settings, ready=started))
 
 
-def _prepare(url: str, options: Options, notes: Notes, tell: Tell) -> str:
-    """Apply policies and make demo channels; return what became of the policies.
+def _prepare(url: str, options: Options, state: DevState, tell: Tell) -> str:
+    """Apply policies and create demo channels; return a summary of the policies.
 
-    What nobody asked for happens once, at the first start of a server of our own: what a team
-    has changed since stays changed, and a database that is not ours is never opened unasked.
+    The defaults apply only at the first start of an embedded server. Later changes of a team stay,
+    and an existing database is opened only on request.
     """
-    first = not options.database_url and not notes.prepared
+    first = not options.database_url and not state.prepared
     chosen = options.policies or ("open" if first else "")
     for path in _policy_paths(chosen):
         apply_policy_file(url, path, on_event=tell)
         tell(f"policies applied: {path}")
     with connect(url) as connection:
         if chosen not in ("", "open"):
-            drop_open_policies(connection)  # policies add up: beside them no other would matter
+            drop_open_policies(
+                connection
+            )  # permissive policies are combined with OR, so these would allow everything
         if first or (chosen == "open" and not has_channels(connection)):
             add_channels(connection, CHANNELS)
             tell("demo channels: " + ", ".join(pattern for pattern, _ in CHANNELS))
         names = policies_written(connection)
-    notes.prepared = True
-    notes.save()
+    state.prepared = True
+    state.save()
     if not names:
-        return "none: nobody may subscribe or publish (write some, or use --policies open)"
+        return "none: all clients are denied (write policies, or use --policies open)"
     if any(name.startswith("open_") for name in names):
-        return "open: whoever has a key may listen and publish everywhere (policies/open.sql)"
+        return (
+            "open: every client with a key may subscribe and publish everywhere (policies/open.sql)"
+        )
     return ", ".join(names)
 
 
@@ -183,8 +187,8 @@ def _policy_paths(chosen: str) -> list[Path]:
         return sorted(path.glob("*.sql"))
     if not path.is_file():
         raise ConfigError(
-            f"--policies {chosen}: there is no such file; use a file of CREATE POLICY statements, "
-            f"none, or one of the recipes: {', '.join(recipes)}."
+            f"--policies {chosen}: the file does not exist; use a file of CREATE POLICY "
+            f"statements, none, or one of the recipes: {', '.join(recipes)}."
         )
     return [path]
 
@@ -193,7 +197,9 @@ def _home(options: Options, env: Mapping[str, str], stack: ExitStack) -> Path:
     if options.ephemeral:
         scratch = Path(tempfile.mkdtemp(prefix="rowcast-dev-"))
         stack.callback(shutil.rmtree, scratch)
-        scratch.chmod(0o711)  # as root the server is another user, and must get through
+        scratch.chmod(
+            0o711
+        )  # under root the server runs as another user, which must reach its directory
         home = scratch / "data"
     elif options.data is not None:
         home = options.data.absolute()
@@ -207,7 +213,7 @@ def _home(options: Options, env: Mapping[str, str], stack: ExitStack) -> Path:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as problem:
             raise ConfigError(
-                f"{home} cannot be made ({problem.strerror}); choose another --data."
+                f"{home} cannot be created ({problem.strerror}); choose another --data."
             ) from problem
     return home
 
@@ -226,17 +232,17 @@ def _running(url: str, urls: Urls, keys: Keys) -> Running:
 
 
 def _refuse_taken_port(settings: Settings) -> None:
-    # The bridge would refuse too, but only after a server was made for it.
+    # The bridge would refuse it too, but only after a server was started.
     if settings.port and not is_free(settings.host, settings.port):
         raise ConfigError(
-            f"Port {settings.port} on {settings.host} is taken: stop what uses it, or choose "
-            "another with --port (0 takes a free one)."
+            f"Port {settings.port} on {settings.host} is in use: stop its program, or choose "
+            "another with --port (0 chooses a free one)."
         )
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Make SIGTERM, and a terminal that is closed, end a start as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP, of a closed terminal, end a start as Ctrl-C does."""
     before = {
         number: signal.signal(number, signal.default_int_handler)
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))

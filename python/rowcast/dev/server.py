@@ -1,8 +1,8 @@
-"""An own PostgreSQL for development and tests: started here, and never left behind.
+"""Starts and stops an embedded PostgreSQL for development and tests.
 
-The server listens on 127.0.0.1 only and asks for a password. Its parent is the keeper (see
-`keeper`), which stops it when this process dies, whatever it dies of; it has a session of its
-own, so that Ctrl-C reaches the bridge, which drains first and then calls `stop`.
+The server listens on 127.0.0.1 only and requires a password. Its parent is a watchdog process (see
+`watchdog`), which stops it when this process dies for any reason. The watchdog has its own session,
+so that Ctrl-C reaches only the bridge, which drains first and then calls `stop`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
     "stop",
 ]
 
-START_TIMEOUT = 120.0  # crash recovery of a large directory takes its time
+START_TIMEOUT = 120.0  # seconds; crash recovery of a large directory is slow
 RETRY_TIMEOUT = 10.0
 DEFAULTS = {
     "listen_addresses": "127.0.0.1",
@@ -48,13 +48,13 @@ NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": 
 
 HAS_DATABASE = "select exists (select from pg_database where datname = %s)"
 
-# Our end of each keeper's standard input: closing it, or dying, ends the server.
-_keepers: dict[int, subprocess.Popen[bytes]] = {}
+# pid of a server → its watchdog; closing its standard input ends the server
+_watchdogs: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """A running server; a value, valid in other processes too."""
+    """A running server; the value can be used in other processes, too."""
 
     data: Path
     port: int
@@ -65,13 +65,13 @@ class EmbeddedServer:
 
     @property
     def log(self) -> Path:
-        """The file that holds what the server said since it started."""
+        """The log file of the server since its start."""
         return DataDirectory(self.data).log
 
     def url(
         self, database: str = "postgres", user: str | None = None, password: str | None = None
     ) -> str:
-        """Return a connection URL; without `user` it is the superuser's, password included."""
+        """Return a connection URL; without `user` that of the superuser, with its password."""
         if user is None:
             user, password = self.superuser, self.password
         secret = "" if password is None else f":{quote(password, safe='')}"
@@ -87,26 +87,26 @@ def start(
     options: Mapping[str, str] = {},
     durable: bool = True,
 ) -> EmbeddedServer:
-    """Start a server in `data`, which is made at the first time and kept between runs.
+    """Start a server in `data`, a directory that is created if missing, and kept between runs.
 
-    As root, the server and ``initdb`` run as nobody.
+    Under root, the server and ``initdb`` run as the user ``nobody``.
 
     Args:
-        data: a directory of ours; the server's own is ``pgdata`` in it.
-        binaries: where ``postgres`` and ``initdb`` are; asks `find_binaries` when None.
-        port: the port on 127.0.0.1; a free one when None.
-        options: settings of the server, over our defaults.
-        durable: False trades safety at a crash of the machine for speed.
+        data: a directory of rowcast; that of PostgreSQL is ``pgdata`` in it.
+        binaries: the directory of ``postgres`` and ``initdb``; by default, see `find_binaries`.
+        port: the port on 127.0.0.1; by default a free one.
+        options: settings of the server, which override the defaults.
+        durable: False if data may be lost at a crash of the machine, for speed.
 
     Returns:
         The server, which accepts connections.
 
     Raises:
-        EmbeddedError: there is no server to be had; the message says what to do.
+        EmbeddedError: the server cannot be started; the message says what to do.
     """
     if sys.platform == "win32":
         raise EmbeddedError(
-            "rowcast does not start a PostgreSQL on Windows; start one and name it with "
+            "rowcast does not start a PostgreSQL on Windows; start one and give it with "
             "--database-url."
         )
     directory, identity = DataDirectory(data.absolute()), dropped()
@@ -134,19 +134,19 @@ def stop(
     mode: Literal["fast", "immediate"] = "fast",
     timeout: float = 30,
 ) -> None:
-    """Stop `server` and return when none of its processes is left; nothing if it is gone.
+    """Stop `server` and return when all its processes have ended; do nothing if it has ended.
 
     Args:
-        server: what `start` returned, in this process or in another.
-        mode: ``fast`` ends the sessions and writes a checkpoint; ``immediate`` drops everything,
-            as a crash would, and the next start recovers.
-        timeout: after so many seconds of ``fast``, ``immediate`` follows.
+        server: the result of `start`, in this process or in another.
+        mode: ``fast`` ends the sessions and writes a checkpoint; ``immediate`` ends like a
+            crash, and the next start recovers.
+        timeout: seconds of ``fast`` before ``immediate`` follows.
 
     Raises:
-        EmbeddedError: the server runs on in spite of all.
+        EmbeddedError: the server still runs.
     """
     directory = DataDirectory(server.data)
-    keeper = _keepers.pop(server.pid, None)
+    watchdog = _watchdogs.pop(server.pid, None)
     steps = [(signal.SIGQUIT, 10.0)]
     if mode == "fast":
         steps.insert(0, (signal.SIGINT, float(timeout)))
@@ -154,9 +154,9 @@ def stop(
         running = directory.postmaster()
         if running is not None and running.pid == server.pid:
             os.kill(server.pid, number)
-        if _gone(directory, server.pid, keeper, patience):
-            if keeper is not None:
-                _release(keeper)
+        if _gone(directory, server.pid, watchdog, patience):
+            if watchdog is not None:
+                _release(watchdog)
             return
     raise EmbeddedError(f"PostgreSQL (pid {server.pid}) does not stop; see {server.log}.")
 
@@ -173,49 +173,49 @@ def create_database(server: EmbeddedServer, name: str) -> None:
 
 
 class _NotStartedError(Exception):
-    """The server ended before it was ready; the text is its log."""
+    """The server ended before it was ready; the message is its log."""
 
 
 def _launch(
     directory: DataDirectory, lock: int, uid: int, command: list[str], port: int | None
 ) -> tuple[int, int]:
-    """Run the server, again when its refusal may pass; return its port and pid."""
+    """Run the server, and retry temporary failures; return its port and pid."""
     deadline = time.monotonic() + RETRY_TIMEOUT
     while True:
         chosen = port or _free_port()
         try:
-            return chosen, _keep(directory, lock, uid, [*command, "-p", str(chosen)])
+            return chosen, _start_watchdog(directory, lock, uid, [*command, "-p", str(chosen)])
         except _NotStartedError as refusal:
             said, late = str(refusal), time.monotonic() > deadline
-            # Between our look for a free port and the server's bind anybody can take it.
+            # Another program can take the free port before the server binds it.
             if "could not bind" in said and (late or port is not None):
                 raise EmbeddedError(
-                    f"Port {chosen} on 127.0.0.1 is taken; choose another, or none."
+                    f"Port {chosen} on 127.0.0.1 is in use; choose another, or none."
                 ) from None
-            # The sessions of a server that was killed outlive it by a moment.
-            passing = "could not bind" in said or "pre-existing shared memory" in said
-            if late or not passing:
+            # The sessions of a killed server end a moment after it.
+            temporary = "could not bind" in said or "pre-existing shared memory" in said
+            if late or not temporary:
                 reasons = re.findall(r"(?:FATAL|PANIC|Error):\s+(.*)", said)
-                reason = reasons[0] if reasons else "it did not say why"
+                reason = reasons[0] if reasons else "it gave no reason"
                 raise EmbeddedError(
                     f"PostgreSQL did not start: {reason}; see {directory.log}."
                 ) from None
         time.sleep(0.05)
 
 
-def _keep(directory: DataDirectory, lock: int, uid: int, command: list[str]) -> int:
-    """Start a keeper with `command` and wait until its server is ready; return the pid."""
+def _start_watchdog(directory: DataDirectory, lock: int, uid: int, command: list[str]) -> int:
+    """Start a watchdog with `command` and wait until its server is ready; return the pid."""
     if directory.log.exists():
         directory.log.replace(directory.log.with_suffix(".log.old"))
     log = os.open(directory.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     script = Path(__file__).with_name("watchdog.py")
     try:
-        keeper = subprocess.Popen(
+        watchdog = subprocess.Popen(
             [sys.executable, "-I", "-S", str(script), str(uid), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            pass_fds=(lock,),  # the lock is the keeper's: it lasts as long as the server
+            pass_fds=(lock,),  # held by the watchdog, so it lasts as long as the server
             start_new_session=True,
             cwd="/",
             env=server_environment(),
@@ -223,19 +223,19 @@ def _keep(directory: DataDirectory, lock: int, uid: int, command: list[str]) -> 
     finally:
         os.close(log)
     try:
-        pid = _await_ready(directory, keeper)
+        pid = _await_ready(directory, watchdog)
     except BaseException:
-        _release(keeper)  # a Ctrl-C while we wait must not leave a server either
+        _release(watchdog)  # Ctrl-C while waiting must not leave a server behind
         raise
-    _keepers[pid] = keeper
+    _watchdogs[pid] = watchdog
     return pid
 
 
-def _await_ready(directory: DataDirectory, keeper: subprocess.Popen[bytes]) -> int:
-    assert keeper.stdout is not None
-    reported = keeper.stdout.readline()
+def _await_ready(directory: DataDirectory, watchdog: subprocess.Popen[bytes]) -> int:
+    assert watchdog.stdout is not None
+    reported = watchdog.stdout.readline()
     deadline = time.monotonic() + START_TIMEOUT
-    while reported and keeper.poll() is None:
+    while reported and watchdog.poll() is None:
         running = directory.postmaster()
         if running is not None and running.pid == int(reported) and running.status == "ready":
             return running.pid
@@ -248,12 +248,12 @@ def _await_ready(directory: DataDirectory, keeper: subprocess.Popen[bytes]) -> i
 
 
 def _gone(
-    directory: DataDirectory, pid: int, keeper: subprocess.Popen[bytes] | None, patience: float
+    directory: DataDirectory, pid: int, watchdog: subprocess.Popen[bytes] | None, patience: float
 ) -> bool:
-    """Wait until the server is gone; its keeper ends after it."""
-    if keeper is not None:
+    """Wait until the server has ended; its watchdog ends after it."""
+    if watchdog is not None:
         try:
-            keeper.wait(patience)
+            watchdog.wait(patience)
         except subprocess.TimeoutExpired:
             return False
         return True
@@ -265,12 +265,12 @@ def _gone(
     return True
 
 
-def _release(keeper: subprocess.Popen[bytes]) -> None:
-    """Let go of a keeper: its server stops when it still runs, and nothing waits for us."""
-    for stream in (keeper.stdin, keeper.stdout):
+def _release(watchdog: subprocess.Popen[bytes]) -> None:
+    """Close the streams of a watchdog, which stops its server if it still runs, and wait."""
+    for stream in (watchdog.stdin, watchdog.stdout):
         if stream is not None:
             stream.close()
-    keeper.wait()
+    watchdog.wait()
 
 
 def _free_port() -> int:

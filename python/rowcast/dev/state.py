@@ -1,11 +1,11 @@
-"""What `rowcast dev` leaves for later: keys for its next start, and itself for other commands.
+"""The files of `rowcast dev`: its keys for the next start, and its address for other commands.
 
 ::
 
-    DATA/keys.json           the secret, and whether the first start came to its end
-    CACHE/rowcast/dev/PID    a running `rowcast dev`: how other commands of this user find it
+    DATA/keys.json           the secret, and whether the first start was completed
+    CACHE/rowcast/dev/PID    a running `rowcast dev`, for the other commands of this user
 
-All of it is mode 0600: whoever reads it may do everything.
+The files have mode 0600, because their secrets give full access.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from rowcast.errors import RowcastError
 
 from .datadir import alive
 
-__all__ = ["Keys", "Notes", "Running", "announced", "current", "login_password"]
+__all__ = ["DevState", "Keys", "Running", "announced", "current", "login_password"]
 
 TEN_YEARS = 10 * 31_536_000
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The secret of the tokens, and two tokens: of everybody, and of who administers."""
+    """The secret of the tokens, and two tokens: of anonymous clients and of an administrator."""
 
     jwt_secret: str = field(repr=False)
     anon_key: str = field(repr=False)
@@ -45,21 +45,21 @@ class Keys:
 
 
 @dataclass(slots=True)
-class Notes:
-    """The notes in one data directory; `save` after a change."""
+class DevState:
+    """The content of `keys.json` in one data directory; call `save` after a change."""
 
     path: Path
     jwt_secret: str
     issued_at: int
-    prepared: bool = False  # demo channels and policies are in
-    port: int | None = None  # of PostgreSQL, to be the same next time if it is free
+    prepared: bool = False  # demo channels and policies were created
+    port: int | None = None  # port of PostgreSQL, used again if it is free
 
     @classmethod
-    def load(cls, home: Path) -> Notes:
-        """Read the notes in `home`, or make up new ones.
+    def load(cls, home: Path) -> DevState:
+        """Read the state in `home`, or create a new one.
 
         Raises:
-            RowcastError: there are some and they cannot be read.
+            RowcastError: the file exists but cannot be read.
         """
         path = home / "keys.json"
         try:
@@ -69,46 +69,46 @@ class Notes:
             return cls(path, secrets.token_urlsafe(36), int(time.time()))
         except PermissionError as problem:
             raise RowcastError(
-                f"{path} belongs to another user: run rowcast as that one, or choose another "
+                f"{path} belongs to another user: run rowcast as that user, or choose another "
                 "--data."
             ) from problem
         except (OSError, ValueError, TypeError) as problem:
             raise RowcastError(
-                f"{path} cannot be read ({problem}): remove it, and new keys will be made."
+                f"{path} cannot be read ({problem}): remove it, and rowcast creates new keys."
             ) from problem
 
     def save(self) -> None:
-        """Write the notes.
+        """Write the file.
 
         Raises:
-            RowcastError: they cannot be written.
+            RowcastError: it cannot be written.
         """
-        noted = dataclasses.asdict(self)
-        del noted["path"]
+        content = dataclasses.asdict(self)
+        del content["path"]
         try:
-            _write(self.path, noted)
+            _write(self.path, content)
         except OSError as problem:
             raise RowcastError(
                 f"{self.path} cannot be written ({problem.strerror}): choose another --data."
             ) from problem
 
     def keys(self, settings: Settings) -> Keys:
-        """Return the keys: the same ones at every start, unless the settings name a secret."""
+        """Return the keys, which are the same at every start unless the settings give a secret."""
         secret = settings.jwt_secret or self.jwt_secret
-        standing: dict[str, Any] = {"iat": self.issued_at, "exp": self.issued_at + TEN_YEARS}
+        common: dict[str, Any] = {"iat": self.issued_at, "exp": self.issued_at + TEN_YEARS}
         if settings.jwt_audience:
-            standing["aud"] = settings.jwt_audience
+            common["aud"] = settings.jwt_audience
         if settings.jwt_issuer:
-            standing["iss"] = settings.jwt_issuer
+            common["iss"] = settings.jwt_issuer
         anon, admin = (
-            tokens.sign(secret, {"role": role, **standing}) for role in ("anon", "rowcast_admin")
+            tokens.sign(secret, {"role": role, **common}) for role in ("anon", "rowcast_admin")
         )
         return Keys(secret, anon, admin)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A running `rowcast dev`, as the other commands need it."""
+    """The addresses and keys of a running `rowcast dev`, for the other commands."""
 
     url: str
     database_url: str = field(repr=False)
@@ -120,7 +120,7 @@ class Running:
     caller_url: str = field(repr=False)
 
     def line(self) -> str:
-        """The one line that `rowcast dev --json` prints."""
+        """Return the line that `rowcast dev --json` prints."""
         shown = dataclasses.asdict(self)
         del shown["bridge_url"], shown["caller_url"]
         return json.dumps(shown)
@@ -131,7 +131,7 @@ def announced(running: Running, env: Mapping[str, str] = os.environ) -> Iterator
     """Let other commands of this user find `running` for the length of a block.
 
     Yields:
-        Why they cannot, when this user has no place for such things; None when they can.
+        None, or the reason why the file for the other commands cannot be written.
     """
     try:
         entry = _entries(env) / str(running.pid)
@@ -147,7 +147,7 @@ def announced(running: Running, env: Mapping[str, str] = os.environ) -> Iterator
 
 
 def current(env: Mapping[str, str] = os.environ) -> Running | None:
-    """Return the newest `rowcast dev` of this user that runs, or None."""
+    """Return the newest running `rowcast dev` of this user, or None."""
     try:
         entries = sorted(
             (path for path in _entries(env).iterdir() if path.name.isdigit()),
@@ -158,20 +158,20 @@ def current(env: Mapping[str, str] = os.environ) -> Running | None:
         return None
     for entry in entries:
         if not alive(int(entry.name)):
-            entry.unlink(missing_ok=True)  # of one that was killed
+            entry.unlink(missing_ok=True)  # its process was killed
             continue
         try:
             return Running(**json.loads(entry.read_text()))
         except (OSError, ValueError, TypeError):
-            continue  # just ended, or of another version
+            continue  # it has just ended, or another version wrote it
     return None
 
 
 def login_password(login: str, home: Path) -> str:
-    """Return the password that `rowcast dev` gives a login on a server that is not its own.
+    """Return the password that `rowcast dev` sets for a login on a server that it did not start.
 
-    The same for all of this user: logins belong to the server, so two of them, for two of its
-    databases, would take them away from each other.
+    It is the same for every `rowcast dev` of this user. Logins belong to the server, so two of
+    them, for two of its databases, would otherwise overwrite each other's passwords.
 
     Raises:
         RowcastError: the key of these passwords can be neither read nor written.
@@ -184,7 +184,7 @@ def login_password(login: str, home: Path) -> str:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(32))
         except FileExistsError:
-            pass  # of an earlier start
+            pass  # created by an earlier start
         key = path.read_bytes()
     except OSError as problem:
         raise RowcastError(

@@ -1,4 +1,4 @@
-"""Brings a database to this version: migrations, then the SQL code."""
+"""Installs rowcast in a database or upgrades it: migrations, then the SQL code."""
 
 from __future__ import annotations
 

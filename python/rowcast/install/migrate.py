@@ -1,9 +1,9 @@
-"""Brings a database to the version of this package.
+"""Installs or upgrades rowcast in a database.
 
-Roles first, then each new migration in a transaction of its own, then all code in one. One
-runner at a time works on a database; the others wait and find nothing left to do. Roles belong
-to the cluster, where a run in another database may be at them: that is retried, as is a lock
-that the application holds. Every refusal happens before anything is changed.
+The order is: roles, each new migration in its own transaction, then all code in one. One runner at
+a time works on a database; the others wait and then have nothing to do. Roles belong to the
+cluster, so a run in another database may change them at the same time: such a conflict is retried,
+as is a lock that the application holds. Every refusal happens before anything is changed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PASSWORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one run did: the migrations by name, whether code was applied, where it ended."""
+    """The result of a run: names of migrations, whether code was applied, the new version."""
 
     migrations: tuple[str, ...]
     code: bool
@@ -54,7 +54,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What a run would do; ``version`` is that of the database, 0 when it has no rowcast."""
+    """What a run would do; ``version`` is that of the database, 0 without rowcast."""
 
     migrations: tuple[str, ...]
     code: bool
@@ -69,19 +69,19 @@ def migrate(
     release: Release | None = None,
     env: Mapping[str, str] = os.environ,
 ) -> Applied:
-    """Bring the database at `url` to the version of this package.
+    """Upgrade the database at `url` to the version of this package.
 
     Args:
         url: a direct connection, or one through a pooler in session mode, of a role with
             CREATEROLE and CREATE on the database and on schema public, or of a superuser.
-        on_event: is called with one line of text for each thing that happens.
-        reapply: apply the code again although it has not changed.
-        release: other files than the shipped ones.
-        env: may hold passwords for the two logins of the daemon.
+        on_event: called with a line of text for each step.
+        reapply: apply the code again although it is unchanged.
+        release: the files; by default the shipped ones.
+        env: may contain passwords for the two logins of the daemon.
 
     Raises:
         MigrationError: the database is newer, a released file was edited, rights are missing, a
-            lock was not to be had, or the server is unfit. The failed step is rolled back.
+            lock could not be taken, or the server is not suitable. The failed step is rolled back.
     """
     tell = on_event or _silent
     release = release or Release.shipped()
@@ -97,12 +97,12 @@ def migrate(
             attempt(conn, "sql/", partial(_apply_code, conn, release), tell)
             tell(f"code applied: {len(release.code)} files")
         if attempt(conn, "rowcast.adopt()", partial(_adopt, conn), tell) and todo.version:
-            tell("restored from another cluster: older cursors start anew, history is kept")
+            tell("restored from another cluster: old cursors are no longer valid, history is kept")
     return Applied(todo.migrations, code, release.version)
 
 
 def pending(url: str, *, release: Release | None = None) -> Pending:
-    """Say what `migrate` would do, and change nothing.
+    """Return what `migrate` would do, without changing anything.
 
     Raises:
         MigrationError: `migrate` would refuse; the message says why.
@@ -115,8 +115,8 @@ def pending(url: str, *, release: Release | None = None) -> Pending:
 def apply_policy_file(url: str, path: Path | str, *, on_event: Tell | None = None) -> None:
     """Run a file of policies as the role of `url`, in one transaction.
 
-    CREATE POLICY locks its table against everybody, so the wait for the lock is short and
-    repeated: a queue of writers behind it would be worse than a late policy.
+    CREATE POLICY locks its table exclusively, and writers queue behind a waiting lock. So the wait
+    is short and repeated: a late policy is better than blocked writers.
 
     Raises:
         MigrationError: the file is wrong, or the role does not own the tables.
@@ -127,18 +127,20 @@ def apply_policy_file(url: str, path: Path | str, *, on_event: Tell | None = Non
         raise MigrationError(f"{path} cannot be read: {problem.strerror}.") from problem
     with connect_primary(url) as conn:
         if value(conn, "select to_regclass('public.realtime_messages')") is None:
-            raise MigrationError("This database has no rowcast yet: run `rowcast migrate` first.")
+            raise MigrationError(
+                "This database does not have rowcast yet: run `rowcast migrate` first."
+            )
         if not value(conn, "select pg_has_role('rowcast_owner', 'usage')"):
             raise MigrationError(
                 f"{conn.info.user} may not write policies for rowcast: let an administrator "
                 f'run: grant rowcast_owner to "{conn.info.user}";'
             )
-        conn.execute("reset search_path")  # a team writes names the way it is used to
+        conn.execute("reset search_path")  # policy files may use unqualified names
         attempt(conn, file.label, partial(run_file, conn, file), on_event or _silent)
 
 
 def _silent(_: str) -> None:
-    """Nobody asked to be told."""
+    """Discard an event."""
 
 
 def _prepare(conn: Connection, release: Release, env: Mapping[str, str]) -> Pending:
@@ -192,8 +194,8 @@ def _compare(conn: Connection, release: Release) -> Pending:
         file = known.pop(version, None)
         if file is None or file.name != name or file.sha256 != sha256:
             raise MigrationError(
-                f"migrations/{name}.sql is not what was applied to this database: "
-                "put the released file back, and write the change as a new migration."
+                f"migrations/{name}.sql differs from what was applied to this database: "
+                "restore the released file, and write the change as a new migration."
             )
     if any(version < at for version in known):
         missed = known[min(known)].label
@@ -206,7 +208,7 @@ def _set_passwords(conn: Connection, env: Mapping[str, str]) -> None:
     for variable, role in PASSWORDS.items():
         if not env.get(variable):
             continue
-        # A verifier instead of the password: what the server may log opens nothing.
+        # A verifier instead of the password, because the server may log the statement.
         verifier = conn.pgconn.encrypt_password(
             env[variable].encode(), role.encode(), b"scram-sha-256"
         )
@@ -217,6 +219,6 @@ def _set_passwords(conn: Connection, env: Mapping[str, str]) -> None:
             conn.execute(statement)
         except errors.InsufficientPrivilege as problem:
             raise MigrationError(
-                f"{variable} is set, but this role may not give {role} a password: "
+                f"{variable} is set, but this role may not set the password of {role}: "
                 f"unset it, and let the creator of {role} run: \\password {role}"
             ) from problem

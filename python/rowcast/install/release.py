@@ -19,7 +19,7 @@ NUMBERED = re.compile(r"(\d{4})_[a-z0-9_]+")
 
 @dataclass(frozen=True, slots=True)
 class SqlFile:
-    """One file: its folder and name for messages, its text, and the checksum that is recorded."""
+    """One SQL file: folder and name for messages, text, and the checksum that is recorded."""
 
     folder: str
     name: str
@@ -28,7 +28,7 @@ class SqlFile:
 
     @classmethod
     def read(cls, path: Path) -> SqlFile:
-        # Newlines are read as \n: a checkout on Windows has the same checksums.
+        # Newlines are read as \n, so that a checkout on Windows has the same checksums.
         text = path.read_text(encoding="utf-8")
         return cls(path.parent.name, path.stem, text, hashlib.sha256(text.encode()).hexdigest())
 
@@ -45,16 +45,18 @@ class SqlFile:
         """
         found = NUMBERED.fullmatch(self.name)
         if found is None:
-            raise MigrationError(f"{self.label} is no migration: name it like 0001_name.sql.")
+            raise MigrationError(
+                f"{self.label} is not the name of a migration: name it like 0001_name.sql."
+            )
         return int(found[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What a database of this version consists of.
+    """The SQL files of a version.
 
-    ``first`` (roles and schema) always runs, ``migrations`` once each, ``code`` whole whenever
-    it differs.
+    ``first`` (roles and schema) runs every time, each of ``migrations`` once, and all of ``code``
+    whenever one of its files has changed.
     """
 
     first: tuple[SqlFile, ...]
@@ -63,7 +65,7 @@ class Release:
 
     @classmethod
     def shipped(cls) -> Release:
-        """The release that this package carries."""
+        """Return the release in this package."""
         return cls.of(sql_files(), migration_files())
 
     @classmethod
@@ -78,7 +80,9 @@ class Release:
         numbered = sorted((SqlFile.read(path) for path in migrations), key=lambda f: f.version)
         for one, other in pairwise(numbered):
             if one.version == other.version:
-                raise MigrationError(f"{one.label} and {other.label} have one number: renumber.")
+                raise MigrationError(
+                    f"{one.label} and {other.label} have the same number: renumber one."
+                )
         return cls(first, tuple(numbered), tuple(files[len(first) :]))
 
     @property
@@ -88,5 +92,5 @@ class Release:
 
     @property
     def checksums(self) -> dict[str, str]:
-        """Checksum of each code file by name."""
+        """Name of each code file → checksum."""
         return {file.name: file.sha256 for file in self.code}

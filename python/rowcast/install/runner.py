@@ -1,7 +1,7 @@
-"""Runs SQL files against a database that others use at the same time.
+"""Runs SQL files on a database that applications use at the same time.
 
-The mechanism under `migrate`: a connection whose settings are known, a lock that lets one runner
-at a time work on a database, and transactions that try again while only others are in the way.
+It gives `migrate` a connection with known settings, a lock so that one runner at a time works on a
+database, and transactions that are retried after conflicts with other sessions.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Connection = psycopg.Connection[Any]
 Tell = Callable[[str], None]
 T = TypeVar("T")
 
-CONNECT_TIMEOUT = 10
-# Seconds for which a transaction is tried again when others are in its way.
+CONNECT_TIMEOUT = 10  # seconds
+# seconds for which a transaction is retried after conflicts
 PATIENCE = 60.0
 
-# What a login or a database may have set, and what would change what the files mean.
+# Settings that a login or a database may have changed, and that affect the meaning of the files.
 SETTINGS = {
     "search_path": "pg_catalog, pg_temp",
     "statement_timeout": "0",
@@ -58,11 +58,11 @@ LOCK = "hashtextextended('rowcast.migrate', 0)"
 
 @contextmanager
 def connect_primary(url: str) -> Iterator[Connection]:
-    """Connect to a primary that rowcast can live in.
+    """Connect to a primary server for the length of a block, and set known settings.
 
     Raises:
-        MigrationError: no connection, a server or a database that will not do, or a pooler that
-            gives each transaction another session.
+        MigrationError: the connection failed, the server or the database is not suitable, or the
+            connection is through a pooler in transaction mode.
     """
     with _open(url) as conn:
         if conn.info.server_version < 150000:
@@ -82,20 +82,20 @@ def connect_primary(url: str) -> Iterator[Connection]:
 
 @contextmanager
 def alone(conn: Connection, tell: Tell) -> Iterator[None]:
-    """Wait until no other runner works on this database; closing `conn` lets the next one in."""
+    """Wait until no other runner works on this database; the lock ends with `conn`."""
     if not value(conn, f"select pg_try_advisory_lock({LOCK})"):
         tell("waiting for another `rowcast migrate` that works on this database")
-        conn.execute("set lock_timeout = 0")  # it counts for advisory locks, too
+        conn.execute("set lock_timeout = 0")  # it applies to advisory locks, too
         conn.execute(f"select pg_advisory_lock({LOCK})".encode())
         conn.execute("select set_config('lock_timeout', %s, false)", [SETTINGS["lock_timeout"]])
     yield
 
 
 def attempt(conn: Connection, what: str, work: Callable[[], T], tell: Tell) -> T:
-    """Do `work` in a transaction, again and again while only others are in its way.
+    """Do `work` in a transaction, and retry it after conflicts with other sessions.
 
     Raises:
-        MigrationError: `work` failed, or others were in its way for too long.
+        MigrationError: `work` failed, or the conflicts lasted too long.
     """
     deadline, pause = time.monotonic() + PATIENCE, 0.1
     while True:
@@ -103,13 +103,13 @@ def attempt(conn: Connection, what: str, work: Callable[[], T], tell: Tell) -> T
             with conn.transaction():
                 return work()
         except psycopg.Error as problem:
-            if not _passing(problem):
+            if not _conflict(problem):
                 raise MigrationError(_failure(what, problem)) from problem
             reason = str(problem.diag.message_primary or problem)
             if time.monotonic() > deadline:
                 raise MigrationError(
-                    f"{what} was held up for {PATIENCE:.0f} s ({reason}): end the transactions "
-                    "that pg_stat_activity shows as old, then run this again."
+                    f"{what} was blocked for {PATIENCE:.0f} s ({reason}): end the old transactions "
+                    "in pg_stat_activity, then run this again."
                 ) from problem
         tell(f"{what} tries again: {reason}")
         time.sleep(random.uniform(pause / 2, pause))
@@ -120,19 +120,19 @@ def run_file(conn: Connection, file: SqlFile) -> None:
     """Execute a whole file in the present transaction.
 
     Raises:
-        psycopg.Error: others were in the way; `attempt` repeats it.
-        MigrationError: the file is wrong; the message says where.
+        psycopg.Error: a conflict with another session; `attempt` retries it.
+        MigrationError: the file failed; the message says at which line.
     """
     try:
         conn.execute(file.text.encode())
     except psycopg.Error as problem:
-        if _passing(problem):
+        if _conflict(problem):
             raise
         at = problem.diag.statement_position
         place = f" line {file.text.count(chr(10), 0, int(at) - 1) + 1}" if at else ""
         raise MigrationError(_failure(file.label + place, problem)) from problem
     if conn.info.transaction_status is not TransactionStatus.INTRANS:
-        raise MigrationError(f"{file.label} ended its transaction: take out its COMMIT.")
+        raise MigrationError(f"{file.label} ended its transaction: remove its COMMIT.")
 
 
 def value(conn: Connection, query: str) -> Any:
@@ -144,7 +144,7 @@ def value(conn: Connection, query: str) -> Any:
 
 def _open(url: str) -> Connection:
     try:
-        # A statement that is prepared when it has been run often cannot be a whole file.
+        # A file of several statements cannot be prepared.
         return psycopg.connect(
             url,
             autocommit=True,
@@ -157,8 +157,8 @@ def _open(url: str) -> Connection:
 
 
 def _refuse_transaction_pooler(conn: Connection, url: str) -> None:
-    # Behind a pooler the process id that the handshake told is made up. If another connection
-    # then lands in our backend, ours is not ours between statements, and neither is its lock.
+    # A pooler makes up the process id in the handshake. If a second connection gets the same
+    # backend, sessions are shared between statements, and so is the session's lock.
     pid = value(conn, "select pg_backend_pid()")
     if pid == conn.info.backend_pid:
         return
@@ -170,8 +170,8 @@ def _refuse_transaction_pooler(conn: Connection, url: str) -> None:
             )
 
 
-def _passing(problem: psycopg.Error) -> bool:
-    if isinstance(problem, errors.UniqueViolation):  # two CREATEs of one name, in the catalogue
+def _conflict(problem: psycopg.Error) -> bool:
+    if isinstance(problem, errors.UniqueViolation):  # two sessions create the same name
         return problem.diag.schema_name == "pg_catalog"
     # InternalError_: "tuple concurrently updated", when another database grants the same roles
     return isinstance(

@@ -1,7 +1,7 @@
-"""The installation as one script, for databases that only psql or a console reaches.
+"""Makes the installation one SQL script, for databases reached only with psql or a web console.
 
-One transaction, plain SQL, no commands of psql. It leaves the same records as `migrate` does,
-so that a later `rowcast migrate` finds nothing to do.
+The script is one transaction of plain SQL without psql commands. It leaves the same records as
+`migrate`, so that a later `rowcast migrate` has nothing to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["BACK", "LEDGER", "OWNER", "install_script", "roles_script"]
 
 OWNER, BACK = "set local role rowcast_owner;", "reset role;"
 
-# What was applied: state by number, code by checksum.
+# Applied files: migrations by number, code by checksum.
 LEDGER = """\
 create table if not exists rowcast.migration (
     version integer primary key,
@@ -43,7 +43,7 @@ begin
         execute 'select coalesce(max(m.version), 0) from rowcast.migration as m' into v_at;
     end if;
     if v_at <> {since} then
-        raise exception 'the database is at migration %, and this script goes on from {since}', v_at
+        raise exception 'the database is at migration %, but this script starts after {since}', v_at
         using hint = 'Run `rowcast migrate`, or what `rowcast sql --since ' || v_at || '` prints.';
     end if;
 end;
@@ -51,17 +51,17 @@ $$;"""
 
 
 def roles_script(release: Release | None = None) -> str:
-    """Return the part that needs CREATEROLE, and that a restore needs first: the roles."""
+    """Return the script of the roles, which needs CREATEROLE; run it before restoring a dump."""
     release = release or Release.shipped()
     return _script("roles", map(_file, release.first[:1]))
 
 
 def install_script(release: Release | None = None, *, since: int = 0) -> str:
-    """Return everything that brings a database from migration `since` to this version.
+    """Return the script that upgrades a database from migration `since` to this version.
 
     Args:
-        release: other files than the shipped ones.
-        since: the newest migration that the database has; 0 for one without rowcast.
+        release: the files; by default the shipped ones.
+        since: the newest migration in the database; 0 for one without rowcast.
     """
     release = release or Release.shipped()
     return _script("installation", _steps(release, since))
@@ -94,7 +94,7 @@ def _script(what: str, steps: Iterator[str]) -> str:
 
 
 def _local() -> dict[str, str]:
-    # A list of schemas is written bare; the defaults of a transaction stand in its BEGIN.
+    # search_path is a list and not quoted; BEGIN sets the defaults of the transaction.
     return {
         name: setting if name == "search_path" else f"'{setting}'"
         for name, setting in SETTINGS.items()
