@@ -1,4 +1,4 @@
-"""The commands: what they print, what they refuse, and how they end."""
+"""The commands: output, refusals and exit codes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def env(home: Path, database: pg.Database) -> dict[str, str]:
-    """The environment of a bridge on `database`, which has the open recipe and two channels."""
+    """Return the settings of a bridge on `database`, with the open recipe and two channels."""
     open_channels(database, "chat:*", "order:*")
     return environment(
         home,
@@ -51,12 +51,12 @@ def env(home: Path, database: pg.Database) -> dict[str, str]:
 
 @pytest.fixture
 def bare(home: Path) -> dict[str, str]:
-    """The environment of somebody who has set nothing."""
+    """Return an environment without settings."""
     return environment(home)
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
-    """Check that a command ended with one sentence that has these words."""
+    """Check that a command ended with one sentence that contains these words."""
     assert done.returncode == code, done
     assert done.stdout == ""
     assert done.stderr.startswith("rowcast: ")
@@ -76,9 +76,10 @@ def test_every_command_teaches_by_an_example(command: str, bare: dict[str, str])
     assert f"rowcast {command}" in done.stdout.split("example:")[1]
 
 
-def test_the_help_lists_every_command_and_the_version_is_the_packages(
+def test_help_lists_every_command(
     bare: dict[str, str],
 ) -> None:
+    """`--version` prints that of the package."""
     listed = rowcast("--help", env=bare).stdout
     assert [name for name in COMMANDS if f"    {name} " not in listed] == []
     assert rowcast("--version", env=bare).stdout == f"rowcast {__version__}\n"
@@ -108,12 +109,12 @@ def test_wrong_usage_ends_with_2_and_says_where_to_read_on(
     assert rowcast(*command.split()[1:], "--help", env=bare).returncode == 0
 
 
-def test_the_script_goes_on_only_from_migrations_that_there_are(bare: dict[str, str]) -> None:
+def test_sql_since_refuses_unknown_migrations(bare: dict[str, str]) -> None:
     for since in ("-1", "999"):
         refused(rowcast("sql", f"--since={since}", env=bare), since, "newest", code=2)
 
 
-def test_a_reader_that_goes_away_is_no_error_worth_a_traceback(bare: dict[str, str]) -> None:
+def test_a_closed_pipe_gives_no_traceback(bare: dict[str, str]) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     with started("sql", env=bare, stdout=theirs) as command:
@@ -143,7 +144,7 @@ def test_a_token_carries_what_was_asked_for(bare: dict[str, str]) -> None:
     }
 
 
-def test_a_token_without_a_subject_is_anonymous_and_lasts_an_hour(bare: dict[str, str]) -> None:
+def test_a_token_without_sub_is_anonymous_for_an_hour(bare: dict[str, str]) -> None:
     done = rowcast("token", env={**bare, "ROWCAST_JWT_SECRET": SECRET})
     claims = jwt.decode(done.stdout.strip(), SECRET, ["HS256"])
     assert claims["role"] == "anon"
@@ -207,7 +208,7 @@ def test_a_wrong_token_request_gets_one_sentence(
 def test_a_role_that_no_bridge_takes_is_warned_of(
     role: str, warned: bool, bare: dict[str, str]
 ) -> None:
-    """Without a database, and with one that cannot be asked."""
+    """Also without a database, and with one that cannot be reached."""
     nowhere = {**bare, "ROWCAST_DATABASE_URL": "postgresql://postgres@127.0.0.1:1/none"}
     for env in (bare, nowhere):
         done = rowcast("token", "--role", role, "--secret", SECRET, env=env)
@@ -215,9 +216,10 @@ def test_a_role_that_no_bridge_takes_is_warned_of(
         assert ("caller_roles" in done.stderr and role in done.stderr) is warned, done.stderr
 
 
-def test_the_roles_that_are_not_warned_of_are_those_of_a_new_database(
+def test_known_roles_are_those_of_a_new_database(
     database: pg.Database,
 ) -> None:
+    """`token` warns about other roles."""
     with psycopg.connect(database.url) as connection:
         query = "select caller_roles, admin_roles from rowcast.settings"
         row = connection.execute(query).fetchone()
@@ -227,7 +229,7 @@ def test_the_roles_that_are_not_warned_of_are_those_of_a_new_database(
 # config
 
 
-def test_a_variable_that_nothing_reads_is_told_once(env: dict[str, str]) -> None:
+def test_an_unknown_variable_is_reported_once(env: dict[str, str]) -> None:
     wrong = {**env, "ROWCAST_JWT_SECRT": "x", "ROWCAST_COLOUR": "red"}
     ours = {"ROWCAST_URL": "x", "ROWCAST_TOKEN": "y", "ROWCAST_PORT_80_TCP": "tcp://10.0.0.1:80"}
     told = rowcast("config", env={**wrong, **ours}).stderr.splitlines()
@@ -380,7 +382,7 @@ def test_doctor_finds_a_database_of_another_version(
     assert "newer rowcast" in str(found["versions"]["advice"])
 
 
-def test_doctor_skips_what_nobody_named(database: pg.Database, bare: dict[str, str]) -> None:
+def test_doctor_skips_what_is_not_set(database: pg.Database, bare: dict[str, str]) -> None:
     done = rowcast("doctor", "--database-url", database.url, env=bare)
     assert "skip   caller login: ROWCAST_CALLER_URL is not set" in done.stdout
     refused(rowcast("doctor", env=bare), "ROWCAST_DATABASE_URL", "rowcast dev")
@@ -444,7 +446,7 @@ def test_a_wrong_publish_gets_one_sentence(
     arguments: list[str], words: list[str], env: dict[str, str], database: pg.Database
 ) -> None:
     to = ["--database-url", database.owner_url]
-    code = 1 if arguments[0] in ("nope", "chat:") else 2  # what only the database knows
+    code = 1 if arguments[0] in ("nope", "chat:") else 2  # refused by the database
     refused(rowcast("publish", *arguments, *to, env=env), *words, code=code)
 
 
@@ -463,7 +465,7 @@ def bridge(env: dict[str, str]) -> Iterator[str]:
         yield command.json()["url"]
 
 
-def test_serve_says_when_clients_can_connect_and_drains_at_a_signal(env: dict[str, str]) -> None:
+def test_serve_reports_readiness_and_drains_at_a_signal(env: dict[str, str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with started("serve", "--host", "127.0.0.1", "--port", "0", env=env) as command:
             line = command.line()
@@ -532,7 +534,7 @@ def test_listen_prints_a_line_per_message_until_ctrl_c(
     rowcast("publish", "order:7", "sent", '{"n": 2}', *to, env=env)
     with started(*listening, "--after", cursor, "--json", env=env) as command:
         missed = command.json()
-        while missed["event"] == "paid":  # may come again: a cursor follows within a second
+        while missed["event"] == "paid":  # may be repeated: the cursor follows within a second
             missed = command.json()
         assert (missed["channel"], missed["event"], missed["payload"]) == (
             "order:7", "sent", {"n": 2},
@@ -569,7 +571,7 @@ def test_listen_ends_when_it_is_refused(bridge: str, env: dict[str, str]) -> Non
     assert "token" in done.stderr
 
 
-def test_a_bridge_that_is_not_there_is_told_from_the_first_attempt_on(bare: dict[str, str]) -> None:
+def test_a_missing_bridge_is_reported_at_the_first_attempt(bare: dict[str, str]) -> None:
     to = ("--url", "http://127.0.0.1:1", "--token", token("ann"))
     for command in (("listen", "chat:1"), ("publish", "chat:1", "new")):
         with started(*command, *to, env=bare) as running:

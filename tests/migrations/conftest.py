@@ -1,4 +1,4 @@
-"""Small releases for tests of the runner: the real roles, and whatever else a test writes."""
+"""Small releases for tests of the runner: the real roles, and the files that a test writes."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout, for builds to litter."""
+    """Return a copy of the checkout in which builds may leave files."""
     home = tmp_path_factory.mktemp("source")
     for part in PARTS:
         path = ROOT / part
@@ -83,7 +83,7 @@ def wheel(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client_wheel(source: Path) -> Path:
-    """Built from the client's own sdist."""
+    """Return the wheel that was built from the client's own sdist."""
     folder = source / "python" / "rowcast_client"
     run(sys.executable, "-m", "build", "-nx", "-o", source / "dist", cwd=folder)
     (found,) = (source / "dist").glob("rowcast_client-*.whl")
@@ -105,14 +105,14 @@ def installed(home: Path, *what: str | Path, lent: Path | None = None, deps: boo
     borrowed = sysconfig.get_path("purelib") if lent is None else str(lent)
     (Path(theirs.split()[0]) / "borrowed.pth").write_text(borrowed)
     pip = (sys.executable, "-m", "pip", "--python", programs / "python", "install", "-q")
-    # The build tool is borrowed, too.
+    # The build tool comes from this environment, too.
     options = () if deps else ("--no-deps",)
     run(*pip, *options, "--no-index", "--no-build-isolation", *what, cwd=home)
     return programs
 
 
 def lend(home: Path, distribution: str) -> Path:
-    """Link a distribution, and what it needs, into a directory of their own."""
+    """Link a distribution and its requirements into a separate directory."""
     home.mkdir(exist_ok=True)
     found = importlib.metadata.distribution(distribution)
     for file in found.files or ():
@@ -166,7 +166,7 @@ def test_the_sdist_carries_the_folders_as_they_are(sdist: Path) -> None:
 def test_a_wheel_installs_the_same_database_as_the_checkout(wheel: Path, tmp_path: Path) -> None:
     programs = installed(tmp_path, wheel)
     assert run(programs / "python", "-Ic", SAY, cwd=tmp_path) == install_script()
-    # The command is there, and the package is found from nowhere else.
+    # The command exists, and the package is imported only from there.
     assert (programs / "rowcast").exists()
     where = run(programs / "python", "-Ic", "import rowcast; print(rowcast.__file__)", cwd=tmp_path)
     assert where.startswith(str(tmp_path))
@@ -200,7 +200,7 @@ def test_the_client_wheel_needs_aiohttp_only(client_wheel: Path) -> None:
 def test_the_client_wheel_alone_talks_to_a_bridge(
     client_wheel: Path, tmp_path: Path, database: pg.Database
 ) -> None:
-    """Its environment has aiohttp, what aiohttp needs, and nothing else: no rowcast."""
+    """Its environment contains only aiohttp and its requirements, not rowcast."""
     programs = installed(tmp_path, client_wheel, lent=lend(tmp_path / "lent", "aiohttp"), deps=True)
     open_channels(database, "chat:*")
     with daemon(database) as bridge:

@@ -1,4 +1,4 @@
-"""Who may migrate, what it must be given, and what stays untouched.
+"""The rights that migrating needs, and the objects of others that stay unchanged.
 
 Roles belong to the cluster, so each test has one. `ROWCAST_TEST_PG` chooses its version.
 """
@@ -34,7 +34,7 @@ def admin(own: pg.OwnServer, database: str = "postgres") -> pg.Connection:
 
 
 def make(own: pg.OwnServer, role: str, attributes: str = "login createrole") -> str:
-    """Create a role and a database that it owns, both of one name; return the URL."""
+    """Create a role and a database of the same name that it owns; return the URL."""
     with admin(own) as conn:
         name = sql.Identifier(role)
         conn.execute(f"create role {role} {attributes}".encode())
@@ -43,7 +43,7 @@ def make(own: pg.OwnServer, role: str, attributes: str = "login createrole") -> 
 
 
 def advice(url: str) -> str:
-    """Try to migrate; return what an administrator is asked to run."""
+    """Try to migrate; return the statements that an administrator must run."""
     with pytest.raises(MigrationError) as refused:
         migrate(url)
     found = re.search(r"Let an administrator run: (.*;)", str(refused.value))
@@ -51,9 +51,10 @@ def advice(url: str) -> str:
     return found[1]
 
 
-def test_the_roles_are_what_they_should_be_and_the_daemon_inherits_nothing(
+def test_roles_and_memberships(
     own_server: pg.OwnServer,
 ) -> None:
+    """The roles have only the rights that they need, and the daemon's logins inherit none."""
     migrate(make(own_server, "team"))
     with admin(own_server) as conn:
         found = conn.execute(
@@ -76,7 +77,7 @@ def test_the_roles_are_what_they_should_be_and_the_daemon_inherits_nothing(
         caller.execute("select id from public.realtime_channels")
 
 
-def test_a_role_with_createrole_migrates_its_database_and_writes_policies(
+def test_a_role_with_createrole_migrates_and_writes_policies(
     own_server: pg.OwnServer,
 ) -> None:
     url = make(own_server, "team")
@@ -102,7 +103,7 @@ def test_an_idle_run_leaves_roles_and_catalogue_as_they_are(own_server: pg.OwnSe
         assert conn.execute(touched).fetchone() == before
 
 
-def test_nothing_that_runs_as_its_owner_belongs_to_a_superuser(own_server: pg.OwnServer) -> None:
+def test_security_definers_do_not_belong_to_a_superuser(own_server: pg.OwnServer) -> None:
     migrate(own_server.url())
     with admin(own_server) as conn:
         assert (
@@ -121,9 +122,10 @@ def test_nothing_that_runs_as_its_owner_belongs_to_a_superuser(own_server: pg.Ow
         )
 
 
-def test_without_createrole_the_statement_for_an_administrator_is_named(
+def test_without_createrole_the_statement_is_named(
     own_server: pg.OwnServer,
 ) -> None:
+    """The error names the statement that an administrator must run."""
     url = make(own_server, "team", "login")
     asked = advice(url)
     assert asked == "alter role team createrole;"
@@ -142,9 +144,10 @@ def test_an_administrator_may_install_the_roles_instead(own_server: pg.OwnServer
     migrate(url)
 
 
-def test_what_is_missing_on_a_database_of_somebody_else_is_named_at_once(
+def test_missing_rights_on_a_foreign_database_are_named(
     own_server: pg.OwnServer,
 ) -> None:
+    """All of them in one error."""
     make(own_server, "landlord", "nologin")
     make(own_server, "team")
     url = own_server.url("landlord", "team")
@@ -157,9 +160,10 @@ def test_what_is_missing_on_a_database_of_somebody_else_is_named_at_once(
     migrate(url)
 
 
-def test_caller_roles_of_somebody_else_are_adopted_or_the_grant_is_named(
+def test_existing_caller_roles_are_adopted(
     own_server: pg.OwnServer,
 ) -> None:
+    """Or the error names the grant that is missing."""
     url = make(own_server, "team")
     with admin(own_server) as conn:
         conn.execute("create role anon nologin")
@@ -183,7 +187,7 @@ def test_a_second_team_of_the_cluster_is_told_what_it_lacks(own_server: pg.OwnSe
     migrate(url)
 
 
-def test_a_role_that_does_not_inherit_is_told_so_where_it_matters(
+def test_a_role_without_inherit_is_refused_where_it_matters(
     own_server: pg.OwnServer,
 ) -> None:
     url = make(own_server, "team", "login createrole noinherit")
@@ -193,7 +197,7 @@ def test_a_role_that_does_not_inherit_is_told_so_where_it_matters(
         assert advice(url) == "alter role team inherit;"
 
 
-def test_a_hardened_database_is_opened_only_for_our_own_roles(own_server: pg.OwnServer) -> None:
+def test_a_hardened_database_is_opened_for_our_roles_only(own_server: pg.OwnServer) -> None:
     url = make(own_server, "team")
     with admin(own_server, "team") as conn:
         conn.execute("revoke all on database team from public")
@@ -207,7 +211,7 @@ def test_a_hardened_database_is_opened_only_for_our_own_roles(own_server: pg.Own
         ).fetchone() == (True, False, False)
 
 
-def test_schemas_auth_and_realtime_of_somebody_else_stay_as_they_are(
+def test_existing_schemas_auth_and_realtime_stay_unchanged(
     own_server: pg.OwnServer,
 ) -> None:
     url = make(own_server, "team")
@@ -224,7 +228,7 @@ def test_schemas_auth_and_realtime_of_somebody_else_stay_as_they_are(
         before = conn.execute(shape).fetchall()
         migrate(url)
         assert conn.execute(shape).fetchall() == before
-        # One who may create in schema auth gets what is missing, and keeps what is there.
+        # A role that may create in schema auth adds the missing functions and keeps the others.
         conn.execute("grant usage, create on schema auth to team")
         migrate(url, reapply=True)
         after = conn.execute(shape).fetchall()
@@ -232,7 +236,7 @@ def test_schemas_auth_and_realtime_of_somebody_else_stay_as_they_are(
     assert "auth.user_id()" in {row[1] for row in after}
 
 
-def test_a_name_that_somebody_else_has_is_refused_before_anything_is_made(
+def test_a_taken_name_is_refused_before_any_change(
     own_server: pg.OwnServer,
 ) -> None:
     for number, theirs in enumerate(("create schema rowcast", "create table realtime_channels ()")):
@@ -261,7 +265,7 @@ def test_passwords_are_set_as_verifiers(own_server: pg.OwnServer) -> None:
     assert "sesame" not in own_server.log
 
 
-def test_runs_in_two_databases_of_one_cluster_do_not_break_each_other(
+def test_runs_in_two_databases_of_a_cluster_do_not_conflict(
     own_server: pg.OwnServer,
 ) -> None:
     with admin(own_server) as conn:
@@ -272,7 +276,7 @@ def test_runs_in_two_databases_of_one_cluster_do_not_break_each_other(
         assert all(run.result(timeout=120).migrations for run in runs)
 
 
-def test_a_role_that_another_database_is_changing_is_tried_again(
+def test_a_concurrent_change_of_a_role_is_retried(
     own_server: pg.OwnServer,
 ) -> None:
     migrate(own_server.url())

@@ -1,4 +1,4 @@
-"""The runner applies each migration once, alone, and says what to do when it cannot."""
+"""The runner applies each migration once, alone, and its errors say what to do."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ INSERT = "insert into rowcast.thing values (1);"
 COLUMN = "alter table rowcast.thing add column note text;"
 
 
-def test_the_shipped_release_is_applied_once_and_then_there_is_nothing_to_do(
+def test_the_shipped_release_is_applied_once(
     empty_database: pg.Database,
 ) -> None:
+    """A second run has nothing to do."""
     release = Release.shipped()
     first = migrate(empty_database.url)
     assert first.migrations == tuple(file.name for file in release.migrations)
@@ -33,9 +34,8 @@ def test_the_shipped_release_is_applied_once_and_then_there_is_nothing_to_do(
     assert migrate(empty_database.url) == Applied((), False, release.version)
 
 
-def test_pending_says_what_a_run_would_do_and_changes_nothing(
-    empty_database: pg.Database, make_release: MakeRelease
-) -> None:
+def test_pending_changes_nothing(empty_database: pg.Database, make_release: MakeRelease) -> None:
+    """It returns what a run would do."""
     release = make_release(TABLE)
     before = pending(empty_database.url, release=release)
     assert (before.migrations, before.code, before.version) == (("0001_step_1",), True, 0)
@@ -140,7 +140,7 @@ def test_a_migration_waits_for_the_application_in_short_turns(
         assert run.result(timeout=30).migrations == ("0002_step_2",)
 
 
-def test_a_lock_that_never_comes_free_ends_in_an_error_that_says_so(
+def test_a_lock_that_is_never_released_is_an_error(
     empty_database: pg.Database, make_release: MakeRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(runner.SETTINGS, "lock_timeout", "50ms")
@@ -170,9 +170,10 @@ def test_a_file_that_commits_is_refused(
         migrate(empty_database.url, release=make_release(f"{TABLE} commit;"))
 
 
-def test_code_is_applied_whole_when_any_of_it_differs_or_on_demand(
+def test_all_code_is_applied_when_a_file_differs(
     empty_database: pg.Database, make_release: MakeRelease
 ) -> None:
+    """Or on demand."""
     one = "create or replace function rowcast.one() returns integer language sql return 1;"
     url = empty_database.url
     assert migrate(url, release=make_release(TABLE, code=one)).code
@@ -186,7 +187,7 @@ def test_code_is_applied_whole_when_any_of_it_differs_or_on_demand(
         assert conn.execute("select rowcast.one()").fetchone() == (2,)
 
 
-def test_a_setting_of_the_login_does_not_change_what_the_files_mean(
+def test_settings_of_the_login_do_not_affect_the_files(
     empty_database: pg.Database, make_release: MakeRelease
 ) -> None:
     with empty_database.connect() as conn:
@@ -215,7 +216,7 @@ def test_a_server_that_cannot_be_reached_is_named() -> None:
         migrate("postgresql://nobody@127.0.0.1:1/none")
 
 
-def test_a_policy_file_is_applied_by_a_team_that_owns_nothing_else(
+def test_a_role_that_owns_nothing_else_applies_a_policy_file(
     database: pg.Database, tmp_path: Path
 ) -> None:
     file = tmp_path / "ours.sql"
@@ -225,7 +226,7 @@ def test_a_policy_file_is_applied_by_a_team_that_owns_nothing_else(
         assert conn.execute("select from pg_policy where polname = 'ours'").fetchone() is not None
 
 
-def test_a_wrong_policy_file_is_rolled_back_and_its_line_is_named(
+def test_a_wrong_policy_file_is_rolled_back_and_named(
     database: pg.Database, tmp_path: Path
 ) -> None:
     file = tmp_path / "ours.sql"

@@ -1,4 +1,4 @@
-"""The whole install as one script, for people with only psql or a console."""
+"""The installation as one script, for databases reached only with psql or a web console."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ def psql(url: str, script: str, directory: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_psql_accepts_the_script_and_migrate_then_finds_nothing_to_do(
-    empty_database: pg.Database, tmp_path: Path
-) -> None:
+def test_psql_runs_the_script(empty_database: pg.Database, tmp_path: Path) -> None:
+    """`migrate` then has nothing to do."""
     done = psql(empty_database.url, install_script(), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert migrate(empty_database.url) == Applied((), False, Release.shipped().version)
@@ -35,7 +34,7 @@ def test_the_script_makes_the_same_database_as_migrate(
     assert shapes.shape(empty_database.url) == shapes.shape(database.url)
 
 
-def test_the_script_has_no_commands_of_psql_and_leaves_by_one_commit(tmp_path: Path) -> None:
+def test_the_script_is_one_transaction_of_plain_sql(tmp_path: Path) -> None:
     lines = install_script().splitlines()
     assert not [line for line in lines if line.startswith("\\")]
     assert [line for line in lines if line.lower() in ("commit;", "rollback;")] == ["commit;"]
@@ -47,7 +46,7 @@ def test_a_failing_script_leaves_nothing_behind(
     broken = install_script().replace("\ncommit;", "\nselect 1/0;\ncommit;")
     file = tmp_path / "broken.sql"
     file.write_text(broken)
-    # Without ON_ERROR_STOP psql goes on to the commit, which then is none.
+    # Without ON_ERROR_STOP psql continues to the commit, which then rolls back.
     subprocess.run([shapes.program("psql"), "-Xqf", str(file), empty_database.url], check=True)
     with empty_database.connect() as conn:
         assert conn.execute("select to_regnamespace('rowcast')").fetchone() == (None,)
@@ -62,9 +61,7 @@ def test_the_script_refuses_a_database_that_has_rowcast(
     assert "rowcast migrate" in done.stderr
 
 
-def test_the_script_since_a_migration_upgrades_a_database_of_that_version(
-    empty_database: pg.Database, tmp_path: Path
-) -> None:
+def test_the_script_since_a_migration_upgrades(empty_database: pg.Database, tmp_path: Path) -> None:
     release = Release.shipped()
     migrate(empty_database.url, release=shapes.until(release, release.version - 1))
     done = psql(empty_database.url, install_script(since=release.version - 1), tmp_path)

@@ -1,4 +1,4 @@
-"""An upgraded database is the same as a new one, and keeps what its users made.
+"""An upgraded database is the same as a new one, and keeps the objects of its users.
 
 `snapshots/` holds one file per release: what `rowcast sql` of that release printed.
 """
@@ -22,7 +22,7 @@ from support import pg
 SHIPPED = Release.shipped()
 SNAPSHOTS = sorted((Path(__file__).parent / "snapshots").glob("*.sql"))
 
-# What a team adds to our tables, and expects to find after every upgrade and restore.
+# Additions of a team to our tables, which must survive every upgrade and restore.
 ON_CHANNELS = """
 insert into public.realtime_channels (id, pattern, description)
 values ('00000000-0000-4000-8000-000000000001', 'chat:*', 'kept');
@@ -43,7 +43,7 @@ for each row when (false) execute function public.audit_channel();
 
 
 def old_code_drops_out(url: str) -> None:
-    """Leave the code of an older version in place: one function differs, one trigger is gone."""
+    """Put the code of an older version in place: one function differs, one trigger is missing."""
     with pg.psycopg.connect(url, autocommit=True) as conn:
         conn.execute("drop trigger realtime_messages_90_ring on public.realtime_messages")
         conn.execute("alter function rowcast.status() security invoker")
@@ -51,7 +51,7 @@ def old_code_drops_out(url: str) -> None:
 
 
 @pytest.mark.parametrize("version", range(1, SHIPPED.version + 1))
-def test_a_database_of_any_migration_upgrades_to_the_shape_of_a_new_one(
+def test_every_migration_upgrades_to_the_shape_of_a_new_one(
     empty_database: pg.Database, database: pg.Database, version: int
 ) -> None:
     migrate(empty_database.url, release=shapes.until(SHIPPED, version))
@@ -62,21 +62,20 @@ def test_a_database_of_any_migration_upgrades_to_the_shape_of_a_new_one(
         assert done.code
         assert len(done.migrations) == SHIPPED.version - version
         new.execute(wanted.encode())
-        # What the channels of a database without code look like, no guard has seen.
+        # A database without code does not have the guard of channels yet.
         old.execute("update public.realtime_channels set pattern = pattern")
     assert shapes.shape(empty_database.url) == shapes.shape(database.url)
 
 
-def test_code_of_an_older_version_is_brought_to_the_shape_of_a_new_database(
-    database: pg.Database, module_database: pg.Database
-) -> None:
+def test_older_code_is_replaced(database: pg.Database, module_database: pg.Database) -> None:
+    """The result has the shape of a new database."""
     old_code_drops_out(database.url)
     assert migrate(database.url) == Applied((), True, SHIPPED.version)
     assert shapes.shape(database.url) == shapes.shape(module_database.url)
 
 
 @pytest.mark.parametrize("snapshot", SNAPSHOTS, ids=lambda path: path.stem)
-def test_every_released_version_upgrades_and_keeps_what_its_users_made(
+def test_released_versions_upgrade_and_keep_user_objects(
     empty_database: pg.Database, database: pg.Database, snapshot: Path
 ) -> None:
     users = ON_CHANNELS + ON_MESSAGES
@@ -90,7 +89,7 @@ def test_every_released_version_upgrades_and_keeps_what_its_users_made(
     assert shapes.shape(empty_database.url) == shapes.shape(database.url)
 
 
-def test_an_upgrade_while_the_application_writes_loses_nothing(database: pg.Database) -> None:
+def test_an_upgrade_during_writes_loses_nothing(database: pg.Database) -> None:
     with database.connect() as conn:
         conn.execute(ON_CHANNELS.encode())
         before = publish(conn)
@@ -100,7 +99,7 @@ def test_an_upgrade_while_the_application_writes_loses_nothing(database: pg.Data
     assert after[: len(before)] == before
 
 
-def test_a_bridge_of_before_can_read_until_the_new_feed_is_there(
+def test_an_older_bridge_reads_until_the_code_is_applied(
     empty_database: pg.Database,
 ) -> None:
     """The code may have to wait a minute for a lock, after the migrations are committed."""
@@ -165,7 +164,7 @@ def restore(url: str, dump: str) -> None:
 
 def assert_same(url: str, other_url: str, rows: list[tuple[object, ...]]) -> None:
     # An expression that was read back may have fewer parentheses, and a constant without a name is
-    # then called by its type; only that.
+    # then named after its type; only these differences are ignored.
     ours, theirs = (
         re.sub(r"[()]|(?<='::text) AS text", "", "\n".join(shapes.shape(each)))
         for each in (url, other_url)
@@ -188,7 +187,7 @@ def test_a_dump_restores_into_another_database_of_the_cluster(
     assert migrate(empty_database.url) == Applied((), False, SHIPPED.version)
 
 
-def test_a_dump_restores_with_the_columns_that_a_team_has_added(
+def test_a_dump_restores_with_columns_added_by_a_team(
     database: pg.Database, empty_database: pg.Database
 ) -> None:
     filled(database.url)
@@ -207,9 +206,10 @@ def test_a_dump_restores_with_the_columns_that_a_team_has_added(
         assert conn.execute(shown).fetchone() == copy.execute(shown).fetchone()
 
 
-def test_a_dump_restores_into_another_cluster_which_migrate_then_makes_its_home(
+def test_a_dump_restores_into_another_cluster(
     database: pg.Database, own_server: pg.OwnServer
 ) -> None:
+    """`migrate` then adopts the new cluster."""
     rows = filled(database.url)
     said = list[str]()
     with own_server.database(migrated=False) as copy, dumped(database.url) as dump:
@@ -220,21 +220,22 @@ def test_a_dump_restores_into_another_cluster_which_migrate_then_makes_its_home(
             assert conn.execute("select adopted from rowcast.identity()").fetchone() == (False,)
             assert migrate(copy.url, on_event=said.append) == Applied((), False, SHIPPED.version)
             assert conn.execute("select adopted from rowcast.identity()").fetchone() == (True,)
-            # Broadcasts are of the moment and stay behind; messages are kept.
+            # Broadcasts are not kept in a dump; messages are.
             assert history(conn) == [row for row in rows if row[3] == "message"]
     assert any("restored from another cluster" in event for event in said)
 
 
-def test_a_team_without_superuser_restores_when_the_owner_may_create_in_public_meanwhile(
+def test_a_dump_restores_without_superuser(
     own_server: pg.OwnServer,
 ) -> None:
+    """The owner needs CREATE on schema public for the time of the restore."""
     with (
         own_server.database(migrated=False) as source,
         own_server.database(migrated=False) as copy,
     ):
         migrate(source.owner_url)
         rows = filled(source.owner_url)
-        # To give a table in public to another role takes the right of that role to create there.
+        # A role can own a table in public only if it may create there.
         restore(copy.owner_url, "grant create on schema public to rowcast_owner")
         with dumped(source.owner_url) as dump:
             restore(copy.owner_url, dump)

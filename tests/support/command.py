@@ -1,4 +1,4 @@
-"""The command `rowcast` as people run it: a process, its arguments, its environment."""
+"""Runs the command `rowcast` as a process with arguments and an environment."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TIMEOUT = 60.0
 
 
 def environment(home: Path, **settings: Any) -> dict[str, str]:
-    """The environment of somebody whose home is `home`: none of our ``ROWCAST_*`` and ``PG*``.
+    """Return the environment of a user whose home is `home`, without ``ROWCAST_*`` and ``PG*``.
 
     Args:
-        home: where caches and data go.
+        home: directory for caches and data.
         settings: ``ROWCAST_*`` variables, without the prefix, in lower case.
     """
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("ROWCAST_", "PG", "XDG_"))}
@@ -54,7 +54,7 @@ def rowcast(
 
 
 class Started:
-    """A command that runs on; both of its outputs are read line by line."""
+    """A running command whose two outputs are read line by line."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self.process = process
@@ -62,7 +62,7 @@ class Started:
 
     @property
     def log(self) -> str:
-        """What it wrote to standard error so far."""
+        """The text written to standard error so far."""
         return self._log.read_text()
 
     def line(self, timeout: float = TIMEOUT) -> str:
@@ -72,7 +72,7 @@ class Started:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout):
                 pytest.fail(f"said nothing within {timeout} s:\n{self.log}")
-            # Unbuffered, so that what has been read is never hidden from the selector.
+            # Read unbuffered, so that the selector sees all unread bytes.
             line = bytearray()
             while (byte := os.read(self.process.stdout.fileno(), 1)) not in (b"", b"\n"):
                 line += byte
@@ -81,17 +81,17 @@ class Started:
         return line.decode()
 
     def json(self, timeout: float = TIMEOUT) -> dict[str, Any]:
-        """Return its next line as an object."""
+        """Return the next line of its standard output as a JSON object."""
         found: dict[str, Any] = json.loads(self.line(timeout))
         return found
 
     def rest(self) -> str:
-        """Return what it writes until its end."""
+        """Return the rest of its standard output until it ends."""
         assert self.process.stdout is not None
         return self.process.stdout.read()
 
     def says(self, text: str, timeout: float = TIMEOUT) -> None:
-        """Return once `text` stands in its standard error."""
+        """Wait until its standard error contains `text`."""
         deadline = time.monotonic() + timeout
         while text not in self.log:
             if time.monotonic() > deadline or self.process.poll() is not None:
@@ -99,7 +99,7 @@ class Started:
             time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGINT, timeout: float = TIMEOUT) -> int:
-        """Signal it and return its exit code."""
+        """Send it a signal and return its exit code."""
         self.process.send_signal(number)
         code = self.process.wait(timeout)
         assert "Traceback" not in self.log, self.log
@@ -114,7 +114,7 @@ def started(
     python: str = sys.executable,
     **options: Any,
 ) -> Iterator[Started]:
-    """Run the command for the length of a block; kill it in the end if it still runs."""
+    """Run the command for the length of a block, and end it if it still runs."""
     handle, name = tempfile.mkstemp(prefix="rowcast-command-", suffix=".log")
     process = subprocess.Popen(
         [python, "-m", "rowcast", *arguments],

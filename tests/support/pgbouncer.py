@@ -1,4 +1,4 @@
-"""PgBouncer before a server of a test's own."""
+"""Runs PgBouncer before the own server of a test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOGINS = ("postgres", "rowcast_bridge", "rowcast_caller")
 
 @contextmanager
 def start_pgbouncer(own: pg.OwnServer, home: Path, mode: str) -> Iterator[str]:
-    """Run pgbouncer in `home` before the server; yield the URL that leads through it."""
+    """Run PgBouncer in `home` before the server; yield the URL through it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     (home / "users.txt").write_text("".join(f'"{login}" ""\n' for login in LOGINS))
