@@ -80,7 +80,7 @@ def a_parent(data: Path, then: str) -> subprocess.Popen[str]:
     """Start a process that starts a server in `data`, prints its pid, and then runs `then`."""
     script = """
         import os, pathlib, signal, sys, time
-        from rowcast import embedded
+        from rowcast.dev import server as embedded
         server = embedded.start(pathlib.Path(sys.argv[1]), binaries=pathlib.Path(sys.argv[2]))
         print(server.pid, flush=True)
     """
@@ -415,7 +415,7 @@ def test_the_modules_can_be_imported_on_every_platform(platform: str) -> None:
         if sys.platform == "win32":
             del os.geteuid
             sys.modules["fcntl"] = None
-        from rowcast import embedded
+        from rowcast.dev import server as embedded
         embedded.default_data_dir({{"LOCALAPPDATA": "/tmp"}})
         try:
             embedded.start(embedded.Path("/nowhere")) if platform == "win32" else None
