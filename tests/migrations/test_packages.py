@@ -23,7 +23,17 @@ from support import pg
 from support.bridge_process import daemon, open_channels, token
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("python", "sql", "migrations", "policies", "pyproject.toml", "LICENSE", "README.md")
+TOP_FILES = (
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "RELEASING.md",
+    "pyproject.toml",
+)
+PARTS = ("python", "sql", "migrations", "policies", *TOP_FILES)
 SAY = "from rowcast.install.migrate import install_script; print(install_script(), end='')"
 
 TALK = """
@@ -160,7 +170,7 @@ def test_the_sdist_carries_the_folders_as_they_are(sdist: Path) -> None:
     inside = names(sdist)
     for file in (*sql_files(), *migration_files(), *policy_files()):
         assert f"{file.parent.name}/{file.name}" in inside
-    assert "policies/.sqlfluff" in inside
+    assert {"policies/.sqlfluff", "python/docs/protocol.md", *TOP_FILES} <= inside
 
 
 def test_a_wheel_installs_the_same_database_as_the_checkout(wheel: Path, tmp_path: Path) -> None:
