@@ -22,8 +22,10 @@ from support.waiting import eventually
 pytestmark = pytest.mark.acceptance
 
 PAGE = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "python" / "docs" / "tutorial.md").read_text()
+(EXAMPLE,) = blocks(PAGE, "sql")
+INSERT = EXAMPLE[EXAMPLE.index("insert into") :]
 AUDIENCE = "select rowcast.audience('chat:room1')"
-LOOKS = PAGE.partition("## What it looks like")[2].partition("\n## ")[0]
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the page uses curl")
 
 
@@ -49,18 +51,49 @@ def shell(
     return done
 
 
+def in_browser(
+    node: Node, running: dict[str, Any], subject: str, text: str, env: dict[str, str]
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Run JavaScript of the documents in Chromium, with a token for `subject`."""
+    made = rowcast("token", "--sub", subject, env=env).stdout.strip()
+    keys = f"const [anonKey, accessToken] = {[running['anon_key'], made]};"
+    page = node.write(f"{subject}.mjs", keys, text.replace("http://127.0.0.1:8080", running["url"]))
+    return node.started("chromium.js", page, ROWCAST_CHROMIUM=chromium())
+
+
+def test_the_example_of_the_page_runs_as_written(env: dict[str, str], tmp_path: Path) -> None:
+    """Its policy is the only one: the member's browser prints the row, the other is refused."""
+    node = Node(tmp_path)
+    (script,) = blocks(PAGE, "js")
+    starting = ("dev", "--ephemeral", "--policies", "none", "--port", "0", "--json")
+    with started(*starting, env=env) as command:
+        running = command.json()
+        with psycopg.connect(running["database_url"], autocommit=True) as owner:
+            owner.execute(EXAMPLE.replace("Hello from psql", "before").encode())
+            with (
+                in_browser(node, running, "bob", script, env) as strange,
+                in_browser(node, running, "alice", script, env) as member,
+            ):
+                assert "The policies do not allow this" in reader(strange.stdout)()
+                read = reader(member.stdout)
+                eventually(lambda: owner.execute(AUDIENCE).fetchone() == (1,))
+                with owner.transaction(force_rollback=True):
+                    owner.execute(INSERT.replace("Hello from psql", "never").encode())
+                owner.execute(INSERT.encode())
+                assert read() == "Hello from psql"
+        command.stop()
+
+
 @needs_curl
 def test_the_tutorial_runs_as_written(env: dict[str, str], tmp_path: Path) -> None:
     with started("dev", "--ephemeral", "--port", "0", "--json", env=env) as command:
         running = command.json()
         with psycopg.connect(running["database_url"], autocommit=True) as owner:
-            for statements in blocks(PAGE.partition("## What it looks like")[0], "sql"):
-                owner.execute(statements.encode())
-            for statements in blocks(LOOKS, "sql"):
+            for statements in (EXAMPLE, *blocks(TUTORIAL, "sql")):
                 owner.execute(statements.encode())
         folder = tmp_path / "work"
         folder.mkdir()
-        for script in blocks(LOOKS, "sh"):
+        for script in blocks(TUTORIAL, "sh"):
             done = shell(script, running["url"], env, folder)
             # exit code 4: the file to apply does not exist yet
             assert done.returncode in (0, 4), done
@@ -72,13 +105,12 @@ def test_the_policies_of_the_page_are_the_only_ones(
     env: dict[str, str], scratch: Path, tmp_path: Path
 ) -> None:
     """`--policies none` leaves no policy beside them."""
-    (insert,) = blocks(PAGE.partition("## What it looks like")[0], "sql")
-    *_, history = blocks(LOOKS, "sh")
+    *_, history = blocks(TUTORIAL, "sh")
     starting = ("dev", "--data", str(scratch / "data"), "--port", "0", "--json")
     with started(*starting, env=env) as command:
         with psycopg.connect(command.json()["database_url"], autocommit=True) as owner:
-            owner.execute(blocks(LOOKS, "sql")[0].encode())
-            owner.execute(insert.encode())
+            owner.execute(blocks(TUTORIAL, "sql")[0].encode())
+            owner.execute(INSERT.encode())
         command.stop()
     with started(*starting, "--policies", "none", env=env) as command:
         url = command.json()["url"]
@@ -97,22 +129,15 @@ def test_the_policies_of_the_page_are_the_only_ones(
 def test_a_members_browser_shows_exactly_what_was_committed(
     env: dict[str, str], tmp_path: Path
 ) -> None:
-    """Runs both JavaScript blocks as one page under its policies, beside a non-member's."""
+    """Runs both JavaScript blocks of the tutorial as one page, beside a non-member's."""
     node = Node(tmp_path)
-    (insert,) = blocks(PAGE.partition("## What it looks like")[0], "sql")
-    policies, publish, *_, recheck = blocks(LOOKS, "sql")
+    policies, publish, *_, recheck = blocks(TUTORIAL, "sql")
     starting = ("dev", "--ephemeral", "--policies", "none", "--port", "0", "--json")
     with started(*starting, env=env) as command:
         running = command.json()
 
-        def page(subject: str) -> str:
-            made = rowcast("token", "--sub", subject, env=env).stdout.strip()
-            keys = f"const [anonKey, accessToken] = {[running['anon_key'], made]};"
-            text = "\n".join(blocks(LOOKS, "js")).replace("http://127.0.0.1:8080", running["url"])
-            return node.write(f"{subject}.mjs", keys, text)
-
         def tab(subject: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-            return node.started("chromium.js", page(subject), ROWCAST_CHROMIUM=chromium())
+            return in_browser(node, running, subject, "\n".join(blocks(TUTORIAL, "js")), env)
 
         with psycopg.connect(running["database_url"], autocommit=True) as owner:
             for statements in (policies, recheck):
@@ -122,8 +147,8 @@ def test_a_members_browser_shows_exactly_what_was_committed(
                 assert "The policies do not allow this" in refused()
                 assert read() == 'join alice {"status":"online"}'
                 with owner.transaction(force_rollback=True):
-                    owner.execute(insert.replace("Hello from psql", "never").encode())
-                owner.execute(insert.encode())
+                    owner.execute(INSERT.replace("Hello from psql", "never").encode())
+                owner.execute(INSERT.encode())
                 assert read() == 'message.new {"text":"Hello from psql"}'
                 owner.execute(publish.encode())
                 assert read() == 'message.new {"text":"hi"}'
