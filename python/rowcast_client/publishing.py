@@ -107,7 +107,7 @@ class Publishing:
             largest.fail("payload_too_large", text)
 
     def stop(self, error: RealtimeError) -> None:
-        """Refuse everything: there will be no further connection."""
+        """Refuse everything, because the client will not connect again."""
         self._connection = None
         self._stopped = error
         for entry in self._entries:

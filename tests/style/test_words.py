@@ -1,9 +1,13 @@
-"""Words that tracked text must not contain: names of registries, unfinished marks, local paths."""
+"""Words that tracked text must not contain: registries, local paths, marks, vague actors."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +85,85 @@ def test_the_pattern_catches_what_it_is_for(pattern: re.Pattern[str], line: str)
 @pytest.mark.parametrize("line", [f"http://host/{HOMES[1]}/x", f"var/{HOMES[2]}/x", "a todo list"])
 def test_the_patterns_spare_other_text(line: str) -> None:
     assert not any(pattern.search(line) for pattern in (HOST, MARK, HOME, SCRATCH))
+
+
+# Prose must name its actors (client, publisher, owner, caller) and say "is not a": these words hide
+# them. "There is no" is fine, and so are names in backticks and names of policies and personas.
+VAGUE = re.compile(
+    r"(?<!policy )(?<!persona )\b(?:whoever|whomever|nobody|somebody|everybody)\b"
+    r"|(?<!there )\b(?:is|are|was|were) no (?!longer\b|more than\b|\w+er than\b)\w+"
+    r"|\b(?:he|him|his|himself)\b"
+    r"|\b(?:sheep|ghosts?)\b",
+    re.IGNORECASE,
+)
+# Text that is not ours to change: migrations are applied by checksum, and pages are quoted.
+QUOTED = re.compile(
+    r"CHANGELOG\.md|migrations/\d.*|.*/(snapshots|published)/.*|.*/page\.md|.*/RESULTS\.md"
+)
+# Chapters whose text has not been revised yet; the list only gets shorter.
+UNREVISED = re.compile(r"sql/.*|tests/sql/.*|README\.md|python/docs/.*")
+NAME = re.compile(r"(`+)[^`]+\1")
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line number and text of what is written for readers: no code, no single words."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.string
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                words = node.value.split()
+                if len(words) > 2:
+                    yield node.lineno, " ".join(words)
+    else:
+        fenced = path.suffix == ".md" and re.sub(r"^```.*?^```", _blank, text, flags=re.M | re.S)
+        yield from enumerate((fenced or text).splitlines(), 1)
+
+
+def _blank(match: re.Match[str]) -> str:
+    return "\n" * match[0].count("\n")
+
+
+def test_prose_names_its_actors() -> None:
+    found = []
+    for path in tracked_files():
+        name = str(path.relative_to(ROOT))
+        read = path.suffix in (".md", ".py", ".sql") or name.endswith("web/client.js")
+        exempt = QUOTED.fullmatch(name) or UNREVISED.fullmatch(name) or path == Path(__file__)
+        if read and not exempt:
+            found += [
+                f"{name}:{line}: {match[0]!r}"
+                for line, text in prose(path)
+                for match in VAGUE.finditer(NAME.sub("", text))
+            ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Whoever joins is counted.",
+        "Nobody's token.",
+        "it is no id of a channel",
+        "There are three, and two are no keys.",
+        "the client and his session",
+    ],
+)
+def test_vague_words_are_found(text: str) -> None:
+    assert VAGUE.search(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "There is no server.",
+        "If there are no rows, it ends.",
+        "It is no longer there.",
+        "It is no later than that.",
+        "the history",
+    ],
+)
+def test_plain_words_pass(text: str) -> None:
+    assert not VAGUE.search(text)
