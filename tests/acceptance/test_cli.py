@@ -586,9 +586,9 @@ def test_a_missing_bridge_is_reported_at_the_first_attempt(bare: dict[str, str])
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("chat:*x", "no channel name"), ("a b", "no channel name"), ("", "CHANNEL is empty")],
+    [("chat:*x", "not a channel name"), ("a b", "not a channel name"), ("", "CHANNEL is empty")],
 )
-def test_what_is_no_channel_name_is_told_so(
+def test_an_invalid_channel_name_is_refused(
     name: str, words: str, bridge: str, env: dict[str, str]
 ) -> None:
     to = ("--url", bridge, "--token", token("ann"))
