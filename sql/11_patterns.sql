@@ -90,7 +90,7 @@ comment on function rowcast.templates_of(text[]) is
 --
 -- Without sequential scans: a session that planned for ten channels keeps its plan, and would
 -- read the whole table for every message once there are thousands.
-create or replace function rowcast.governing(p_name text)
+create or replace function rowcast.governing_channel(p_name text)
 returns uuid
 language plpgsql
 stable
@@ -117,7 +117,7 @@ begin
 end;
 $$;
 
-comment on function rowcast.governing(text) is
+comment on function rowcast.governing_channel(text) is
 'Id of the channel row that governs a name, enabled or not; NULL when there is none.';
 
 -- The same with what publishers must know to say why not. A join instead of the sub-select would be
@@ -135,7 +135,7 @@ begin atomic
         c.id,
         c.enabled
     from public.realtime_channels as c
-    where c.id = (select rowcast.governing(p_name));
+    where c.id = (select rowcast.governing_channel(p_name));
 end;
 
 comment on function rowcast.resolve(text) is
@@ -154,7 +154,7 @@ set enable_seqscan = off
 begin atomic
     select c.id
     from public.realtime_channels as c
-    where c.id = (select rowcast.governing(p_name)) and c.enabled;
+    where c.id = (select rowcast.governing_channel(p_name)) and c.enabled;
 end;
 
 comment on function rowcast.open_channel(text) is

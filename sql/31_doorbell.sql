@@ -18,7 +18,7 @@
 -- possible bridges poll, because PREPARE refuses a transaction that notified.
 --
 -- No search_path: every name in here is qualified, and to set one costs more than the work.
-create or replace function rowcast.ring()
+create or replace function rowcast.notify_sleeping_bridges()
 returns trigger
 language plpgsql
 volatile
@@ -58,23 +58,23 @@ begin
 end;
 $$;
 
-comment on function rowcast.ring() is
+comment on function rowcast.notify_sleeping_bridges() is
 'Statement trigger: NOTIFY rowcast, only when a bridge sleeps (holds the advisory lock 1919903587, 1).';
 
 create or replace trigger realtime_messages_90_ring
 after insert on public.realtime_messages
-for each statement execute function rowcast.ring();
+for each statement execute function rowcast.notify_sleeping_bridges();
 
 create or replace trigger signal_90_ring
 after insert on rowcast.signal
-for each statement execute function rowcast.ring();
+for each statement execute function rowcast.notify_sleeping_bridges();
 
 -- Who may have passed the doorbell without hearing that a bridge sleeps: transactions that hold
 -- a writer's lock on our tables. Locks are released after the transaction is visible, so once
 -- these are gone a drain sees all they wrote. On leaves as well: whoever names one holds none on
 -- their parent. Waiting for the oldest xid of the cluster instead would wait for transactions that
 -- have nothing to do with us.
-create or replace function rowcast.writers()
+create or replace function rowcast.open_writers()
 returns text[]
 language sql
 volatile
@@ -107,11 +107,11 @@ begin atomic
         );
 end;
 
-comment on function rowcast.writers() is
+comment on function rowcast.open_writers() is
 'Virtual transaction ids that hold a writer''s lock on the message table, a leaf of it, or the signal or presence table.';
 
 -- A bridge's way to sleep. Never waits: a publisher holds the lock for microseconds only.
-create or replace function rowcast.doze()
+create or replace function rowcast.sleep_begin()
 returns boolean
 language sql
 volatile
@@ -119,11 +119,11 @@ security invoker
 set search_path = pg_catalog, pg_temp
 return pg_try_advisory_lock_shared(1919903587, 1);
 
-comment on function rowcast.doze() is
+comment on function rowcast.sleep_begin() is
 'Takes the doorbell lock in share mode for this session; false when a publisher holds it right now.';
 
 -- Awake again: from now on publishers need not ring for this bridge.
-create or replace function rowcast.wake()
+create or replace function rowcast.sleep_end()
 returns boolean
 language sql
 volatile
@@ -131,7 +131,7 @@ security invoker
 set search_path = pg_catalog, pg_temp
 return pg_advisory_unlock_shared(1919903587, 1);
 
-comment on function rowcast.wake() is 'Releases the doorbell lock of this session.';
+comment on function rowcast.sleep_end() is 'Releases the doorbell lock of this session.';
 
 -- Proves that this session still hears: the lock is what makes publishers ring, the
 -- notification is what they ring with. A pooler in transaction mode fails the first.

@@ -7,7 +7,7 @@
 -- The ranges of xids that can have become visible between two snapshots, both ends included.
 -- What runs now is left out: the rows of a large unfinished transaction would be visited, and
 -- found invisible, at every poll.
-create or replace function rowcast.spans(p_then pg_snapshot, p_now pg_snapshot)
+create or replace function rowcast.xid_ranges(p_then pg_snapshot, p_now pg_snapshot)
 returns table (first xid8, last xid8)
 language sql
 immutable
@@ -43,8 +43,22 @@ begin atomic
     where g.low <= g.high;
 end;
 
-comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
+comment on function rowcast.xid_ranges(pg_snapshot, pg_snapshot) is
 'Inclusive ranges of xids that were not visible in the first snapshot and have ended by the second.';
+
+-- Databases of before have a feed() that spells its columns out, and a return type cannot be
+-- replaced. In the transaction of all code: no bridge meets a database without feed().
+do $$
+begin
+    if exists (
+        select from pg_catalog.pg_proc as p
+        where p.oid = to_regprocedure('rowcast.feed(text, uuid, timestamptz, integer, integer)')
+            and p.prorettype <> 'rowcast.feed_row'::regtype
+    ) then
+        drop function if exists rowcast.feed(text, uuid, timestamptz, integer, integer);
+    end if;
+end
+$$;
 
 -- One drain. The first row is the snapshot itself, also when nothing is new: rows, snapshot and
 -- boot id belong to one statement. STABLE, so that every query in here uses that snapshot.
@@ -57,19 +71,7 @@ comment on function rowcast.spans(pg_snapshot, pg_snapshot) is
 create or replace function rowcast.feed(
     p_snapshot text, p_boot uuid, p_issued_at timestamptz, p_rows integer, p_bytes integer
 )
-returns table (
-    kind text,
-    seq bigint,
-    id uuid,
-    type text,
-    channel_id uuid,
-    channel_name text,
-    event_name text,
-    payload text,
-    sender_type text,
-    sender_id text,
-    created_at timestamptz
-)
+returns setof rowcast.feed_row
 language plpgsql
 stable
 security definer
@@ -93,14 +95,15 @@ declare
     v_rows bigint := 0;
     v_bytes bigint := 0;
     v_found refcursor;
+    v_row rowcast.feed_row;
 begin
     select b.id, o.seq_floor, o.leaves into v_boot, v_floor, v_registry
     from rowcast.origin as o left join rowcast.boot as b on true;
-    kind := 'snapshot';
-    id := v_boot;
-    payload := v_now::text;
-    created_at := v_time;
-    return next;
+    v_row.kind := 'snapshot';
+    v_row.id := v_boot;
+    v_row.payload := v_now::text;
+    v_row.created_at := v_time;
+    return next v_row;
     if v_then is null or v_boot is null then
         return;
     end if;
@@ -109,14 +112,14 @@ begin
         v_since := p_issued_at - (select s.clock_skew from rowcast.settings as s);
     end if;
     if v_xmin = pg_snapshot_xmax(v_then) and v_xmax = pg_snapshot_xmin(v_now) then
-        -- Nothing ran then, nothing runs now: one span, and no query to find it.
+        -- Nothing ran then, nothing runs now: one range, and no query to find it.
         if v_xmin < v_xmax then
             v_first := array[v_xmin];
             v_last := array[(v_xmax::text::bigint - 1)::text::xid8];
         end if;
     else
         select array_agg(s.first), array_agg(s.last) into v_first, v_last
-        from rowcast.spans(v_then, v_now) as s;
+        from rowcast.xid_ranges(v_then, v_now) as s;
     end if;
     if v_first is null and v_since is null then
         return;
@@ -126,18 +129,18 @@ begin
         begin
             if cardinality(v_first) = 1 then
                 open v_found no scroll for select f.*
-                from rowcast.fresh_span(v_first, v_last, v_floor, v_registry, v_xmin, v_time) as f;
+                from rowcast.read_new_range(v_first, v_last, v_floor, v_registry, v_xmin, v_time) as f;
             else
                 open v_found no scroll for select f.*
-                from rowcast.fresh_spans(v_first, v_last, v_floor, v_registry, v_xmin, v_time) as f;
+                from rowcast.read_new_ranges(v_first, v_last, v_floor, v_registry, v_xmin, v_time) as f;
             end if;
-            fetch v_found into kind;
-            if kind is distinct from 'covers' then
+            fetch v_found into v_row;
+            if v_row.kind is distinct from 'covers' then
                 close v_found;
                 v_found := null;
             end if;
         exception when undefined_table then
-            v_found := null; -- somebody dropped a leaf by hand, and there was no upkeep since
+            v_found := null; -- a leaf was dropped by hand, and there was no upkeep since
         end;
     end if;
     if v_found is null then
@@ -146,24 +149,23 @@ begin
         using v_first, v_last, v_floor, v_since;
     end if;
     loop
-        fetch v_found into kind, seq, id, type, channel_id, channel_name, event_name, payload,
-            sender_type, sender_id, created_at;
+        fetch v_found into v_row;
         exit when not found;
-        if seq < 0 then
-            seq := seq + 9223372036854775807; -- a signal, see leaves_query()
+        if v_row.seq < 0 then
+            v_row.seq := v_row.seq + 9223372036854775807; -- a signal, see leaves_query()
         end if;
         v_rows := v_rows + 1;
-        v_bytes := v_bytes + octet_length(payload);
+        v_bytes := v_bytes + octet_length(v_row.payload);
         if v_rows > p_rows or v_bytes > p_bytes then
-            kind := 'more';
-            return next;
+            v_row.kind := 'more';
+            return next v_row;
             exit;
         end if;
-        return next;
+        return next v_row;
     end loop;
     close v_found;
     if clock_timestamp() > v_time + interval '1 millisecond'
-        and rowcast.rewritten(rowcast.leaves_for(v_xmin, v_since))
+        and rowcast.leaf_was_rewritten(rowcast.leaves_for(v_xmin, v_since))
     then
         raise exception 'realtime_messages was rewritten while a drain waited for it'
         using errcode = '40001', hint = 'Drain again from the same snapshot.';
@@ -173,9 +175,3 @@ $$;
 
 comment on function rowcast.feed(text, uuid, timestamptz, integer, integer) is
 'All messages, signals and changes of presence that became visible since the snapshot, in order of seq, after one row `snapshot` (payload: the new snapshot, id: boot, created_at: its time). Ends with `more` when over the row or byte limit; NULL limits read all. A NULL snapshot only asks for the present one.';
-
--- What the feed before this one called. Here and not in a migration, which is committed earlier: if
--- the code then has to wait for a lock, no bridge could read anything meanwhile.
-drop function if exists rowcast.fresh(xid8[], xid8[], bigint);
-drop function if exists rowcast.fresh_leaves();
-drop function if exists rowcast.leaves_query(text[], boolean);

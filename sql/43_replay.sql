@@ -28,8 +28,8 @@ comment on function rowcast.replay_query(text[], boolean) is
 'SQL that reads leaves for the name $1 or the channel row $7: xids from $2, seq above $3, visible in $4 and not in $5, or created_at from $6 on.';
 
 -- Whether the channel lost a row that a cursor may not have seen; a pattern loses what its names
--- do, and '**' in the place of a name is what all of them did (sql/74_losses.sql).
-create or replace function rowcast.lost(p_channel text, p_xmin xid8, p_broadcasts boolean)
+-- do, and '**' in the place of a name is what all of them did (sql/73_losses.sql).
+create or replace function rowcast.lost_since(p_channel text, p_xmin xid8, p_broadcasts boolean)
 returns boolean
 language sql
 stable
@@ -65,7 +65,7 @@ begin atomic
     end;
 end;
 
-comment on function rowcast.lost(text, xid8, boolean) is
+comment on function rowcast.lost_since(text, xid8, boolean) is
 'Whether messages, or broadcasts, of a channel or pattern have expired that a cursor with this xmin may not have seen.';
 
 -- Answers many (channel, cursor) pairs in one call, each up to the snapshot at which the bridge
@@ -139,9 +139,9 @@ begin
         v_since := case when not v_same then p_issued[i] - v_settings.clock_skew end;
         v_lost := case
             when p_issued[i] < clock_timestamp() - v_settings.cursor_retention then 'expired'
-            when v_taken > v_xmin or rowcast.lost(p_channels[i], v_xmin, false) then 'expired'
+            when v_taken > v_xmin or rowcast.lost_since(p_channels[i], v_xmin, false) then 'expired'
         end;
-        v_ephemeral := v_same and v_lost is null and not rowcast.lost(p_channels[i], v_xmin, true);
+        v_ephemeral := v_same and v_lost is null and not rowcast.lost_since(p_channels[i], v_xmin, true);
         if v_lost is null then
             if v_leaves is distinct from rowcast.leaves_for(v_xmin, v_since) or v_sql is null
                 or v_of_row is distinct from (position('*' in p_channels[i]) > 0)
@@ -177,7 +177,7 @@ begin
             end loop;
         end if;
     end loop;
-    if rowcast.rewritten(v_read) then
+    if rowcast.leaf_was_rewritten(v_read) then
         raise exception 'realtime_messages was rewritten while a replay waited for it'
         using errcode = '40001', hint = 'Ask again.';
     end if;

@@ -94,7 +94,7 @@ begin atomic
             channel,
             (
                 select c.pattern from public.realtime_channels as c
-                where c.id = (select rowcast.governing(channel)) and c.wildcard
+                where c.id = (select rowcast.governing_channel(channel)) and c.wildcard
             )
         ])
         and pg_sequence_last_value('rowcast.alive_until'::regclass)

@@ -3,7 +3,7 @@
 
 create or replace trigger presence_90_ring
 after insert or update on rowcast.presence
-for each statement execute function rowcast.ring();
+for each statement execute function rowcast.notify_sleeping_bridges();
 
 -- Takes the present state of some members of one node, NULL for those who left; repeating it does
 -- no harm. seq is taken anew while the row is locked, so a higher one is a later state. The

@@ -2,7 +2,7 @@
 
 -- Databases whose default privileges grant everything to `anon` must not open a leaf: it would
 -- be read and truncated past the parent's policies.
-create or replace function rowcast.seal(p_table regclass)
+create or replace function rowcast.lock_down_table(p_table regclass)
 returns void
 language plpgsql
 volatile
@@ -25,7 +25,7 @@ begin
 end;
 $$;
 
-comment on function rowcast.seal(regclass) is
+comment on function rowcast.lock_down_table(regclass) is
 'Takes every privilege on a table from everybody but its owner and enables row level security.';
 
 -- The width follows retention so that a reader of all history meets about a dozen leaves.
@@ -65,7 +65,7 @@ declare
     v_columns text;
 begin
     execute format('create table rowcast.%I (like rowcast.messages_durable including defaults including generated including constraints)', v_name);
-    perform rowcast.seal(format('rowcast.%I', v_name)::regclass);
+    perform rowcast.lock_down_table(format('rowcast.%I', v_name)::regclass);
     if p_from < clock_timestamp() + interval '2 minutes' then
         lock table rowcast.messages_default in share row exclusive mode;
         select string_agg(quote_ident(a.attname), ', ' order by a.attnum) into v_columns
@@ -80,7 +80,7 @@ begin
         'alter table rowcast.messages_durable attach partition rowcast.%I for values from (%L) to (%L)',
         v_name, p_from, p_to
     );
-    perform rowcast.watch_leaf(v_name);
+    perform rowcast.add_leaf_triggers(v_name);
     insert into rowcast.leaf (name, from_at, to_at) values (v_name, p_from, p_to);
     return v_name;
 end;

@@ -1,5 +1,51 @@
 -- Retention and upkeep, without pg_cron: a bridge calls upkeep() now and then.
 
+-- Part of upkeep(). In portions, so that no call takes long. What waits for an endpoint that is no
+-- longer active is cancelled here too: a publisher may have written it while that happened.
+-- Deliveries live as long as messages, whose counts they are.
+create or replace function rowcast.webhook_upkeep()
+returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+    v_settings rowcast.settings;
+    v_endpoint rowcast.endpoint;
+    v_deleted integer;
+begin
+    select s.* into v_settings from rowcast.settings as s;
+    for v_endpoint in
+        select e.* from rowcast.endpoint as e where e.state <> 'active' order by e.id
+    loop
+        perform rowcast.cancel_deliveries(v_endpoint.id, coalesce(v_endpoint.reason, v_endpoint.state));
+    end loop;
+    delete from rowcast.attempt as a where a.ctid = any (array(
+        select o.ctid from rowcast.attempt as o
+        where o.at < now() - v_settings.webhook_attempt_retention
+        limit 20000
+    ));
+    delete from rowcast.delivery as d where d.id in (
+        select o.id from rowcast.delivery as o
+        where o.created_at < now() - v_settings.retention and o.next_at is null
+        order by o.id
+        limit 20000
+    );
+    get diagnostics v_deleted = row_count;
+    delete from rowcast.endpoint as e
+    where e.state = 'retired' and e.changed_at < now() - interval '1 day'
+    and not exists (
+        select from rowcast.delivery as d where d.channel_id = e.channel_id and d.endpoint_id = e.id
+    );
+    return v_deleted;
+end;
+$$;
+
+comment on function rowcast.webhook_upkeep() is
+'Cancels what waits for endpoints that are not active, and expires attempts and deliveries; returns how many deliveries expired.';
+
 -- Drops closed leaves past retention: nobody can add to them, so what each channel loses is
 -- remembered without a lock, for a resume to know whether it really missed something; but not
 -- what a restore brought, whose foreign xids would call every cursor too old. DROP is
@@ -23,7 +69,7 @@ begin
         order by l.from_at
     loop
         begin
-            perform rowcast.keep_bodies(v_leaf);
+            perform rowcast.copy_bodies_of_leaf(v_leaf);
             execute format(
                 'insert into rowcast.expired (channel_name, xid)'
                 ' select m.channel_name, max(m.xid::text::bigint)::text::xid8 from rowcast.%I as m'
@@ -126,7 +172,7 @@ begin
         'made', v_made,
         'closed', rowcast.close_leaves(),
         'dropped', rowcast.drop_leaves(),
-        'compiled', rowcast.fresh_compile(),
+        'compiled', rowcast.compile_read_new(),
         'broadcasts', v_broadcasts,
         'again', v_broadcasts >= 50000,
         'deliveries', rowcast.webhook_upkeep()

@@ -142,3 +142,32 @@ $$;
 
 comment on function rowcast.enable_endpoint(uuid) is
 'Lets a disabled endpoint receive again; false when there is no such disabled endpoint.';
+
+-- The old secret goes on signing beside the new one for a while, so that receivers can change
+-- when it suits them and no request is ever one that they cannot verify.
+create or replace function rowcast.rotate_secret(endpoint uuid)
+returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_secret text;
+begin
+    update rowcast.endpoint as e
+    set secret = rowcast.new_secret(), previous_secret = e.secret,
+        previous_until = clock_timestamp() + (select s.webhook_secret_grace from rowcast.settings as s),
+        changed_at = now()
+    where e.id = rotate_secret.endpoint and e.state <> 'retired'
+    returning e.secret into v_secret;
+    if v_secret is null then
+        raise exception 'there is no endpoint %', rotate_secret.endpoint
+        using errcode = 'RCW06', hint = 'List them with `rowcast webhooks list`.';
+    end if;
+    return v_secret;
+end;
+$$;
+
+comment on function rowcast.rotate_secret(uuid) is
+'Gives an endpoint a new signing secret and returns it; the old one signs too for webhook_secret_grace. Raises RCW06.';

@@ -80,18 +80,18 @@ comment on function rowcast.webhook_body(boolean, text, text, uuid, jsonb, text,
 'The body of a webhook request: the envelope, or the payload alone.';
 
 -- Receivers made for InsForge expect the payload alone, and the rest in headers.
-create or replace function rowcast.wants_bare(p_options jsonb)
+create or replace function rowcast.wants_bare_body(p_options jsonb)
 returns boolean
 language sql
 immutable
 parallel safe
 return coalesce(p_options ->> 'webhookBody' = 'payload', false);
 
-comment on function rowcast.wants_bare(jsonb) is
+comment on function rowcast.wants_bare_body(jsonb) is
 'Whether the options of a channel ask for webhooks with the payload alone as body.';
 
 -- A leaf is about to go, and the schedule of an attempt may reach beyond the retention.
-create or replace function rowcast.keep_bodies(p_leaf text)
+create or replace function rowcast.copy_bodies_of_leaf(p_leaf text)
 returns void
 language plpgsql
 volatile
@@ -101,7 +101,7 @@ as $$
 begin
     execute format(
         'update rowcast.delivery as d set event_name = m.event_name, channel_name = m.channel_name,'
-        ' body = rowcast.webhook_body(rowcast.wants_bare(c.options), m.event_name, m.channel_name,'
+        ' body = rowcast.webhook_body(rowcast.wants_bare_body(c.options), m.event_name, m.channel_name,'
         ' m.channel_id, m.payload, m.sender_id, m.created_at)'
         ' from rowcast.%I as m join public.realtime_channels as c on c.id = m.channel_id'
         ' where d.next_at is not null and d.body is null'
@@ -110,5 +110,5 @@ begin
 end;
 $$;
 
-comment on function rowcast.keep_bodies(text) is
+comment on function rowcast.copy_bodies_of_leaf(text) is
 'Copies what is still to be sent from a leaf that expires into its deliveries.';

@@ -1,5 +1,7 @@
 -- Claiming deliveries: a lease of some seconds instead of a lock held, so that whatever happens to
 -- a bridge, somebody sends what it had. Only the clock of the database counts.
+--
+-- Marks say from where a claim reads, so that what was sent long ago is not in its way.
 
 -- Each endpoint with something due gets an equal part of what is asked for, at most its room less
 -- what this bridge has under way there: a queue of 100,000 rows starves nobody, and an endpoint
@@ -109,11 +111,11 @@ begin
     select
         l.id, l.attempt, l.message_id, l.endpoint_id, e.url,
         case when e.previous_until > v_now then array[e.secret, e.previous_secret] else array[e.secret] end,
-        rowcast.wants_bare(c.options),
+        rowcast.wants_bare_body(c.options),
         coalesce(m.event_name, l.event_name), coalesce(m.channel_name, l.channel_name),
         case
             when m.id is not null
-                then rowcast.webhook_body(rowcast.wants_bare(c.options), m.event_name, m.channel_name, m.channel_id, m.payload, m.sender_id, m.created_at)
+                then rowcast.webhook_body(rowcast.wants_bare_body(c.options), m.event_name, m.channel_name, m.channel_id, m.payload, m.sender_id, m.created_at)
             else l.body
         end
     from leased as l
@@ -132,7 +134,7 @@ comment on function rowcast.claim_deliveries(uuid, integer, interval, uuid[], in
 -- When to claim again if nothing happens before. What this bridge has no room for is left out: it
 -- claims again anyway when something of it is done. And which channels have endpoints, so that a
 -- bridge need not claim for messages of others.
-create or replace function rowcast.delivery_outlook(
+create or replace function rowcast.next_delivery(
     p_busy uuid[], p_counts integer[], out wait double precision, out channels uuid[]
 )
 language sql
@@ -158,5 +160,49 @@ begin atomic
     where e.state = 'active';
 end;
 
-comment on function rowcast.delivery_outlook(uuid[], integer[]) is
+comment on function rowcast.next_delivery(uuid[], integer[]) is
 'Seconds until the next delivery is due (NULL: none waits), and the channels with active endpoints.';
+
+-- Raises low_at of endpoints that were busy to what is unfinished, and no further than to five
+-- seconds ago, for transactions that have not committed. What was written before that and commits
+-- later is found by the next call, for it always reads from the beginning and lowers the mark.
+--
+-- One row at a time in order of id, as in settle_deliveries(), so the two never deadlock. One call
+-- at a time, and none during a fold, by a row that no caller can lock.
+create or replace function rowcast.move_claim_marks(p_busy uuid[])
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+    v_mark record;
+begin
+    perform from rowcast.rollup for no key update skip locked;
+    if not found then
+        return;
+    end if;
+    for v_mark in
+        select e.id, e.low_at, least(d.next_at, clock_timestamp() - interval '5 s') as low
+        from rowcast.endpoint as e
+        left join lateral (
+            select q.next_at from rowcast.delivery as q
+            where q.endpoint_id = e.id and q.next_at > '-infinity'
+            order by q.next_at
+            limit 1
+        ) as d on true
+        where e.state = 'active' and (e.low_at > '-infinity' or e.id = any (p_busy))
+        order by e.id
+    loop
+        if v_mark.low < v_mark.low_at or v_mark.id = any (p_busy) then
+            update rowcast.endpoint as e set low_at = v_mark.low where e.id = v_mark.id;
+        end if;
+    end loop;
+end;
+$$;
+
+comment on function rowcast.move_claim_marks(uuid[]) is
+'Moves the marks below which endpoints have nothing unfinished: up for busy ones, down for any that needs it.';

@@ -45,7 +45,7 @@ begin
             null;
         when others then
             v_row.type := p_type;
-            v_row.channel_id := rowcast.governing(p_channel);
+            v_row.channel_id := rowcast.governing_channel(p_channel);
             v_row.channel_name := p_channel;
             v_row.event_name := p_event;
             v_row.payload := p_payload;
@@ -194,9 +194,3 @@ $$;
 
 comment on function rowcast.plan_policy(text, text, text, text, text) is
 'The plan of a policy expression for a caller, with sequential scans disabled; NULL if it cannot be planned.';
-
--- Names that these functions had before. evaluate_policy() called them until this file replaced it,
--- so a migration, which runs earlier, could not drop them.
-drop function if exists rowcast.imagined_channel(text);
-drop function if exists rowcast.imagined_message(text, text, text, text, text, jsonb);
-drop function if exists rowcast.candidates(text);

@@ -182,10 +182,3 @@ end;
 
 comment on function rowcast.policy_lint() is
 'Mistakes in policies that the catalogue shows: code, level (error, warning, info), object, message, hint. `rowcast policy lint --database-url` finds more, because it also reads the text of policies, functions and views; `--explain CODE` explains a code.';
-
--- policy_lint() called these until this file replaced it, so a migration, which runs earlier, could
--- not drop them.
-drop function if exists rowcast.policy_lint_expressions();
-drop function if exists rowcast.policy_lint_commands();
-drop function if exists rowcast.policy_lint_tables();
-drop function if exists rowcast.policy_lint_code();

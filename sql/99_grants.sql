@@ -46,9 +46,9 @@ $$;
 grant execute on function
 rowcast.identity(), rowcast.feed(text, uuid, timestamptz, integer, integer),
 rowcast.replay(text[], text[], uuid[], timestamptz[], text, uuid),
-rowcast.writers(), rowcast.doze(), rowcast.wake(), rowcast.probe(text),
+rowcast.open_writers(), rowcast.sleep_begin(), rowcast.sleep_end(), rowcast.probe(text),
 rowcast.upkeep(), rowcast.status(), rowcast.doctor(), rowcast.boot_id(),
-rowcast.login_report(), rowcast.caller_roles(), rowcast.fold(integer),
+rowcast.login_report(), rowcast.caller_roles(), rowcast.statistics_update(integer),
 rowcast.admin_channels(text, uuid, integer, integer, boolean),
 rowcast.admin_create_channel(text, jsonb, boolean),
 rowcast.admin_update_channel(text, uuid, jsonb, boolean),
@@ -68,7 +68,7 @@ rowcast.settle_deliveries(
     uuid, bigint[], integer[], integer[], integer[], text[], text[], integer[]
 ),
 rowcast.return_deliveries(uuid, bigint[], integer[]),
-rowcast.delivery_outlook(uuid[], integer[]), rowcast.raise_marks(uuid[]),
+rowcast.next_delivery(uuid[], integer[]), rowcast.move_claim_marks(uuid[]),
 rowcast.admin_deliveries(text, uuid, text, integer, text),
 rowcast.admin_delivery_attempts(text, bigint), rowcast.admin_redeliver(text, bigint),
 rowcast.admin_endpoints(text, uuid), rowcast.admin_rotate_secret(text, uuid),
@@ -134,11 +134,11 @@ end;
 $$;
 
 -- Leaves and parents may have been opened by default privileges of the database.
-select rowcast.seal(i.inhrelid::regclass)
+select rowcast.lock_down_table(i.inhrelid::regclass)
 from pg_catalog.pg_inherits as i
 join pg_catalog.pg_class as c on i.inhrelid = c.oid
 where c.relnamespace = 'rowcast'::regnamespace and c.relkind in ('r', 'p');
 
 select rowcast.make_leaves();
 
-select rowcast.fresh_compile();
+select rowcast.compile_read_new();

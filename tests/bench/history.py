@@ -110,7 +110,7 @@ def tails(connection: psycopg.Connection[Any], times: int) -> None:
             times,
         )
         started = time.perf_counter()
-        connection.execute("select rowcast.fold()")
+        connection.execute("select rowcast.statistics_update()")
         folded = (time.perf_counter() - started) * 1e3
         rows.append([tail, statistics.median(asked), folded])
     harness.table(["messages since the last fold", "statistics p50 ms", "fold ms"], rows)
@@ -175,7 +175,7 @@ def main() -> None:
         started = time.perf_counter()
         fill(connection, options.messages)
         filled = time.perf_counter()
-        connection.execute("select rowcast.fold()")
+        connection.execute("select rowcast.statistics_update()")
         folded = time.perf_counter()
         connection.execute("vacuum analyze")
         print(f"{options.messages} messages in {filled - started:.0f} s, "

@@ -70,7 +70,7 @@ def asleep(database: harness.pg.Database) -> Iterator[None]:
     """Simulate the worst case: a bridge that never wakes, so that every commit rings."""
     with database.connect(database.bridge_url) as connection:
         connection.execute("listen rowcast")
-        row = connection.execute("select rowcast.doze()").fetchone()
+        row = connection.execute("select rowcast.sleep_begin()").fetchone()
         assert row == (True,)
         yield
 

@@ -241,7 +241,7 @@ def test_a_policy_function_with_effects_leaves_none(run: Run, db: Connection) ->
 
 def test_a_sleeping_bridge_is_not_rung(run: Run, db: Connection, database: pg.Database) -> None:
     with database.connect() as bridge:
-        assert only(bridge, "select rowcast.doze()") is True
+        assert only(bridge, "select rowcast.sleep_begin()") is True
         bridge.execute("listen rowcast")
         asked = ("publish", "room:alice", "said", "--payload", '{"n": 1}', "--as", "alice")
         assert run("can", *asked)[0] == 0

@@ -215,7 +215,7 @@ def test_a_claim_does_not_read_what_was_sent_before_the_mark(database: pg.Databa
         call = CLAIM.replace("100", "0")
         buffers(db, call)  # the first reads the catalogue, too
         unmarked = buffers(db, call)
-        db.execute("select rowcast.raise_marks(%s)", [[endpoint]])
+        db.execute("select rowcast.move_claim_marks(%s)", [[endpoint]])
         marked = buffers(db, call)
         assert marked * 5 < unmarked, (marked, unmarked)
         assert len(claim(db, A)) == 1
@@ -237,7 +237,7 @@ def test_a_long_queue_is_read_from_where_it_is_not_finished(database: pg.Databas
         call = CLAIM.replace("100", "1").replace("'30 s'", "'0 s'")
         buffers(db, call)  # the first reads the catalogue, too
         unmarked = buffers(db, call)
-        db.execute("select rowcast.raise_marks(%s)", [[endpoints(db)[0].id]])
+        db.execute("select rowcast.move_claim_marks(%s)", [[endpoints(db)[0].id]])
         marked = buffers(db, call)
         assert marked * 3 < unmarked, (marked, unmarked)
         assert len(claim(db, B)) == 100
@@ -251,9 +251,9 @@ def test_a_transaction_that_commits_behind_the_mark_is_found(database: pg.Databa
             publish(late, "room:1", "late")
             late.execute("update rowcast.delivery set next_at = next_at - interval '1 min'")
             publish(db, "room:1", "early")
-            db.execute("select rowcast.raise_marks(%s)", [[endpoint]])
+            db.execute("select rowcast.move_claim_marks(%s)", [[endpoint]])
         assert [c.event_name for c in claim(db, A)] == ["early"]
-        db.execute("select rowcast.raise_marks(%s)", [[]])
+        db.execute("select rowcast.move_claim_marks(%s)", [[]])
         assert [c.event_name for c in claim(db, A)] == ["late"]
 
 
@@ -265,7 +265,7 @@ def test_no_caller_can_keep_the_mark_from_going_back(database: pg.Database) -> N
         hostile.execute("set role anon")
         hostile.execute("select pg_advisory_lock(1919903587, 4)")
         assert claim(db, A) == []
-        db.execute("select rowcast.raise_marks('{}')")
+        db.execute("select rowcast.move_claim_marks('{}')")
         assert len(claim(db, A)) == 1
 
 
@@ -275,7 +275,7 @@ def test_the_mark_does_not_pass_what_comes_while_everything_waits_for_a_retry(
     add_channel(tx, "room:*", webhook_urls=[ONE])
     publish(tx, "room:1")
     settle(tx, A, claim(tx, A), 500)
-    tx.execute("select rowcast.raise_marks(%s)", [[endpoints(tx)[0].id]])
+    tx.execute("select rowcast.move_claim_marks(%s)", [[endpoints(tx)[0].id]])
     publish(tx, "room:1", "next")
     assert [c.event_name for c in claim(tx, A)] == ["next"]
 
@@ -334,11 +334,11 @@ def test_an_endpoint_that_asks_for_a_pause_gets_it(tx: Connection) -> None:
 
 
 def test_the_outlook_tells_when_to_claim_again_and_for_which_channels(tx: Connection) -> None:
-    look = "select wait from rowcast.delivery_outlook('{}', '{}')"
+    look = "select wait from rowcast.next_delivery('{}', '{}')"
     assert only(tx, look) is None
     channel = add_channel(tx, "room:*", webhook_urls=[ONE])
     add_channel(tx, "hall:*")
-    assert only(tx, "select channels from rowcast.delivery_outlook('{}', '{}')") == [channel]
+    assert only(tx, "select channels from rowcast.next_delivery('{}', '{}')") == [channel]
     assert only(tx, look) is None
     publish(tx, "room:1")
     assert only(tx, look) <= 0
@@ -348,7 +348,7 @@ def test_the_outlook_tells_when_to_claim_again_and_for_which_channels(tx: Connec
     assert 3 < only(tx, look) <= 6
     publish(tx, "room:1")
     full = [[claimed[0].endpoint_id], [4]]
-    busy = "select wait from rowcast.delivery_outlook(%s::uuid[], %s::int[])"
+    busy = "select wait from rowcast.next_delivery(%s::uuid[], %s::int[])"
     assert only(tx, busy, full) is None
 
 
@@ -364,7 +364,7 @@ def test_marking_and_settling_at_once_never_deadlock(database: pg.Database) -> N
             while claimed := claim(connection, worker, 50):
                 settle(connection, worker, claimed, 200 if number else None, error="refused")
                 connection.execute(
-                    "select rowcast.raise_marks(%s)", [list({c.endpoint_id for c in claimed})]
+                    "select rowcast.move_claim_marks(%s)", [list({c.endpoint_id for c in claimed})]
                 )
 
     with ThreadPoolExecutor(4) as pool:

@@ -119,7 +119,7 @@ def test_prepared_transactions_turn_the_doorbell_off(own_server: pg.OwnServer) -
         own_server.restart()
         with database.connect() as db, database.connect(database.bridge_url) as bridge:
             assert identity(db).doorbell is False
-            only(bridge, "select rowcast.doze()")
+            only(bridge, "select rowcast.sleep_begin()")
             cursor = ask(bridge)
             db.execute("begin")
             publish(db, "room:1", "prepared")

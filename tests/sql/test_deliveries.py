@@ -284,7 +284,7 @@ def test_a_message_that_expires_is_still_sent(db: Connection) -> None:
     leaf = only(
         db, "select tableoid::regclass::name from realtime_messages where event_name = 'late'"
     )
-    db.execute("select rowcast.keep_bodies(%s)", [leaf.removeprefix("rowcast.")])
+    db.execute("select rowcast.copy_bodies_of_leaf(%s)", [leaf.removeprefix("rowcast.")])
     db.execute("delete from realtime_messages")
     (claimed,) = claim(db, WORKER)
     assert claimed.body == body

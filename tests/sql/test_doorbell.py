@@ -58,10 +58,10 @@ def locks(db: Connection) -> list[tuple[Any, ...]]:
 def test_it_rings_only_when_a_session_sleeps(db: Connection, bridge: Connection) -> None:
     publish(db, "room:1")
     assert rings(db, bridge) == []
-    assert only(bridge, "select rowcast.doze()") is True
+    assert only(bridge, "select rowcast.sleep_begin()") is True
     publish(db, "room:1")
     assert rings(db, bridge) == [""], "with an empty payload"
-    assert only(bridge, "select rowcast.wake()") is True
+    assert only(bridge, "select rowcast.sleep_end()") is True
     publish(db, "room:1")
     assert rings(db, bridge) == []
 
@@ -70,9 +70,9 @@ def test_it_rings_when_a_session_that_sleeps_is_not_the_one_that_listens(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:
     with database.connect(database.bridge_url) as other:
-        only(other, "select rowcast.doze()")
-        only(bridge, "select rowcast.doze()")
-        only(bridge, "select rowcast.wake()")
+        only(other, "select rowcast.sleep_begin()")
+        only(bridge, "select rowcast.sleep_begin()")
+        only(bridge, "select rowcast.sleep_end()")
         publish(db, "room:1")
         assert rings(db, bridge) == [""]
 
@@ -81,7 +81,7 @@ def test_it_rings_when_a_session_that_sleeps_is_not_the_one_that_listens(
 def test_it_rings_once_for_a_statement_and_for_a_transaction(
     db: Connection, bridge: Connection, type_: str
 ) -> None:
-    only(bridge, "select rowcast.doze()")
+    only(bridge, "select rowcast.sleep_begin()")
     with db.transaction():
         for _ in range(2):
             db.execute(
@@ -96,7 +96,7 @@ def test_it_rings_for_a_deletion_and_not_for_what_was_rolled_back(
     db: Connection, bridge: Connection
 ) -> None:
     message = publish(db, "room:1")
-    only(bridge, "select rowcast.doze()")
+    only(bridge, "select rowcast.sleep_begin()")
     with db.transaction(force_rollback=True):
         publish(db, "room:1")
     assert rings(db, bridge) == []
@@ -108,8 +108,8 @@ def test_many_may_sleep_and_publishers_hold_nobody_up(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:
     with database.connect(database.bridge_url) as other:
-        assert only(bridge, "select rowcast.doze()") is True
-        assert only(other, "select rowcast.doze()") is True
+        assert only(bridge, "select rowcast.sleep_begin()") is True
+        assert only(other, "select rowcast.sleep_begin()") is True
         assert {mode for _, mode in locks(db)} == {"ShareLock"}
     publish(db, "room:1")
     assert rings(db, bridge) == [""]
@@ -121,16 +121,16 @@ def test_sleeping_does_not_wait_for_a_publisher_that_holds_the_lock(
     db: Connection, bridge: Connection
 ) -> None:
     only(db, "select pg_try_advisory_lock(1919903587, 1)")
-    assert only(bridge, "select rowcast.doze()") is False
+    assert only(bridge, "select rowcast.sleep_begin()") is False
     db.execute("select pg_advisory_unlock(1919903587, 1)")
-    assert only(bridge, "select rowcast.doze()") is True
+    assert only(bridge, "select rowcast.sleep_begin()") is True
 
 
 def test_a_login_that_waits_for_the_lock_silences_no_publisher(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:
     """Behind somebody who waits for the whole lock nobody gets a share, also beside a sleeper."""
-    assert only(bridge, "select rowcast.doze()")
+    assert only(bridge, "select rowcast.sleep_begin()")
     with database.connect() as hostile:
         hostile.execute("set role authenticated")
         waiting = threading.Thread(target=_wait_for_the_lock, args=[hostile])
@@ -142,7 +142,7 @@ def test_a_login_that_waits_for_the_lock_silences_no_publisher(
         finally:
             hostile.cancel_safe()
             waiting.join()
-    assert only(bridge, "select rowcast.wake()")
+    assert only(bridge, "select rowcast.sleep_end()")
     publish(db, "room:1")
     assert rings(db, bridge) == []
 
@@ -159,8 +159,8 @@ def test_a_leaf_that_is_named_itself_rings_and_counts_as_written(
     insert = f"insert into rowcast.{leaf} (channel_name, event_name) values ('room:1', 'said')"
     with database.connect(autocommit=False) as early:
         early.execute(insert.encode())
-        assert only(bridge, "select rowcast.doze()")
-        assert only(bridge, "select cardinality(rowcast.writers())") == 1
+        assert only(bridge, "select rowcast.sleep_begin()")
+        assert only(bridge, "select cardinality(rowcast.open_writers())") == 1
     db.execute(insert.encode())
     assert rings(db, bridge) == [""]
 
@@ -190,7 +190,7 @@ def test_cancelled_publishers_leave_no_lock_behind(
             )
         assert cancelled == CANCELS
         assert locks(db) == []
-        assert only(bridge, "select rowcast.doze()") is True
+        assert only(bridge, "select rowcast.sleep_begin()") is True
 
 
 def test_publishers_that_run_into_a_timeout_leave_no_lock_behind(
@@ -207,8 +207,8 @@ def test_publishers_that_run_into_a_timeout_leave_no_lock_behind(
 def test_writers_are_those_with_an_open_transaction_that_wrote(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:
-    def writers() -> set[str]:
-        return set(only(bridge, "select rowcast.writers()"))
+    def open_writers() -> set[str]:
+        return set(only(bridge, "select rowcast.open_writers()"))
 
     def virtual(connection: Connection) -> set[str]:
         pid = connection.info.backend_pid
@@ -224,15 +224,15 @@ def test_writers_are_those_with_an_open_transaction_that_wrote(
         idle.execute("select pg_current_xact_id()")
         reader.execute("select count(*) from public.realtime_messages")
         reader.execute("select count(*) from rowcast.signal")
-        assert writers() == set()
+        assert open_writers() == set()
         publish(writer, "room:1")
-        assert writers() == virtual(writer)
+        assert open_writers() == virtual(writer)
         deleter.execute("insert into rowcast.signal (kind, body) values ('x', '{}')")
-        assert writers() == virtual(writer) | virtual(deleter)
+        assert open_writers() == virtual(writer) | virtual(deleter)
         writer.rollback()
-        assert writers() == virtual(deleter)
+        assert open_writers() == virtual(deleter)
         deleter.commit()
-        assert writers() == set()
+        assert open_writers() == set()
 
 
 def test_writers_of_another_database_are_not_ours(
@@ -244,13 +244,13 @@ def test_writers_of_another_database_are_not_ours(
     ):
         stranger.execute("create table public.realtime_messages (n integer)")
         stranger.execute("insert into public.realtime_messages values (1)")
-        assert only(bridge, "select rowcast.writers()") == []
+        assert only(bridge, "select rowcast.open_writers()") == []
 
 
 def test_a_probe_is_heard_and_tells_whether_the_lock_is_held(bridge: Connection) -> None:
     for held in (False, True):
         if held:
-            only(bridge, "select rowcast.doze()")
+            only(bridge, "select rowcast.sleep_begin()")
         assert only(bridge, "select rowcast.probe('nonce')") is held
         heard = next(bridge.notifies(timeout=15))
         assert (heard.payload, heard.pid) == ("nonce", bridge.info.backend_pid)
@@ -260,5 +260,5 @@ def test_a_probe_asks_for_the_lock_of_its_own_session(
     database: pg.Database, bridge: Connection
 ) -> None:
     with database.connect(database.bridge_url) as other:
-        only(other, "select rowcast.doze()")
+        only(other, "select rowcast.sleep_begin()")
         assert only(bridge, "select rowcast.probe('nonce')") is False

@@ -66,7 +66,7 @@ def test_the_spans_are_exactly_what_ended_in_between(
 ) -> None:
     spans = tx.execute(
         "select first::text::int, last::text::int"
-        " from rowcast.spans(%s::pg_snapshot, %s::pg_snapshot)",
+        " from rowcast.xid_ranges(%s::pg_snapshot, %s::pg_snapshot)",
         [written(then), written(now)],
     ).fetchall()
     covered = [xid for first, last in spans for xid in range(first, last + 1)]
@@ -97,7 +97,7 @@ def test_the_single_span_of_a_drain_is_the_one_of_spans(
         " from (select %s::pg_snapshot as v_then, %s::pg_snapshot as v_now) as given,"
         " lateral (select pg_snapshot_xmin(v_then) as v_xmin, pg_snapshot_xmax(v_now) as v_xmax)"
         " as x, lateral (select array_agg(array[s.first::text, s.last::text]) as all"
-        " from rowcast.spans(v_then, v_now) as s) as s".encode(),
+        " from rowcast.xid_ranges(v_then, v_now) as s) as s".encode(),
         [written(then), written(now)],
     ).fetchone()
     assert row is not None
@@ -220,7 +220,7 @@ def test_a_large_unfinished_transaction_is_not_visited(
         now = drain(bridge, cursor)
         spans = db.execute(
             "select first::text::bigint, last::text::bigint"
-            " from rowcast.spans(%s::pg_snapshot, %s::pg_snapshot)",
+            " from rowcast.xid_ranges(%s::pg_snapshot, %s::pg_snapshot)",
             [cursor.snapshot, now.cursor.snapshot],
         ).fetchall()
         assert not [span for span in spans if span[0] <= xid <= span[1]]
@@ -254,7 +254,7 @@ def test_a_drain_beside_many_running_transactions_reads_no_more_than_what_is_new
         assert drain(bridge, cursor).events == [f"small {number}" for number in range(12)]
         spans = only(
             db,
-            "select count(*) from rowcast.spans(%s::pg_snapshot, pg_current_snapshot())",
+            "select count(*) from rowcast.xid_ranges(%s::pg_snapshot, pg_current_snapshot())",
             [cursor.snapshot],
         )
         assert spans >= 12
@@ -267,7 +267,7 @@ def scans(plan: list[Any]) -> list[str]:
     return re.findall(r"(?:using|Bitmap Index Scan on) (\w+)", "\n".join(line for (line,) in plan))
 
 
-@pytest.mark.parametrize("compiled", ["fresh_span", "fresh_spans"])
+@pytest.mark.parametrize("compiled", ["read_new_range", "read_new_ranges"])
 def test_a_plan_made_on_empty_leaves_reads_by_xid(db: Connection, compiled: str) -> None:
     """Bridges keep it: a leaf vacuumed the evening before is full at noon."""
     add_channel(db, "room:*")

@@ -227,7 +227,7 @@ def test_after_a_crash_leaves_are_named_by_time_as_well(db: Connection) -> None:
 def covered(db: Connection, cursor: Cursor, at: str = "clock_timestamp()") -> bool:
     """Whether the compiled query reads all that a drain from this cursor needs at that time."""
     query = (
-        "select exists(select from rowcast.fresh_span(array[%(x)s::xid8], array[%(x)s::xid8], 0,"
+        "select exists(select from rowcast.read_new_range(array[%(x)s::xid8], array[%(x)s::xid8], 0,"
         f" (select o.leaves from rowcast.origin as o), %(x)s::xid8, {at}) as f"
         " where f.kind = 'covers')"
     )
@@ -248,7 +248,7 @@ def test_the_compiled_query_covers_a_cursor_of_now_until_an_hour_before_the_next
 
 def test_an_upkeep_that_changes_no_leaf_keeps_the_compiled_query(db: Connection) -> None:
     only(db, "select rowcast.upkeep()")
-    compiled = "select p.xmin::text from pg_proc as p where p.proname = 'fresh_span'"
+    compiled = "select p.xmin::text from pg_proc as p where p.proname = 'read_new_range'"
     version = only(db, "select o.leaves from rowcast.origin as o")
     before = only(db, compiled)
     assert only(db, "select rowcast.upkeep()")["compiled"] is False
@@ -272,7 +272,7 @@ def test_who_compiles_and_who_reads_may_write_times_differently(
 
 def compiled(db: Connection) -> list[Any]:
     return db.execute(
-        "select proname, prosrc from pg_proc where proname in ('fresh_span', 'fresh_spans')"
+        "select proname, prosrc from pg_proc where proname in ('read_new_range', 'read_new_ranges')"
         " order by 1"
     ).fetchall()
 
@@ -309,7 +309,7 @@ def test_a_leaf_counts_from_the_moment_a_snapshot_shows_it(
     for name, _, _ in leaves(db):
         db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
     db.execute("delete from rowcast.leaf")
-    only(db, "select rowcast.fresh_compile()")
+    only(db, "select rowcast.compile_read_new()")
     before = ask(db)
     assert covered(db, before)
     publish(db, "room:1", "fallen")
@@ -320,7 +320,7 @@ def test_a_leaf_counts_from_the_moment_a_snapshot_shows_it(
         assert only(db, "select rowcast.make_leaves()") > 0
         assert not covered(db, before), "nothing is compiled yet"
         assert drain(db, before).events == ["fallen"]
-        assert only(db, "select rowcast.fresh_compile()") is True
+        assert only(db, "select rowcast.compile_read_new()") is True
         assert covered(db, before)
         assert drain(db, before).events == ["fallen"]
         assert not covered(old, before), "it is compiled for leaves of which this knows nothing"
@@ -487,7 +487,7 @@ def test_no_caller_can_keep_upkeep_from_its_work(database: pg.Database, db: Conn
         hostile.execute("set role anon")
         hostile.execute("select pg_advisory_lock(1919903587, n) from generate_series(2, 9) as n")
         assert only(db, "select rowcast.upkeep()") is not None
-        assert only(db, "select rowcast.fold()") is True
+        assert only(db, "select rowcast.statistics_update()") is True
         db.execute("update rowcast.origin set system_identifier = 7")
         assert only(db, "select rowcast.adopt()") is True
 
@@ -500,7 +500,7 @@ def test_where_all_tables_are_published_everything_can_still_be_deleted(db: Conn
     assert leaf_of(db, "moved") == "messages_20010101_0000"
     for kind in ("message", "broadcast"):
         assert only(db, "select rowcast.delete_message(%s)", [publish(db, "room:1", type=kind)])
-    assert only(db, "select rowcast.fold()") is True
+    assert only(db, "select rowcast.statistics_update()") is True
     assert only(db, "select rowcast.upkeep()") is not None
 
 

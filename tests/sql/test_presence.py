@@ -246,13 +246,13 @@ def test_two_nodes_that_write_the_same_channels_never_deadlock(database: pg.Data
 def test_a_sleeping_bridge_is_woken_by_presence(database: pg.Database) -> None:
     with database.connect(database.bridge_url) as asleep, database.connect() as db:
         asleep.execute("listen rowcast")
-        assert only(asleep, "select rowcast.doze()")
+        assert only(asleep, "select rowcast.sleep_begin()")
         beat(db, ONE)
         show(db, ONE, ("ann", {}))
         assert [n.payload for n in asleep.notifies(timeout=5, stop_after=1)] == [""]
         with database.connect(autocommit=False) as writing:
             show(writing, ONE, ("ann", {"n": 1}))
-            assert len(only(asleep, "select rowcast.writers()")) == 1
+            assert len(only(asleep, "select rowcast.open_writers()")) == 1
 
 
 def test_a_name_is_stamped_as_well_when_the_publisher_is_a_caller(database: pg.Database) -> None:

@@ -65,7 +65,7 @@ def plain(
     values = {"channel": channel, "name": name, "since": since}
     total, events = db.execute(PLAIN, values).fetchone() or (0, [])
     if name is not None:
-        values["channel"] = only(db, "select rowcast.governing(%s)", [name])
+        values["channel"] = only(db, "select rowcast.governing_channel(%s)", [name])
     return total, events, float(only(db, RATE, values))
 
 
@@ -84,8 +84,8 @@ def assert_same(db: Connection, *, total: int | None = None) -> None:
         assert statistics(db)[0] == total
 
 
-def fold(db: Connection) -> None:
-    assert only(db, "select rowcast.fold()") is True
+def update_statistics(db: Connection) -> None:
+    assert only(db, "select rowcast.statistics_update()") is True
 
 
 @contextlib.contextmanager
@@ -107,12 +107,12 @@ def test_messages_are_counted_before_and_after_a_fold(db: Connection) -> None:
     for number in range(30):
         say(db, f"{'hall' if number % 3 else 'room'}:{number % 2}", f"e{number % 4}")
     assert_same(db, total=30)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=30)
     say(db)
     assert_same(db, total=31)
-    fold(db)
-    fold(db)
+    update_statistics(db)
+    update_statistics(db)
     assert_same(db, total=31)
 
 
@@ -127,7 +127,7 @@ def test_only_what_is_committed_and_durable_is_counted(db: Connection) -> None:
     assert say(db, id=key) == say(db, id=key)
     say(db, type="broadcast")
     assert_same(db, total=2)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=2)
 
 
@@ -135,7 +135,7 @@ def test_a_long_pause_is_counted_in_steps(db: Connection, database: pg.Database)
     ids = [say(db, event=f"e{number % 3}") for number in range(20)]
     snapshots = set()
     for step in range(10):
-        only(db, "select rowcast.fold(4)")
+        only(db, "select rowcast.statistics_update(4)")
         snapshots.add(only(db, "select snapshot::text from rowcast.rollup"))
         assert_same(db, total=20 - step)
         only(db, "select rowcast.delete_message(%s)", [ids[-step - 1 if step % 2 else step]])
@@ -144,7 +144,7 @@ def test_a_long_pause_is_counted_in_steps(db: Connection, database: pg.Database)
         for _ in range(9):
             say(db)
     for _ in range(2):  # what stands before it, then a transaction larger than a step
-        only(db, "select rowcast.fold(4)")
+        only(db, "select rowcast.statistics_update(4)")
         assert_same(db, total=19)
     assert only(db, "select messages from rowcast.message_rollup"
                 " where scope = 'name' and event_name = 'said'") == 9  # fmt: skip
@@ -156,17 +156,17 @@ def test_what_commits_after_a_fold_that_did_not_see_it_is_counted(
     with session(database) as slow:
         say(slow, event="slow")
         say(db, event="quick")
-        fold(db)
+        update_statistics(db)
         assert_same(db, total=1)
         slow.commit()
         assert_same(db, total=2)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=2)
 
 
 def test_a_transaction_counts_what_it_wrote_itself(db: Connection, database: pg.Database) -> None:
     say(db)
-    fold(db)
+    update_statistics(db)
     with session(database) as own:
         say(own)
         assert_same(own, total=2)
@@ -183,12 +183,12 @@ def test_a_fold_does_not_count_what_its_own_transaction_has_yet_to_write(
     with session(database) as own:
         say(own, event="before")
         say(db, event="later than the xid of the other")
-        fold(own)
+        update_statistics(own)
         say(own, event="after")
         assert_same(own, total=3)
         own.commit()
     assert_same(db, total=3)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=3)
 
 
@@ -197,10 +197,10 @@ def test_deleted_messages_are_not_counted(db: Connection, folded: bool) -> None:
     gone = say(db)
     say(db)
     if folded:
-        fold(db)
+        update_statistics(db)
     assert only(db, "select rowcast.delete_message(%s)", [gone]) is True
     assert_same(db, total=1)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=1)
     assert only(db, "select count(*) from rowcast.removal") == 0
 
@@ -212,7 +212,7 @@ def test_a_message_that_came_and_went_between_two_folds_counts_for_nothing(
     with db.transaction():
         only(db, "select rowcast.delete_message(%s)", [say(db)])
     assert_same(db, total=1)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=1)
 
 
@@ -222,25 +222,25 @@ def test_a_deletion_that_a_fold_could_not_see_yet_is_taken_out_later(
     gone = say(db)
     with session(database) as deleting:
         assert only(deleting, "select rowcast.delete_message(%s)", [gone]) is True
-        fold(db)
+        update_statistics(db)
         assert_same(db, total=1)
         deleting.commit()
     assert_same(db, total=0)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=0)
 
 
 def test_deletions_by_the_owner_count_too(db: Connection) -> None:
     for number in range(5):
         say(db, event=f"e{number}")
-    fold(db)
+    update_statistics(db)
     db.execute("delete from public.realtime_messages where event_name in ('e1', 'e2')")
     assert_same(db, total=3)
     db.execute("truncate public.realtime_messages")
     assert_same(db, total=0)
     say(db)
     assert_same(db, total=1)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=1)
 
 
@@ -254,7 +254,7 @@ def test_what_expires_with_its_leaf_is_no_longer_counted(
         insert_raw(db, "room:1", event, created_at=low, channel_id=room)
     say(db, event="stays")
     if folded:
-        fold(db)
+        update_statistics(db)
     assert_same(db, total=4)
     db.execute("delete from public.realtime_messages where event_name = 'is deleted'")
     db.execute(
@@ -268,7 +268,7 @@ def test_what_expires_with_its_leaf_is_no_longer_counted(
     assert_same(db, total=2)
     assert only(db, "select rowcast.drop_leaves()") == 1
     assert_same(db, total=1)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=1)
     assert only(db, "select count(*) from rowcast.message_rollup where messages < 0") == 0
 
@@ -276,12 +276,12 @@ def test_what_expires_with_its_leaf_is_no_longer_counted(
 def test_publishers_do_not_wait_for_a_fold(db: Connection, database: pg.Database) -> None:
     say(db)
     with session(database) as folding:
-        fold(folding)
+        update_statistics(folding)
         db.execute("set lock_timeout = '50ms'")
         deleted = say(db)
         only(db, "select rowcast.delete_message(%s)", [deleted])
         assert_same(db, total=1)
-        assert only(db, "select rowcast.fold()") is False
+        assert only(db, "select rowcast.statistics_update()") is False
         folding.commit()
     assert_same(db, total=1)
 
@@ -290,7 +290,7 @@ def test_after_a_restore_everything_is_counted_anew(db: Connection) -> None:
     """Rows have the xids of another cluster, some far ahead of ours and some behind."""
     for number in range(6):
         say(db, event=f"e{number}")
-    fold(db)
+    update_statistics(db)
     db.execute("update public.realtime_messages set xid = '1099511627776' where event_name = 'e1'")
     db.execute("update public.realtime_messages set xid = '5' where event_name = 'e2'")
     db.execute("update rowcast.origin set system_identifier = 1")
@@ -298,12 +298,12 @@ def test_after_a_restore_everything_is_counted_anew(db: Connection) -> None:
     assert_same(db, total=6)
     say(db)
     assert_same(db, total=7)
-    fold(db)
+    update_statistics(db)
     assert_same(db, total=7)
     gone = only(db, "select id from public.realtime_messages where event_name = 'e1'")
     only(db, "select rowcast.delete_message(%s)", [gone])
     assert_same(db, total=6)
-    fold(db)
+    update_statistics(db)
     say(db)
     assert_same(db, total=7)
 
@@ -325,14 +325,14 @@ def test_the_rate_is_that_of_settled_deliveries(db: Connection) -> None:
     settle(db, "delivered", "id % 2 = 0")
     settle(db, "failed", "id % 5 = 1")
     assert_same(db)
-    fold(db)
+    update_statistics(db)
     assert_same(db)
     settle(db, "delivered", "state = 'failed' and id % 3 = 0")
     settle(db, "cancelled", "state = 'failed'")
     assert_same(db)
     db.execute("delete from rowcast.delivery where id % 4 = 0")
     assert_same(db)
-    fold(db)
+    update_statistics(db)
     assert_same(db)
     assert 0 < statistics(db, hooked)[2] <= 1
     assert statistics(db, name="hook:1")[2] == statistics(db, hooked)[2]
@@ -343,7 +343,7 @@ def test_what_was_counted_is_not_read_again(db: Connection) -> None:
         "insert into public.realtime_messages (channel_name, event_name)"
         " select 'room:' || i % 5, 'e' || i % 3 from generate_series(1, 20000) as i"
     )
-    fold(db)
+    update_statistics(db)
     channel = only(db, "select id from public.realtime_channels")
     for values in ((None, None), (channel, None), (None, "room:1")):
         statistics(db, *values)
@@ -416,7 +416,7 @@ def test_statistics_equal_a_plain_count_at_every_moment_under_writers(
         stop.wait(0.02)
 
     def folding(own: Connection) -> None:
-        own.execute("select rowcast.fold(%s)", [chance.choice([5, 1000])])
+        own.execute("select rowcast.statistics_update(%s)", [chance.choice([5, 1000])])
         own.commit()
 
     threads = [guarded(write) for _ in range(4)] + [guarded(remove), guarded(folding)]
@@ -435,7 +435,7 @@ def test_statistics_equal_a_plain_count_at_every_moment_under_writers(
             thread.join(30)
     assert not faults, faults
     assert looked > 5
-    eventually(lambda: only(db, "select rowcast.fold()"), what="the last fold")
+    eventually(lambda: only(db, "select rowcast.statistics_update()"), what="the last fold")
     assert_same(db)
     assert statistics(db)[0] > 20
 
@@ -446,7 +446,7 @@ def test_nothing_is_deleted_from_a_leaf_while_it_is_taken_out_of_the_counts(
     low = datetime(2001, 1, 1, tzinfo=UTC)
     leaf = only(db, "select rowcast.make_leaf(%s, %s)", [low, low + timedelta(days=1)])
     insert_raw(db, "room:1", "expires", created_at=low, channel_id=room)
-    fold(db)
+    update_statistics(db)
     with session(database) as dropping:
         dropping.execute("select rowcast.rollup_forget(%s)", [leaf])
         db.execute("set lock_timeout = '50ms'")
@@ -464,7 +464,7 @@ def test_counts_survive_a_crash_after_which_xids_are_handed_out_again(
             for _ in range(5):
                 say(db)
                 say(db, type="broadcast")
-            fold(db)
+            update_statistics(db)
             for _ in range(200):
                 say(db, type="broadcast")
         own_server.crash()
@@ -472,5 +472,5 @@ def test_counts_survive_a_crash_after_which_xids_are_handed_out_again(
             for _ in range(20):
                 say(db, event="after")
             assert_same(db, total=25)
-            fold(db)
+            update_statistics(db)
             assert_same(db, total=25)

@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The compiler has no database, so it does not know tables and their row types.
 ROW_TYPE = re.compile(r"\b(v_\w+(?: constant)?) (?:rowcast|public|pg_catalog)\.\w+(?=[ ;])")
 ROW_TYPES = re.compile(r"\b(?:rowcast|public)\.\w+\[\]")
+RETURNED_ROWS = re.compile(r"\breturns setof rowcast\.\w+")
 IGNORED = {"__pycache__", "build", "dist", "node_modules"}
 
 
@@ -189,6 +190,7 @@ class Function:
             pglast.parser.ParseError: the body is not plpgsql.
         """
         known = ROW_TYPES.sub("text[]", ROW_TYPE.sub(r"\1 record", self.statement.text))
+        known = RETURNED_ROWS.sub("returns setof record", known)
         tree: dict[str, Any] = parse_plpgsql(known + ";")[0]["PLpgSQL_function"]
         return tree
 

@@ -66,8 +66,8 @@ NAMED_BY_CALLERS = {
 # Places where the argument of `%s` in format() is already quoted, and why it is.
 QUOTED_BEFORE = {
     "00_roles.sql do": "quote_ident() in the declarations, regrole, and fixed words",
-    "75_auth_schema.sql do": "types, from a literal array",
-    "76_realtime_schema.sql do": "quote_ident() in the query of the loop",
+    "76_compat_auth.sql do": "types, from a literal array",
+    "77_compat_realtime.sql do": "quote_ident() in the query of the loop",
     "99_grants.sql do": "quote_ident() in the query of the loop",
     "rowcast.make_leaf": "quote_ident() of the columns",
     "rowcast.attach": "regclass, which prints itself quoted, and event words that are checked",
@@ -76,7 +76,7 @@ QUOTED_BEFORE = {
     "rowcast.plan_policy": "the same, explained",
     "rowcast.recheck_detach": "regclass, which prints itself quoted",
     "rowcast.recheck_on_change": "regclass, which prints itself quoted, and fixed words",
-    "rowcast.seal": "regclass, and quote_ident() in the query of the loop",
+    "rowcast.lock_down_table": "regclass, and quote_ident() in the query of the loop",
 }
 
 # Code that a migration needs before sql/ is applied, as "file: kind of statement".
@@ -253,10 +253,10 @@ def definer_is_decided(f: Function) -> Findings:
 
 # Inlined, or run at every publish: with the caller's rights, and every name in them is qualified.
 QUALIFIED = {
-    "rowcast.fresh_span",
-    "rowcast.fresh_spans",
+    "rowcast.read_new_range",
+    "rowcast.read_new_ranges",
     "rowcast.messages_caller",
-    "rowcast.ring",
+    "rowcast.notify_sleeping_bridges",
 }
 
 

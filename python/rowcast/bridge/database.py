@@ -58,21 +58,21 @@ PUBLISH = "select rowcast.publish_as($1, $2, $3, $4, $5, $6, $7)"
 HISTORY = "select * from rowcast.history_as($1, $2, $3, $4, $5, $6)"
 LIMIT_TIME = "select set_config('statement_timeout', $1, true)"
 UPKEEP = "select rowcast.upkeep()"
-FOLD = "select rowcast.fold()"
+UPDATE_STATISTICS = "select rowcast.statistics_update()"
 BEAT = "select rowcast.node_beat($1, $2)"
 LEAVE = "select rowcast.node_leave($1, $2)"
 WRITE_AUDIENCE = "select rowcast.audience_write($1, $2, $3)"
 WRITE_PRESENCE = "select rowcast.presence_write($1, $2, $3, $4, $5, $6, $7)"
 READ_PRESENCE = "select * from rowcast.presence_read($1)"
-DOZE = "select rowcast.doze()"
-WAKE = "select rowcast.wake()"
-WRITERS = "select rowcast.writers()"
+SLEEP_BEGIN = "select rowcast.sleep_begin()"
+SLEEP_END = "select rowcast.sleep_end()"
+OPEN_WRITERS = "select rowcast.open_writers()"
 PROBE = "select rowcast.probe($1)"
 CLAIM = "select * from rowcast.claim_deliveries($1, $2, $3, $4, $5)"
 SETTLE = "select rowcast.settle_deliveries($1, $2, $3, $4, $5, $6, $7, $8)"
 RETURN = "select rowcast.return_deliveries($1, $2, $3)"
-OUTLOOK = "select * from rowcast.delivery_outlook($1, $2)"
-MARKS = "select rowcast.raise_marks($1)"
+NEXT_DELIVERY = "select * from rowcast.next_delivery($1, $2)"
+MOVE_CLAIM_MARKS = "select rowcast.move_claim_marks($1)"
 KEEP_HANDLES = "select rowcast.keep_handles($1, $2)"
 FIND_HANDLES = "select rowcast.find_handles($1)"
 ANSWER_CENSUS = "select rowcast.census_answer($1, $2, $3, $4, $5, $6, $7)"
@@ -344,7 +344,7 @@ class Database:
                 done: str | None = await connection.fetchval(UPKEEP, timeout=65)
             async with connection.transaction():
                 await connection.execute(LIMIT_TIME, PATIENT)
-                await connection.fetchval(FOLD, timeout=65)
+                await connection.fetchval(UPDATE_STATISTICS, timeout=65)
         return done
 
     async def row(self, query: str, *values: Any, as_caller: bool = False) -> asyncpg.Record:
@@ -438,18 +438,18 @@ class Database:
         """Give back deliveries, as if they had not been claimed."""
         await self.row(RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries])
 
-    async def delivery_outlook(
+    async def next_delivery(
         self, busy: Mapping[UUID, int]
     ) -> tuple[float | None, frozenset[str]]:
         """Return seconds until a delivery is due, or None, and ids of channels with endpoints."""
-        row = await self.row(OUTLOOK, list(busy), list(busy.values()))
+        row = await self.row(NEXT_DELIVERY, list(busy), list(busy.values()))
         return row["wait"], frozenset(map(str, row["channels"]))
 
-    async def raise_marks(self, busy: Sequence[UUID]) -> None:
+    async def move_claim_marks(self, busy: Sequence[UUID]) -> None:
         """Move the marks from which claims read."""
         async with self._bridge.acquire() as connection, connection.transaction():
             await connection.execute(LIMIT_TIME, PATIENT)
-            await connection.fetchval(MARKS, busy, timeout=65)
+            await connection.fetchval(MOVE_CLAIM_MARKS, busy, timeout=65)
 
     async def beat(self, node: UUID, lease: timedelta) -> bool:
         """Renew a lease; False when the node was not known."""
@@ -499,17 +499,17 @@ class Database:
         """Raise when the database does not answer."""
         await self._bridge.fetchval("select 1", timeout=2)
 
-    async def doze(self, connection: Connection) -> bool:
+    async def sleep_begin(self, connection: Connection) -> bool:
         """Take the doorbell lock, without waiting."""
-        return bool(await connection.fetchval(DOZE, timeout=DOORBELL_TIMEOUT))
+        return bool(await connection.fetchval(SLEEP_BEGIN, timeout=DOORBELL_TIMEOUT))
 
-    async def wake(self, connection: Connection) -> None:
+    async def sleep_end(self, connection: Connection) -> None:
         """Release the doorbell lock."""
-        await connection.fetchval(WAKE, timeout=DOORBELL_TIMEOUT)
+        await connection.fetchval(SLEEP_END, timeout=DOORBELL_TIMEOUT)
 
-    async def writers(self, connection: Connection) -> set[str]:
+    async def open_writers(self, connection: Connection) -> set[str]:
         """Return the transactions that may have written without ringing."""
-        return set(await connection.fetchval(WRITERS, timeout=DOORBELL_TIMEOUT))
+        return set(await connection.fetchval(OPEN_WRITERS, timeout=DOORBELL_TIMEOUT))
 
     async def probe(self, connection: Connection, nonce: str) -> bool:
         """Notify this connection itself; returns whether it holds the doorbell lock."""

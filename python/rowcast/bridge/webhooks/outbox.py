@@ -164,7 +164,7 @@ class Outbox:
             self._waiting.extend((until, delivery) for delivery in claimed)
             self._claimed.set()
             return 0.0
-        seconds, self._channels = await self._database.delivery_outlook(self._busy)
+        seconds, self._channels = await self._database.next_delivery(self._busy)
         most = POLL * (0.5 + random.random() / 2)
         return most if seconds is None else min(most, max(seconds, 0.0))
 
@@ -238,7 +238,7 @@ class Outbox:
             began = time.monotonic()
             touched, self._touched = self._touched, set()
             try:
-                await self._database.raise_marks(list(touched))
+                await self._database.move_claim_marks(list(touched))
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 self._touched |= touched
                 observe("outbox_lost", error=error)

@@ -117,20 +117,3 @@ $$;
 
 comment on function rowcast.admin_delete_channel(text, uuid) is
 'Deletes a channel; false when there is none. Its history stays. Raises RCA01.';
-
--- A JSON array of strings as text[], NULL for null.
-create or replace function rowcast.text_array(p_array jsonb)
-returns text[]
-language sql
-immutable
-parallel safe
-return case
-    when jsonb_typeof(p_array) = 'array'
-        then array(
-                select t.value
-                from jsonb_array_elements_text(p_array) with ordinality as t (value, n)
-                order by t.n
-            )
-end;
-
-comment on function rowcast.text_array(jsonb) is 'The strings of a JSON array, NULL when it is none.';

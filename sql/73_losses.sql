@@ -60,7 +60,7 @@ for each statement execute function rowcast.messages_lost();
 -- What a leaf does not have from its parent. A statement trigger there does not fire for a leaf
 -- that is named itself. And where somebody publishes all tables for logical replication, a message
 -- without a replica identity could not be deleted any more. New leaves get theirs from make_leaf().
-create or replace function rowcast.watch_leaf(p_leaf text)
+create or replace function rowcast.add_leaf_triggers(p_leaf text)
 returns void
 language plpgsql
 volatile
@@ -74,7 +74,7 @@ begin
     );
     execute format(
         'create or replace trigger realtime_messages_90_ring after insert on rowcast.%I'
-        ' for each statement execute function rowcast.ring()', p_leaf
+        ' for each statement execute function rowcast.notify_sleeping_bridges()', p_leaf
     );
     -- Once only: it waits for all who read, and all who read wait for it.
     if exists (
@@ -86,10 +86,10 @@ begin
 end;
 $$;
 
-comment on function rowcast.watch_leaf(text) is
+comment on function rowcast.add_leaf_triggers(text) is
 'Gives a leaf the triggers that note its TRUNCATE and ring for what is inserted into it by name, and a replica identity.';
 
-select rowcast.watch_leaf(c.relname)
+select rowcast.add_leaf_triggers(c.relname)
 from pg_catalog.pg_partition_tree('public.realtime_messages') as t
 join pg_catalog.pg_class as c on t.relid = c.oid
 where t.isleaf;

@@ -63,7 +63,7 @@ begin
     delete from rowcast.presence;
     delete from rowcast.tick;
     delete from rowcast.boot;
-    perform rowcast.fresh_compile();
+    perform rowcast.compile_read_new();
     return true;
 end;
 $$;
