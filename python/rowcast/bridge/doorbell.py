@@ -154,16 +154,16 @@ class Doorbell:
         self._rang.clear()
         try:
             async with self._turn:
-                if not await self._database.doze(connection):
+                if not await self._database.sleep_begin(connection):
                     return False
                 self._dozing = True
-                passed = await self._database.writers(connection)
+                passed = await self._database.open_writers(connection)
             while passed:
                 if await drain() or self._rang.is_set():
                     return True
                 await asyncio.sleep(self._settings.poll_max)
                 async with self._turn:
-                    passed &= await self._database.writers(connection)
+                    passed &= await self._database.open_writers(connection)
             if await drain():
                 return True
             metrics.sleeps.inc()
@@ -196,6 +196,6 @@ class Doorbell:
         self._dozing = False
         try:
             async with self._turn:
-                await self._database.wake(connection)
+                await self._database.sleep_end(connection)
         except (*UNAVAILABLE, asyncpg.PostgresError):
             self._forget()
