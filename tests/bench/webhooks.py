@@ -162,7 +162,8 @@ def claim_cost(database: harness.pg.Database, receiver: str) -> None:
                 for round_ in range(40):
                     if round_ == 10:
                         connection.execute(
-                            "select rowcast.move_claim_marks(array(select id from rowcast.endpoint))"
+                            "select rowcast.move_claim_marks("
+                            "array(select id from rowcast.endpoint))"
                         )
                     began, cpu = time.perf_counter(), processor(connection)
                     claimed = connection.execute(

@@ -227,7 +227,8 @@ def test_after_a_crash_leaves_are_named_by_time_as_well(db: Connection) -> None:
 def covered(db: Connection, cursor: Cursor, at: str = "clock_timestamp()") -> bool:
     """Whether the compiled query reads all that a drain from this cursor needs at that time."""
     query = (
-        "select exists(select from rowcast.read_new_range(array[%(x)s::xid8], array[%(x)s::xid8], 0,"
+        "select exists(select from rowcast.read_new_range("
+        " array[%(x)s::xid8], array[%(x)s::xid8], 0,"
         f" (select o.leaves from rowcast.origin as o), %(x)s::xid8, {at}) as f"
         " where f.kind = 'covers')"
     )

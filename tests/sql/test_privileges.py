@@ -43,8 +43,9 @@ MAY_EXECUTE = {
     " kick(text,boolean)"
     " recheck_rows() recheck_on_change(regclass,text,text,text[]) recheck_detach(regclass)",
     "rowcast_bridge": f"{LINTING} identity() feed(text,uuid,timestamptz,integer,integer)"
-    " replay(text[],text[],uuid[],timestamptz[],text,uuid) open_writers() sleep_begin() sleep_end() probe(text)"
-    " upkeep() status() doctor() boot_id() login_report() caller_roles() fold(integer)"
+    " replay(text[],text[],uuid[],timestamptz[],text,uuid) open_writers() sleep_begin()"
+    " sleep_end() probe(text)"
+    " upkeep() status() doctor() boot_id() login_report() caller_roles() statistics_update(integer)"
     " admin_channels(text,uuid,integer,integer,boolean) admin_create_channel(text,jsonb,boolean)"
     " admin_update_channel(text,uuid,jsonb,boolean) admin_delete_channel(text,uuid)"
     " admin_permissions(text) admin_config(text) admin_update_config(text,jsonb)"
