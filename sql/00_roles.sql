@@ -1,12 +1,12 @@
 -- Roles and memberships. The role that migrates runs this at each migrate, before anything else.
 -- Roles belong to the whole cluster, so each thing is looked for first and made only when absent:
--- an idle run writes nothing. What this role may not do is collected and said at once, as
--- statements for somebody who may.
+-- an idle run writes nothing. What this role may not do is collected and reported at once, as
+-- statements for an administrator to run.
 do $$
 declare
     v_me constant text := quote_ident(current_user);
     v_database constant text := quote_ident(current_database());
-    -- From 16 on a membership itself says what it is good for; on 15 these words are no syntax.
+    -- From 16 on a membership carries its own options; on 15 these words are a syntax error.
     v_modern constant boolean := current_setting('server_version_num')::integer >= 160000;
     v_may_set constant text := case when v_modern then 'set' else 'member' end;
     v_inherits constant text := case when v_modern then 'usage' else 'member' end;
@@ -80,7 +80,7 @@ begin
     -- is an error only for those who have no right at all, and otherwise a mere warning.
     for v_pass in 1..2 loop
         for v_grant in
-            -- Whoever migrates creates as the owner, and a team may CREATE POLICY.
+            -- The migrating role creates objects as the owner, and a team may CREATE POLICY.
             select 'grant rowcast_owner to ' || v_me || case when v_modern then ' with inherit true, set true' else '' end
             where not (pg_has_role('rowcast_owner', v_may_set) and pg_has_role('rowcast_owner', v_inherits))
             union all
@@ -97,7 +97,7 @@ begin
             select format('grant create on schema public to %s', v_me)
             where to_regclass('public.realtime_messages') is null and not has_schema_privilege('public', 'create')
             union all
-            -- A hardened database has taken from PUBLIC what everybody had.
+            -- A hardened database has revoked the default privileges of PUBLIC.
             select 'grant usage on schema public to rowcast_owner'
             where not has_schema_privilege('rowcast_owner', 'public', 'usage')
             union all
@@ -117,7 +117,7 @@ begin
         end loop;
     end loop;
     if cardinality(v_needed) > 0 then
-        raise exception '% may not do all that rowcast needs', v_me
+        raise exception 'role % lacks privileges that rowcast needs', v_me
         using errcode = 'insufficient_privilege',
         hint = 'Let an administrator run: ' || array_to_string(v_needed, ' ');
     end if;

@@ -1,6 +1,6 @@
 -- Names and patterns. Segments are joined by ':'. In a pattern '*' is exactly one segment and
--- '**', last only, one or more; a name is literal and has no '*' at all, so that no name can be
--- spelled like somebody's pattern.
+-- '**', last only, one or more; a name is literal and has no '*' at all, so that a name can
+-- never be spelled like a pattern.
 
 -- Visible characters only: controls, blanks, and the marks that change how text is displayed
 -- are refused, because names end up in headers, logs and URLs. One expression for characters,
@@ -103,7 +103,7 @@ declare
     v_template text;
     v_id uuid;
 begin
-    -- What is no name has no channel, although a pattern would fit, or be it.
+    -- Text that is not a name has no channel, even where a pattern would match or equal it.
     if rowcast.is_name(p_name) is not true then
         return null;
     end if;

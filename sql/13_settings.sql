@@ -35,8 +35,8 @@ return '{}'::text[];
 comment on function rowcast.templates(integer) is
 'Templates of the patterns in use that can match a name of so many segments, most specific first; a constant that a new shape replaces.';
 
--- Definer: whoever adds the first channel of a new shape changes the settings with it. Whoever
--- changes them holds a lock on the row, so two cannot replace a function at once.
+-- Definer: a role that adds the first channel of a new shape changes the settings with it. The
+-- change holds a lock on the row, so two transactions cannot replace a function at once.
 create or replace function rowcast.settings_compile()
 returns void
 language plpgsql
@@ -70,7 +70,7 @@ $$;
 comment on function rowcast.settings_compile() is
 'Replaces payload_limit(), caller_roles() and templates() by constants of the present settings.';
 
--- A trigger, so that nobody who changes the settings has to think of it.
+-- A trigger, so that a change of the settings cannot forget it.
 create or replace function rowcast.settings_changed()
 returns trigger
 language plpgsql

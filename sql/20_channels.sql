@@ -16,7 +16,7 @@ begin
 end;
 $$;
 
--- Definer, because whoever may write a channel need not see the table of shapes.
+-- Definer, because a role that may write a channel need not see the table of shapes.
 -- The check constraint would refuse a bad pattern too, but cannot say how to mend it.
 create or replace function rowcast.channels_guard()
 returns trigger

@@ -1,8 +1,8 @@
--- What no writer may choose. Fires for every row on every leaf, whoever inserts.
+-- Stamps the columns that no writer may choose. Fires for every row on every leaf, for every role.
 
 -- Remembers the role whose statement this is. It must be a function of its own: in the definer
--- function below current_user is already the owner, and the setting `role` is no substitute,
--- because it stays the end user's inside somebody else's definer function.
+-- function below current_user is already the owner, and the setting `role` cannot replace it,
+-- because it stays the end user's inside a definer function of another role.
 --
 -- No search_path: nothing in here is looked up, and to set one costs more than the work.
 create or replace function rowcast.messages_caller()
@@ -22,7 +22,7 @@ comment on function rowcast.messages_caller() is
 
 -- A UUID version 7 (RFC 9562: 48 bits of milliseconds, here 12 bits of the sequence, then 53 random
 -- bits), so that ids are in order of time and a message is found by its id through the index on
--- time. random(), because an id is no secret, and gen_random_uuid() opens /dev/urandom for every
+-- time. random(), because an id is not a secret, and gen_random_uuid() opens /dev/urandom for every
 -- message where Postgres is built without OpenSSL: a tenth of what a publish costs.
 create or replace function rowcast.message_id(p_created_at timestamptz, p_seq bigint)
 returns uuid
@@ -87,7 +87,7 @@ comment on function rowcast.messages_refuse(text, text, text, jsonb, timestamptz
 -- and an expression once for every transaction: so queries fetch columns, and constants with them.
 --
 -- The xid is taken first, before the clock is tested: a leaf is closed at an xid taken a minute
--- after its range, and whoever passed the clock test must have an older one. created_at itself
+-- after its range, and a writer that passed the clock test must have an older one. created_at itself
 -- is not stamped, because a BEFORE trigger cannot move a row to another leaf.
 --
 -- The audience is one row that bridges keep up to date (sql/55_audience.sql), and counts as long as
@@ -151,7 +151,7 @@ begin
     if new.sender_type = any (rowcast.caller_roles()) then
         new.sender_type := 'user';
         -- The policies were asked for one name, and a caller's other rows must not travel along
-        -- with it. What the system publishes meanwhile, in a trigger, is no affair of policies.
+        -- with it. Policies do not apply to what the system publishes meanwhile in a trigger.
         v_asked := current_setting('rowcast.channel_name', true);
         if v_asked <> '' and v_asked <> new.channel_name then
             raise exception 'channel "%" is not the channel "%" of this publish', new.channel_name, v_asked

@@ -1,17 +1,17 @@
 -- The doorbell. NOTIFY takes one lock of the whole cluster from before the commit until it is
 -- flushed, so transactions that notify cannot share an fsync: at 32 writers a fifth of the commit
--- rate is left. Therefore nobody rings while every bridge is awake and polling. A bridge that is
+-- rate is left. Therefore publishers do not ring while every bridge is awake and polling. A bridge that is
 -- about to sleep holds the doorbell lock in share mode, and only then a publisher rings.
 
--- A sleeper shares the lock, so a publisher that gets it alone knows that nobody sleeps. Where it
--- cannot, another publisher may be asking at this moment, and to ring for that would ring a
--- hundred times an hour for nobody under load: whoever then gets not even a share has met a
--- publisher that holds it alone, and whoever gets a share and with it the whole has met one
--- that is gone.
+-- A sleeping bridge shares the lock, so a publisher that gets it exclusively knows that no bridge
+-- sleeps. Where it cannot, another publisher may be testing at this moment, and ringing for that
+-- would ring a hundred times an hour for no bridge under load. Therefore it tries share mode next.
+-- A publisher that cannot share either has met one that holds the lock exclusively. A publisher
+-- that can share, and can then also lock exclusively, has met one that has finished.
 --
--- No share is given either while somebody waits for the whole. Nobody of ours ever does, but any
--- login may, beside a bridge that sleeps. So where there is neither, which is rare, the table of
--- locks is asked; to ask it always would cost more than the publish.
+-- Postgres also refuses a share while a session waits for the exclusive lock. Rowcast never waits
+-- for it, but any login may, while a bridge sleeps. So where a publisher gets neither mode, which
+-- is rare, it reads the table of locks; reading it always would cost more than the publish.
 --
 -- All locks and releases stand in one expression: as two statements a cancel in between
 -- leaves the session lock held for ever (89 of 150 cancels). Where prepared transactions are
@@ -69,10 +69,10 @@ create or replace trigger signal_90_ring
 after insert on rowcast.signal
 for each statement execute function rowcast.notify_sleeping_bridges();
 
--- Who may have passed the doorbell without hearing that a bridge sleeps: transactions that hold
--- a writer's lock on our tables. Locks are released after the transaction is visible, so once
--- these are gone a drain sees all they wrote. On leaves as well: whoever names one holds none on
--- their parent. Waiting for the oldest xid of the cluster instead would wait for transactions that
+-- Transactions that may have passed the doorbell before they could see that a bridge sleeps: those
+-- that hold a writer's lock on our tables. Locks are released after the transaction is visible, so once
+-- these are gone a drain sees all they wrote. On leaves as well: a writer that names a leaf
+-- holds none on its parent. Waiting for the oldest xid of the cluster instead would wait for transactions that
 -- have nothing to do with us.
 create or replace function rowcast.open_writers()
 returns text[]

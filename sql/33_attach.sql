@@ -127,7 +127,7 @@ $$;
 comment on function rowcast.attach(regclass, text, text[], text[], text, boolean) is
 'Publishes row changes of a table to the channel named by a template such as order:{id}. Subscribers see the listed columns (all when NULL) whatever the table''s own row level security says. Returns the trigger''s name.';
 
--- Names the trigger as attach() did: by the template, so nobody has to remember the name.
+-- Names the trigger as attach() did: by the template, so the name need not be remembered.
 create or replace function rowcast.detach("table" regclass, channel text)
 returns boolean
 language plpgsql

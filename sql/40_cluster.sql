@@ -1,6 +1,6 @@
 -- Which cluster and which life of it: what a cursor must know before it may trust xids.
 
--- The boot row vanishes with every crash recovery and promotion. Whoever finds none makes one.
+-- The boot row vanishes with every crash recovery and promotion. A reader that finds none makes one.
 create or replace function rowcast.boot_id()
 returns uuid
 language plpgsql
@@ -40,8 +40,8 @@ begin
     if exists (select from rowcast.origin as o where o.system_identifier = v_here) then
         return false;
     end if;
-    -- Updated, because whoever waits to give the registry of leaves its next version would find a
-    -- new row as little as the old one.
+    -- Updated, because a transaction that waits to give the registry of leaves its next version
+    -- would find neither the old row nor a new one.
     v_floor := (select case when s.is_called then s.last_value else 0 end from rowcast.message_seq as s);
     v_newest := (select max(m.seq) from public.realtime_messages as m);
     if v_newest > v_floor then

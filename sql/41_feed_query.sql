@@ -2,8 +2,8 @@
 -- that are written now.
 
 -- The leaves in which a reader with this cursor can still find something new. An hour ahead, so
--- that no midnight waits for an upkeep. One that somebody dropped by hand stays in the registry
--- until the next upkeep, and must not stop everybody until then. One whose time is not over is
+-- that no midnight waits for an upkeep. A leaf that was dropped by hand stays in the registry
+-- until the next upkeep, and must not stop all readers until then. One whose time is not over is
 -- needed even when it is closed: the clock was ahead then, and has been set back.
 --
 -- In plpgsql, which keeps the plan: every drain asks this, and in SQL it takes eight times as long.
@@ -125,7 +125,7 @@ comment on function rowcast.leaf_was_rewritten(text[]) is
 -- each drain took a third of it, and what is asked apart can be replaced in between.
 --
 -- Without settings and rights of its own, because it has to be inlined. The body is a string: a
--- parsed one would depend on the leaves, and nobody could drop them.
+-- parsed one would depend on the leaves, and they could not be dropped.
 create or replace function rowcast.read_new_range(
     p_first xid8[], p_last xid8[], p_floor bigint, p_leaves bigint, p_xmin xid8, p_now timestamptz
 )

@@ -104,7 +104,7 @@ declare
     v_until constant pg_snapshot := p_until::pg_snapshot;
     v_boot constant uuid := (select b.id from rowcast.boot as b);
     v_floor constant bigint := (select o.seq_floor from rowcast.origin as o);
-    -- Of leaves that somebody took away and upkeep has not noticed yet: until when they got rows.
+    -- For leaves that were removed before upkeep noticed it: until when they received rows.
     v_taken constant xid8 := (
         select max(coalesce(l.closed_xid, '18446744073709551615'))
         from rowcast.leaf as l

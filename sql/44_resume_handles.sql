@@ -2,7 +2,7 @@
 -- A bridge remembers their cursors here, so that any bridge can resume them, after any restart.
 
 -- In the order of the keys, so that two bridges never wait for each other in a circle. A handle
--- that nobody has used for an hour is forgotten: who was away for longer loads history.
+-- that was not used for an hour is forgotten: a client that was away for longer loads history.
 create or replace function rowcast.keep_handles(p_keys bytea[], p_cursors text[])
 returns void
 language sql

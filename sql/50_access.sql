@@ -42,11 +42,11 @@ end;
 $$;
 
 comment on function rowcast.may_subscribe(text) is
-'True when the caller may subscribe to the name: he can SELECT the enabled channel row that governs it. For policies that open history to subscribers.';
+'True when the caller may subscribe to the name, that is, can SELECT the enabled channel row that governs it. For policies that open history to subscribers.';
 
 -- The same for many callers of one role, read-only, an exception block for each: a policy that
 -- fails denies only its own question, and so do claims that Postgres cannot take, such as a
--- \u0000 in somebody's name. statement_timeout is not caught by the blocks; the bridge then asks
+-- \u0000 in a user's name. statement_timeout is not caught by the blocks; the bridge then asks
 -- one by one. Runs with the session's rights; becomes the caller, who may not ask for the row.
 --
 -- A policy function may have set a role for the whole session. The last word of each function here

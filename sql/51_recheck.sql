@@ -4,8 +4,8 @@
 -- same moment. Whatever is published after the revoking commit is read with it or later, so a
 -- bridge that first asks again delivers none of it to who has lost access.
 
--- One signal, and never a long one: it is read by every bridge. NULL stands for everybody, or for
--- every channel. Over 100 pairs it says only which channels, or only whom, or everything.
+-- One signal, and never a long one: it is read by every bridge. NULL stands for every user, or for
+-- every channel. Over 100 pairs it says only which channels, or only which users, or everything.
 create or replace function rowcast.recheck_signal(p_pairs jsonb[])
 returns void
 language plpgsql
@@ -57,9 +57,9 @@ end;
 $$;
 
 comment on function rowcast.recheck(text, text) is
-'Has the policies asked again for subscriptions: of this user, to this name or to names of this pattern, NULL for all. Whoever lost access is told and unsubscribed.';
+'Has the policies asked again for subscriptions: of this user, to this name or to names of this pattern, NULL for all. A client that lost access is told and unsubscribed.';
 
--- Whoever was kicked may come back if his token is still good: make policies refuse him first.
+-- A kicked user may come back while their token is valid: make policies refuse them first.
 create or replace function rowcast.kick(user_id text, reconnect boolean default false)
 returns void
 language plpgsql
@@ -69,7 +69,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if kick.user_id is null then
-        raise exception 'nobody is named' using errcode = '22004', hint = 'Give the sub of the tokens to close.';
+        raise exception 'user_id is NULL' using errcode = '22004', hint = 'Give the sub of the tokens to close.';
     end if;
     insert into rowcast.signal (kind, body) values (
         'kick', jsonb_build_object('user', kick.user_id, 'reconnect', coalesce(kick.reconnect, false))

@@ -1,9 +1,9 @@
 -- Tables on which policies depend, attached: each change has the right people asked again.
 
 -- One signal a statement, with what is known of it. A column that was renamed since reads as
--- NULL, which means everybody: the statement of the user must not fail for it.
+-- NULL, which means every user: the statement of the user must not fail for it.
 --
--- Definer: whoever writes the table need not be allowed to signal.
+-- Definer: a role that writes the table need not be allowed to signal.
 create or replace function rowcast.recheck_rows()
 returns trigger
 language plpgsql

@@ -2,8 +2,8 @@
 -- clients is written under a lock of that row, so nothing of a node can outlive it.
 
 -- What a dead node wrote ends here: its counts at once, its members as left, for the feed to tell.
--- The node goes first. Whoever still writes for it holds its row, and is waited for; who comes
--- later finds no row.
+-- The node's row goes first. A bridge that still writes for it holds the row, and the delete waits;
+-- a bridge that comes later finds no row.
 create or replace function rowcast.reap_nodes()
 returns integer
 language plpgsql

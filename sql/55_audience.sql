@@ -22,7 +22,7 @@ comment on function rowcast.audience_add(text[], integer[]) is
 'Adds to the sums of audience of these channels.';
 
 -- Takes the present counts of some channels of one node; repeating it changes nothing. The lock
--- keeps the node from being reaped meanwhile, which would leave counts of nobody.
+-- keeps the node from being reaped meanwhile, which would leave counts of a node that no longer exists.
 create or replace function rowcast.audience_write(
     p_node uuid, p_channels text[], p_counts integer[]
 )
@@ -104,7 +104,7 @@ end;
 comment on function rowcast.audience(text) is
 'How many sessions are subscribed to the channel at this moment, on all bridges, subscribers of its wildcard pattern included.';
 
--- As REST answers it to somebody who may subscribe, which the bridge has asked before.
+-- The answer of REST to a caller who may subscribe; the bridge has checked that before.
 create or replace function rowcast.channel_audience(p_channel text)
 returns text
 language sql
@@ -119,7 +119,7 @@ begin atomic
 end;
 
 comment on function rowcast.channel_audience(text) is
-'The audience of a channel as JSON text, for a caller of whom the bridge knows that he may subscribe.';
+'The audience of a channel as JSON text, for a caller that the bridge has already allowed to subscribe.';
 
 -- As REST answers it to an administrator.
 create or replace function rowcast.admin_audience(p_claims text, p_channel text)

@@ -131,7 +131,7 @@ end;
 comment on function rowcast.presence_state(text) is
 'Who is present in the channel, one row per member: key (the sub, or the session of an anonymous caller), newest state, on how many sessions, since when.';
 
--- As REST answers it to somebody who may subscribe, which the bridge has asked before.
+-- The answer of REST to a caller who may subscribe; the bridge has checked that before.
 create or replace function rowcast.channel_presence(p_channel text)
 returns text
 language sql
@@ -157,7 +157,7 @@ begin atomic
 end;
 
 comment on function rowcast.channel_presence(text) is
-'Who is present in a channel as JSON text, for a caller of whom the bridge knows that he may subscribe.';
+'The members present in a channel as JSON text, for a caller that the bridge has already allowed to subscribe.';
 
 -- As REST answers it to an administrator.
 create or replace function rowcast.admin_presence(p_claims text, p_channel text)

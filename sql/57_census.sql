@@ -48,9 +48,9 @@ $$;
 comment on function rowcast.census_expire() is
 'Deletes requests of two minutes ago with all that was answered to them.';
 
--- In portions, of which the last one says how much was left out. The lock holds off whoever reads
--- and deletes meanwhile: nothing can be written to a request that is over. Who has said all is not
--- listened to again, because a signal may be read twice.
+-- In portions, of which the last one says how much was left out. The lock holds off a reader that
+-- deletes meanwhile: nothing can be written to a request that is over. A node that has said all is
+-- ignored afterwards, because a signal may be read twice.
 create or replace function rowcast.census_answer(
     p_node uuid,
     p_request uuid,
@@ -85,7 +85,7 @@ end;
 $$;
 
 comment on function rowcast.census_answer(uuid, uuid, text[], text[], text[], integer[], integer) is
-'Says how many sessions of a node have this role and these claims and are subscribed to this channel; the last portion also how many subscriptions were left out, those before it NULL. False when nobody waits for it.';
+'Says how many sessions of a node have this role and these claims and are subscribed to this channel; the last portion also how many subscriptions were left out, those before it NULL. False when the request is over.';
 
 -- Each look has a snapshot of its own, so that it sees what bridges have committed meanwhile. A
 -- node whose lease ends is not waited for.

@@ -2,7 +2,7 @@
 --
 -- Functions rowcast.admin_* are for the bridge login, and take the claims of the caller.
 
--- The bridge login is nobody's administrator, so each rowcast.admin_* function begins with this.
+-- The bridge login is not an administrator, so each rowcast.admin_* function begins with this.
 -- The claims were verified by the bridge; whom they make an administrator is a setting of the
 -- database and not of the bridge, so that all bridges agree.
 create or replace function rowcast.require_admin(p_claims text)
@@ -27,8 +27,8 @@ $$;
 comment on function rowcast.require_admin(text) is
 'Raises RCA01 unless the role claim is one of the administrators.';
 
--- What check_subscribe() says to a caller, for an administrator: he hears every channel that is
--- enabled, and no policy is asked. The same columns, so that bridges treat both alike.
+-- What check_subscribe() says to a caller, for an administrator, who may hear every
+-- enabled channel without a policy being asked. The same columns, so that bridges treat both alike.
 create or replace function rowcast.admin_check_subscribe(
     p_claims text,
     p_channel text,

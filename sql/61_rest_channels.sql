@@ -33,8 +33,8 @@ $$;
 comment on function rowcast.admin_channels(text, uuid, integer, integer, boolean) is
 'All channels, or the one of an id (NULL when there is none), as JSON text. Raises RCA01.';
 
--- The owner is whoever creates it, unless the body says somebody else: the column's default reads
--- claims that only callers' transactions have.
+-- The owner is the caller that creates it, unless the body names another: the column's default
+-- reads claims that only callers' transactions have.
 create or replace function rowcast.admin_create_channel(
     p_claims text, p_channel jsonb, p_full boolean
 )

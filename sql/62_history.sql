@@ -2,7 +2,7 @@
 -- SELECT, for callers; and the channels that a caller may see. What is read as a caller goes
 -- through the caller login.
 
--- Finds a page with the rights of whoever runs it. A page continues after the last row of the one
+-- Finds a page with the rights of the role that runs it. A page continues after the last row of the one
 -- before, by the order of an index, so what arrives meanwhile moves nothing:
 --
 -- * of a channel by seq, through (channel_id, seq);
@@ -170,7 +170,7 @@ begin
     if p_id is null or v_digits ~ '^[0-9a-f]{32}$' then
         return v_digits::uuid;
     elsif v_digits !~ '^[0-9a-f]{8,31}$' then
-        raise exception '"%" is no id of a channel', left(p_id, 100)
+        raise exception '"%" is not a channel id', left(p_id, 100)
         using errcode = 'RCC01', hint = 'Give the whole id, or at least its first 8 digits.';
     end if;
     v_ids := array(

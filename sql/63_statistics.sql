@@ -190,7 +190,7 @@ after delete on public.realtime_messages
 referencing old table as gone
 for each statement execute function rowcast.messages_removed();
 
--- TRUNCATE shows no rows; nobody else can have written meanwhile, so counting begins anew here.
+-- TRUNCATE shows no rows; no other transaction can have written meanwhile, so counting begins anew here.
 create or replace function rowcast.messages_emptied()
 returns trigger
 language plpgsql

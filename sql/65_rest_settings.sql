@@ -1,4 +1,4 @@
--- Settings and policies, for administrators: what governs everybody, to read and to change.
+-- Settings and policies, for administrators: what governs all users, to read and to change.
 
 -- The policies on both tables as InsForge shows them, but our own for rowcast_publisher; and
 -- whether a policy opens or restricts, without which a list of them says the opposite of half.

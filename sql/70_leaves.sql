@@ -26,7 +26,7 @@ end;
 $$;
 
 comment on function rowcast.lock_down_table(regclass) is
-'Takes every privilege on a table from everybody but its owner and enables row level security.';
+'Revokes every privilege on a table from all roles but its owner and enables row level security.';
 
 -- The width follows retention so that a reader of all history meets about a dozen leaves.
 create or replace function rowcast.leaf_width()
@@ -89,9 +89,9 @@ $$;
 comment on function rowcast.make_leaf(timestamptz, timestamptz) is
 'Creates and attaches one durable leaf, moving rows of its range out of the default leaf.';
 
--- Leaves up to a week ahead, at least one after the present one, without gaps. What somebody
--- detached or dropped by hand is ours no longer, and what it held is lost to replay; dropped before
--- its time was over, it is made again, because the default leaf never expires. What lies ahead is
+-- Leaves up to a week ahead, at least one after the present one, without gaps. A leaf that
+-- was detached or dropped by hand is no longer ours, and what it held is lost to replay; dropped
+-- before its time was over, it is made again, because the default leaf never expires. What lies ahead is
 -- empty, and is made anew where a shorter retention wants it narrower.
 create or replace function rowcast.make_leaves()
 returns integer

@@ -46,7 +46,7 @@ $$;
 comment on function rowcast.webhook_upkeep() is
 'Cancels what waits for endpoints that are not active, and expires attempts and deliveries; returns how many deliveries expired.';
 
--- Drops closed leaves past retention: nobody can add to them, so what each channel loses is
+-- Drops closed leaves past retention: no writer can add to them, so what each channel loses is
 -- remembered without a lock, for a resume to know whether it really missed something; but not
 -- what a restore brought, whose foreign xids would call every cursor too old. DROP is
 -- 160 times faster than DELETE, but needs a short exclusive lock: it waits for it 50 ms at most,

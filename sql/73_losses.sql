@@ -1,9 +1,9 @@
--- Messages that went otherwise than by expiry: TRUNCATE, or a leaf that somebody dropped by hand. A
+-- Messages that vanished other than by expiry: by TRUNCATE, or with a leaf dropped by hand. A
 -- replay across it must not call itself complete.
 
--- Which channels lost something is not known any more, so all of them did: '**', which is no name.
+-- The channels that lost messages are no longer known, so all are marked: '**', which is not a name.
 -- What is lost was committed, so its xid is below the next one; a cursor from before has an older
--- xmin than that. The greatest, because who waited for the row may have looked before the other.
+-- xmin than that. The greatest, because a transaction that waited for the row may have read its xid earlier.
 create or replace function rowcast.lose_everything(p_broadcasts boolean)
 returns void
 language plpgsql
@@ -31,7 +31,7 @@ $$;
 comment on function rowcast.lose_everything(boolean) is
 'Notes that every channel may have lost messages, or broadcasts, that are older than this moment.';
 
--- After the lock, so nobody has written since. A repeatable read snapshot may be from long before
+-- After the lock, so no transaction has written since. A repeatable read snapshot may be from long before
 -- it, and would leave cursors of the time between unwarned.
 create or replace function rowcast.messages_lost()
 returns trigger
@@ -58,7 +58,7 @@ after truncate on public.realtime_messages
 for each statement execute function rowcast.messages_lost();
 
 -- What a leaf does not have from its parent. A statement trigger there does not fire for a leaf
--- that is named itself. And where somebody publishes all tables for logical replication, a message
+-- that is named itself. And where a publication of logical replication has all tables, a message
 -- without a replica identity could not be deleted any more. New leaves get theirs from make_leaf().
 create or replace function rowcast.add_leaf_triggers(p_leaf text)
 returns void

@@ -1,7 +1,7 @@
 -- The state of an installation for its operator, also with only psql at hand: status, doctor, and
 -- what a bridge refuses to run with.
 
--- One object, so that a fact added later breaks nobody who reads the others.
+-- One object, so that a fact added later does not break readers of the others.
 create or replace function rowcast.status()
 returns jsonb
 language plpgsql
@@ -85,7 +85,7 @@ begin
     subject := 'channels';
     ok := (v_status ->> 'channels')::bigint > 0;
     finding := (v_status ->> 'channels') || ' channels';
-    advice := 'Nobody can subscribe or publish: insert a pattern into realtime_channels.';
+    advice := 'No client can subscribe or publish: insert a pattern into realtime_channels.';
     return next;
 
     subject := 'policies';
@@ -93,7 +93,7 @@ begin
     where p.polrelid = 'public.realtime_channels'::regclass and p.polcmd in ('r', '*');
     ok := v_count > 0;
     finding := v_count || ' policies on realtime_channels for SELECT';
-    advice := 'Without one nobody may subscribe: apply a recipe from policies/.';
+    advice := 'Without one no caller may subscribe: apply a recipe from policies/.';
     return next;
 
     subject := 'row level security';
@@ -112,7 +112,7 @@ begin
     where c.relnamespace = 'rowcast'::regnamespace and c.relkind in ('r', 'p')
     and exists (select from aclexplode(c.relacl) as a where a.grantee <> c.relowner);
     ok := v_names is null;
-    finding := coalesce('granted to others: ' || v_names, 'nobody but the owner reaches a leaf');
+    finding := coalesce('granted to others: ' || v_names, 'only the owner reaches a leaf');
     advice := 'select rowcast.lock_down_table(''<leaf>''); and remove the default privileges that granted it.';
     return next;
 
@@ -134,8 +134,8 @@ $$;
 comment on function rowcast.doctor() is
 'Facts that must hold for the installation to work, each with what to do when it does not.';
 
--- Part of doctor(). Each of these is made by a migrate, and nothing but a bridge that fails, or a
--- caller who can do more than he should, would tell that it is no longer so.
+-- Part of doctor(). Each of these is made by a migrate. Without this check only a failing bridge, or
+-- a caller who can do more than they should, would show that it is no longer so.
 create or replace function rowcast.doctor_access()
 returns table (subject text, ok boolean, finding text, advice text)
 language plpgsql

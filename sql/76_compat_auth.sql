@@ -1,6 +1,6 @@
 -- auth.user_id() and its sisters, as the policies of PostgREST and Supabase users call them.
 --
--- Schema auth often belongs to somebody else. Missing functions are added where the migrating
+-- Schema auth often belongs to another owner. Missing functions are added where the migrating
 -- role may create them; what exists is never replaced unless it carries our mark. The same
 -- functions always exist as rowcast.*.
 reset role;

@@ -1,5 +1,5 @@
 -- The names that applications written for InsForge or Supabase call. Only where the schema name
--- `realtime` is free, or was made here: what belongs to somebody else is not touched.
+-- `realtime` is free, or was made here: what belongs to another owner is not touched.
 -- Policies cannot be created on views, so policies go to the tables in schema public.
 reset role;
 

@@ -21,7 +21,7 @@ end;
 comment on function rowcast.webhook_fault(text) is
 'What is wrong with the form of a webhook URL; NULL when nothing is.';
 
--- Definer, because whoever may write a channel need not see the settings. A refused address is
+-- Definer, because a role that may write a channel need not see the settings. A refused address is
 -- not repeated where it may carry a password.
 create or replace function rowcast.channels_webhooks()
 returns trigger

@@ -1,12 +1,12 @@
 -- Claiming deliveries: a lease of some seconds instead of a lock held, so that whatever happens to
--- a bridge, somebody sends what it had. Only the clock of the database counts.
+-- a bridge, another one sends what it had. Only the clock of the database counts.
 --
 -- Marks say from where a claim reads, so that what was sent long ago is not in its way.
 
 -- Each endpoint with something due gets an equal part of what is asked for, at most its room less
--- what this bridge has under way there: a queue of 100,000 rows starves nobody, and an endpoint
+-- what this bridge has under way there: a queue of 100,000 rows starves no other, and an endpoint
 -- that hangs holds only its room. A lease that ran out is claimed like anything else; its
--- attempt counts, so a message that kills whoever sends it ends in `failed` and not in a circle.
+-- attempt counts, so a message that crashes every bridge that sends it ends in `failed`, not in a loop.
 --
 -- An endpoint that fails again and again gets one probe at a time, of all bridges together: the
 -- probe is out for as long as a lease.

@@ -35,7 +35,7 @@ comment on function rowcast.retry_pause(integer, integer, text, integer) is
 'The pause after so many attempts, by the schedule and by what the receiver answered; NULL after the last.';
 
 -- Notes what came of attempts, each only if the worker still holds the lease of that very attempt:
--- otherwise somebody else sends it again and will say what came of it. Success is 2xx and
+-- otherwise another worker sends it again and will report the outcome. Success is 2xx and
 -- nothing else. What was delivered once stays delivered when it is sent again.
 create or replace function rowcast.settle_deliveries(
     p_worker uuid, p_ids bigint[], p_attempts integer[], p_statuses integer[], p_ms integer[],
@@ -132,7 +132,7 @@ $$;
 comment on function rowcast.settle_deliveries(uuid, bigint[], integer[], integer[], integer[], text[], text[], integer[]) is
 'Notes the outcome of attempts (status NULL: no answer, see error) and decides what follows; returns how many the worker still held.';
 
--- What was claimed and not begun goes back as if nobody had touched it.
+-- A delivery that was claimed but not begun goes back as if it had never been claimed.
 create or replace function rowcast.return_deliveries(
     p_worker uuid, p_ids bigint[], p_attempts integer[]
 )
@@ -157,8 +157,8 @@ $$;
 comment on function rowcast.return_deliveries(uuid, bigint[], integer[]) is
 'Gives back deliveries that were claimed and not begun; returns how many the worker still held.';
 
--- Tells operators, as a message on the channel `rowcast:webhooks`, if somebody made exactly this
--- channel: a pattern that merely covers the name must not show it to whoever hears that pattern.
+-- Tells operators, as a message on the channel `rowcast:webhooks`, if exactly this channel
+-- exists: a pattern that merely covers the name must not show it to subscribers of that pattern.
 -- Nothing is told about the endpoints of that channel itself, for it would tell itself.
 --
 -- A trigger of the team's own may refuse the message; the outcome of a delivery must not be lost
@@ -187,7 +187,7 @@ $$;
 comment on function rowcast.webhook_event(text, uuid, jsonb) is
 'Publishes an event about an endpoint on the channel rowcast:webhooks, if there is one.';
 
--- In portions, because a queue may be long and whoever calls may be a user's UPDATE; upkeep
+-- In portions, because a queue may be long and the caller may be a user's UPDATE; upkeep
 -- takes the rest. What is being sent at this moment is left to its answer.
 create or replace function rowcast.cancel_deliveries(p_endpoint_id uuid, p_reason text)
 returns integer

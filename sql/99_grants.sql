@@ -1,5 +1,5 @@
--- The whole privilege surface on one screen. Nothing is executable by PUBLIC but what a policy
--- may call, whoever evaluates it; those functions tell a caller only about himself.
+-- The whole privilege surface on one screen. PUBLIC may execute only what a policy may call,
+-- for whatever role it is evaluated; those functions tell callers only about themselves.
 
 revoke execute on all routines in schema rowcast from public;
 revoke all on all tables in schema rowcast from public;
@@ -82,7 +82,7 @@ rowcast.keep_handles(bytea[], text[]), rowcast.find_handles(bytea[]),
 rowcast.census_answer(uuid, uuid, text[], text[], text[], integer[], integer)
 to rowcast_bridge;
 
--- What is wrong with policies: read from the catalogues with the rights of whoever asks.
+-- What is wrong with policies: read from the catalogues with the rights of the role that asks.
 grant execute on function
 rowcast.policy_mentions(oid), rowcast.policies_asked(), rowcast.policy_callers(oid[]),
 rowcast.policy_label(name, oid), rowcast.policy_texts(), rowcast.policy_context_texts(),
@@ -103,7 +103,7 @@ rowcast.channels_as(text, text, uuid, integer, integer, boolean),
 rowcast.subscribable(text), rowcast.login_report(), rowcast.caller_roles()
 to rowcast_caller;
 
--- Whoever may write policies may grant, so what was granted to everybody is taken back from them.
+-- A role that may write policies may grant, so what was granted to PUBLIC is taken back from them.
 revoke all on public.realtime_channels, public.realtime_messages from public;
 
 -- Caller roles. Column grants are the second lock behind the stamping trigger; channels show
