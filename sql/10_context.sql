@@ -1,4 +1,4 @@
--- Who is asking, in the words of PostgREST and Supabase, so that people's policies work as they
+-- The caller, in the terms of PostgREST and Supabase, so that people's policies work as they
 -- are. A transaction-local setting reads back as '' after commit, never as NULL, hence nullif
 -- everywhere. One-line bodies are inlined and bound at creation: no search_path can move them.
 
@@ -25,7 +25,7 @@ return coalesce(
 
 comment on function rowcast.user_id() is 'The `sub` claim as text, NULL for anonymous callers.';
 
--- The subject as uuid. A subject that is none gives NULL: an error here would poison every
+-- The subject as uuid. A subject that is not a uuid gives NULL: an error here would poison every
 -- policy of the statement, also those for other roles.
 create or replace function rowcast.uid()
 returns uuid
@@ -76,7 +76,7 @@ return nullif(current_setting('rowcast.channel_name', true), '');
 comment on function rowcast.channel_name() is
 'The name that is being asked for. For policies on realtime_channels only: in a policy on realtime_messages use the row''s channel_name.';
 
--- Sets who asks, for one statement's worth of policies: claims, their legacy names, the channel.
+-- Sets the caller for one statement's worth of policies: claims, their legacy names, the channel.
 -- All local to the transaction. The role is set first and for every single question, because a
 -- policy function may have changed it while the question before was answered.
 create or replace function rowcast.impersonate(p_role text, p_claims text, p_channel text)

@@ -13,7 +13,7 @@ return 0;
 comment on function rowcast.payload_limit() is
 'The largest payload in bytes of text; a constant that a change of the settings replaces.';
 
--- Who publishes as an end user, and whom a token may name.
+-- The roles that publish as an end user, and the roles that a token may name.
 create or replace function rowcast.caller_roles()
 returns text[]
 language sql

@@ -1,4 +1,5 @@
--- Channels: valid patterns, a known shape, an honest updated_at; and subscribing to a pattern itself.
+-- Channels: valid patterns, a known shape, an honest updated_at; and subscribing to a pattern
+-- itself.
 --
 -- A policy that ignores the name would open every channel of a pattern to each client that may
 -- subscribe to one of them, so the channel row must say `wildcard`, and policies are asked besides.

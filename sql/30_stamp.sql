@@ -87,8 +87,8 @@ comment on function rowcast.messages_refuse(text, text, text, jsonb, timestamptz
 -- and an expression once for every transaction: so queries fetch columns, and constants with them.
 --
 -- The xid is taken first, before the clock is tested: a leaf is closed at an xid taken a minute
--- after its range, and a writer that passed the clock test must have an older one. created_at itself
--- is not stamped, because a BEFORE trigger cannot move a row to another leaf.
+-- after its range, and a writer that passed the clock test must have an older one. created_at
+-- itself is not stamped, because a BEFORE trigger cannot move a row to another leaf.
 --
 -- The audience is one row that bridges keep up to date (sql/55_audience.sql), and counts as long as
 -- one of them is alive: the dead are cleared away by the living, so without any it would stay.
@@ -138,7 +138,7 @@ begin
     if pg_sequence_last_value('rowcast.alive_until'::regclass) > date_part('epoch', new.created_at) * 1000 then
         select a.sessions into v_sessions from rowcast.audience_total as a where a.channel_name = new.channel_name;
         new.ws_audience_count := coalesce(v_sessions, 0);
-        -- Who subscribes to the pattern itself hears this, too.
+        -- Subscribers to the pattern itself receive this, too.
         if v_pattern is not null then
             select a.sessions into v_sessions from rowcast.audience_total as a where a.channel_name = v_pattern;
             new.ws_audience_count := new.ws_audience_count + coalesce(v_sessions, 0);

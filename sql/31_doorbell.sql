@@ -1,7 +1,7 @@
 -- The doorbell. NOTIFY takes one lock of the whole cluster from before the commit until it is
 -- flushed, so transactions that notify cannot share an fsync: at 32 writers a fifth of the commit
--- rate is left. Therefore publishers do not ring while every bridge is awake and polling. A bridge that is
--- about to sleep holds the doorbell lock in share mode, and only then a publisher rings.
+-- rate is left. Therefore publishers do not ring while every bridge is awake and polling. A bridge
+-- that is about to sleep holds the doorbell lock in share mode, and only then a publisher rings.
 
 -- A sleeping bridge shares the lock, so a publisher that gets it exclusively knows that no bridge
 -- sleeps. Where it cannot, another publisher may be testing at this moment, and ringing for that
@@ -70,10 +70,10 @@ after insert on rowcast.signal
 for each statement execute function rowcast.notify_sleeping_bridges();
 
 -- Transactions that may have passed the doorbell before they could see that a bridge sleeps: those
--- that hold a writer's lock on our tables. Locks are released after the transaction is visible, so once
--- these are gone a drain sees all they wrote. On leaves as well: a writer that names a leaf
--- holds none on its parent. Waiting for the oldest xid of the cluster instead would wait for transactions that
--- have nothing to do with us.
+-- that hold a writer's lock on our tables. Locks are released after the transaction is visible, so
+-- once these are gone a drain sees all they wrote. On leaves as well: a writer that names a leaf
+-- holds none on its parent. Waiting for the oldest xid of the cluster instead would wait for
+-- transactions that have nothing to do with us.
 create or replace function rowcast.open_writers()
 returns text[]
 language sql
@@ -94,7 +94,8 @@ begin atomic
                 'rowcast.signal'::regclass,
                 'rowcast.presence'::regclass
             )
-            -- Not by pg_partition_tree(), which locks each leaf and waits for who drops one.
+            -- Not by pg_partition_tree(), which locks each leaf and waits for a transaction that
+            -- drops one.
             or exists (
                 select from pg_catalog.pg_class as c
                 where c.oid = l.relation and c.relispartition

@@ -1,7 +1,7 @@
 -- Changes of the user's own tables as messages, without a trigger written by hand.
 
 -- Subscribers see the listed columns of every row, whatever row level security the table has:
--- who may see them is decided by the policies on the channel alone.
+-- the policies on the channel alone decide which callers see them.
 create or replace function rowcast.publish_row()
 returns trigger
 language plpgsql
@@ -59,8 +59,8 @@ $$;
 comment on function rowcast.publish_row() is
 'Row trigger made by attach(); arguments: channel template, columns, type, missing_ok.';
 
--- Runs with the caller's rights: only who may create triggers on the table may attach it, and
--- only who may publish as the system may use the trigger function.
+-- Runs with the caller's rights: only a role that may create triggers on the table may attach it,
+-- and only a role that may publish as the system may use the trigger function.
 create or replace function rowcast.attach(
     "table" regclass,
     channel text,

@@ -1,6 +1,7 @@
 -- Which cluster and which life of it: what a cursor must know before it may trust xids.
 
--- The boot row vanishes with every crash recovery and promotion. A reader that finds none makes one.
+-- The boot row vanishes with every crash recovery and promotion. A reader that finds none makes
+-- one.
 create or replace function rowcast.boot_id()
 returns uuid
 language plpgsql

@@ -39,9 +39,9 @@ comment on function rowcast.leaves_for(xid8, timestamptz) is
 -- leaf, and from three on (that is, three running transactions) it reads the whole leaf and
 -- compares every row with every span: 160 to 900 ms instead of 0.1 at 300,000 rows.
 --
--- Signals first: who may have lost access with one of them must not get a message of the same
--- read, which may have been committed after it whatever their numbers say. Theirs are therefore
--- negative here, because a second sort key costs a tenth of a large drain.
+-- Signals first: a client that may have lost access with one of them must not get a message of the
+-- same read, which may have been committed after it whatever their numbers say. Theirs are
+-- therefore negative here, because a second sort key costs a tenth of a large drain.
 create or replace function rowcast.leaves_query(
     p_leaves text[], p_single boolean, p_since boolean, p_first text
 )
@@ -97,9 +97,10 @@ comment on function rowcast.leaves_query(text[], boolean, boolean, text) is
 'SQL that reads leaves, signals and presence: xids between $1 and $2, of which only the first count when single, seq above $3, and created_at from $4 on when asked for; after rows of its own that p_first may add.';
 
 -- An ALTER TABLE that rewrites a leaf, as a new column with a volatile default does, makes all its
--- rows its own: a snapshot from before it is over sees none of them. Who has waited for the lock of
--- such a statement has found nothing, and must not go on from there. The snapshot shows the leaf's
--- old file then, and the function knows the new one. It asks for what was read and locks nothing.
+-- rows its own: a snapshot from before it is over sees none of them. A reader that waited for the
+-- lock of such a statement has found nothing, and must not go on from there. The snapshot shows the
+-- leaf's old file then, and the function knows the new one. It asks for what was read and locks
+-- nothing.
 create or replace function rowcast.leaf_was_rewritten(p_leaves text[])
 returns boolean
 language sql
@@ -165,7 +166,8 @@ comment on function rowcast.read_new_ranges(xid8[], xid8[], bigint, bigint, xid8
 -- leaf.
 --
 -- Nothing is replaced as long as that would change nothing: every bridge would plan anew. Times are
--- written as ISO has them, in UTC: who compiles and who reads need not agree on a DateStyle.
+-- written as ISO has them, in UTC: the compiling and the reading session need not agree on a
+-- DateStyle.
 create or replace function rowcast.compile_read_new()
 returns boolean
 language plpgsql
@@ -220,7 +222,7 @@ $$;
 comment on function rowcast.compile_read_new() is
 'Replaces read_new_range() and read_new_ranges() when they would read other leaves, or cover other readers; whether it had to.';
 
--- Any change: who makes or drops a leaf need not think of it. For rows, because upkeep mostly
+-- Any change: code that makes or drops a leaf need not request it. For rows, because upkeep mostly
 -- updates none, and a new version makes every bridge plan anew.
 create or replace function rowcast.leaves_changed()
 returns trigger

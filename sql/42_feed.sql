@@ -64,10 +64,10 @@ $$;
 -- boot id belong to one statement. STABLE, so that every query in here uses that snapshot.
 --
 -- It names only the few leaves that are needed: through the parent an empty drain costs 42 ms with
--- 400 leaves. Mostly these are the ones for which there is a compiled query, which says so with
--- its first row. No LIMIT: it misleads the planner; the loop stops early, and answers `more` when
--- the caller has to read by portal. Who waits for a lock waits longer than a millisecond, and only
--- then it is asked what for.
+-- 400 leaves. Mostly these are the ones for which there is a compiled query, which says so with its
+-- first row. No LIMIT: it misleads the planner; the loop stops early, and answers `more` when the
+-- caller has to read by portal. A query that waited for a lock took longer than a millisecond, and
+-- only then it is asked what for.
 create or replace function rowcast.feed(
     p_snapshot text, p_boot uuid, p_issued_at timestamptz, p_rows integer, p_bytes integer
 )

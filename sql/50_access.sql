@@ -1,4 +1,4 @@
--- Who may: the questions that bridges ask, and the one that policies ask.
+-- Access checks: the questions that bridges ask, and the one that policies ask.
 
 -- May the caller listen to this name? The name is resolved first, with the owner's eyes, then
 -- row level security is asked for that one row with the caller's. Asking "is any visible row a
@@ -47,7 +47,7 @@ comment on function rowcast.may_subscribe(text) is
 -- The same for many callers of one role, read-only, an exception block for each: a policy that
 -- fails denies only its own question, and so do claims that Postgres cannot take, such as a
 -- \u0000 in a user's name. statement_timeout is not caught by the blocks; the bridge then asks
--- one by one. Runs with the session's rights; becomes the caller, who may not ask for the row.
+-- one by one. Runs with the session's rights; becomes the caller, which may not ask for the row.
 --
 -- A policy function may have set a role for the whole session. The last word of each function here
 -- is therefore a reset that outlives the transaction, or the next one to get this connection from

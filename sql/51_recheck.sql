@@ -2,7 +2,7 @@
 --
 -- A signal commits together with what it is about, and bridges read it with the messages of the
 -- same moment. Whatever is published after the revoking commit is read with it or later, so a
--- bridge that first asks again delivers none of it to who has lost access.
+-- bridge that first asks again does not deliver it to clients that lost access.
 
 -- One signal, and never a long one: it is read by every bridge. NULL stands for every user, or for
 -- every channel. Over 100 pairs it says only which channels, or only which users, or everything.

@@ -20,7 +20,8 @@ begin
     elsif tg_op = 'DELETE' then
         select array_agg(to_jsonb(o)) into v_rows from rowcast_old as o;
     elsif tg_op = 'UPDATE' then
-        -- Only where something that matters has another value now; both who had it and who has it.
+        -- Only where a relevant column has another value now; for the old and the new user or
+        -- channel.
         select array_agg(c.r) into v_rows
         from (
             (
@@ -52,7 +53,7 @@ $$;
 comment on function rowcast.recheck_rows() is
 'Statement trigger made by recheck_on_change(); arguments: user column, channel template, columns.';
 
--- Runs with the caller's rights: who may create triggers on the table may attach it. Four
+-- Runs with the caller's rights: a role that may create triggers on the table may attach it. Four
 -- triggers, because a transition table belongs to one kind of statement.
 create or replace function rowcast.recheck_on_change(
     "table" regclass,

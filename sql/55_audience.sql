@@ -22,7 +22,8 @@ comment on function rowcast.audience_add(text[], integer[]) is
 'Adds to the sums of audience of these channels.';
 
 -- Takes the present counts of some channels of one node; repeating it changes nothing. The lock
--- keeps the node from being reaped meanwhile, which would leave counts of a node that no longer exists.
+-- keeps the node from being reaped meanwhile, which would leave counts of a node that no longer
+-- exists.
 create or replace function rowcast.audience_write(
     p_node uuid, p_channels text[], p_counts integer[]
 )

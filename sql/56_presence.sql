@@ -1,4 +1,4 @@
--- Presence: who is in a channel, and in what state. Bridges write it for their clients, under a
+-- Presence: the members of a channel, and their states. Bridges write it for their clients, under a
 -- key that the bridge takes from the token; the feed tells all bridges what has changed.
 
 create or replace trigger presence_90_ring

@@ -1,4 +1,5 @@
--- The census: bridges say who is subscribed to what, for a change of policies to be tried on them.
+-- The census: bridges report which callers are subscribed to what, so that a change of policies can
+-- be tried on them.
 -- Bridges alone know the sessions, so a signal asks them; what they say lives for a moment.
 --
 -- Claims are personal data: only the owner can ask and read, only bridges can answer, and what was
@@ -29,7 +30,7 @@ end;
 $$;
 
 comment on function rowcast.census_ask() is
-'Asks all bridges, at commit, who is subscribed to what; returns the number of the request, NULL when no bridge is running.';
+'Asks all bridges, at commit, which callers are subscribed to what; returns the number of the request, NULL when no bridge is running.';
 
 -- Also by upkeep, for those whose asker has gone away. Children go by their foreign keys.
 create or replace function rowcast.census_expire()

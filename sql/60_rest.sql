@@ -1,9 +1,9 @@
--- The REST API: who may administer, and the JSON of times, lists and channels.
+-- The REST API: the administrators, and the JSON of times, lists and channels.
 --
 -- Functions rowcast.admin_* are for the bridge login, and take the claims of the caller.
 
 -- The bridge login is not an administrator, so each rowcast.admin_* function begins with this.
--- The claims were verified by the bridge; whom they make an administrator is a setting of the
+-- The claims were verified by the bridge; which roles administer is a setting of the
 -- database and not of the bridge, so that all bridges agree.
 create or replace function rowcast.require_admin(p_claims text)
 returns void

@@ -2,8 +2,8 @@
 -- SELECT, for callers; and the channels that a caller may see. What is read as a caller goes
 -- through the caller login.
 
--- Finds a page with the rights of the role that runs it. A page continues after the last row of the one
--- before, by the order of an index, so what arrives meanwhile moves nothing:
+-- Finds a page with the rights of the role that runs it. A page continues after the last row of the
+-- one before, by the order of an index, so what arrives meanwhile moves nothing:
 --
 -- * of a channel by seq, through (channel_id, seq);
 -- * otherwise by xid and seq, through (channel_name, xid) or (xid). There rows up to the floor

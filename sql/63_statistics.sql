@@ -1,6 +1,6 @@
--- Counting messages and deliveries ahead of who asks for statistics: exactly, in the transactions
+-- Counts messages and deliveries ahead of a request for statistics: exactly, in the transactions
 -- of others, and off the path of publishers. A fold adds what became visible since the last one,
--- by the rule of the feed; who asks adds what became visible since the last fold.
+-- by the rule of the feed; a reader adds what became visible since the last update.
 --
 -- Counts that change afterwards, because a message was deleted or a delivery settled, are noted
 -- and added by the next fold.
@@ -190,7 +190,8 @@ after delete on public.realtime_messages
 referencing old table as gone
 for each statement execute function rowcast.messages_removed();
 
--- TRUNCATE shows no rows; no other transaction can have written meanwhile, so counting begins anew here.
+-- TRUNCATE shows no rows; no other transaction can have written meanwhile, so counting begins anew
+-- here.
 create or replace function rowcast.messages_emptied()
 returns trigger
 language plpgsql

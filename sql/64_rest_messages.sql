@@ -58,7 +58,7 @@ $$;
 comment on function rowcast.admin_statistics(text, text, text, timestamptz) is
 'Statistics of all messages, of a channel or of a name, as JSON text. Raises RCA01, RCC01 to RCC03.';
 
--- The bridge asks this for a caller who may subscribe to the name, which it has asked before.
+-- The bridge asks this for a caller who may subscribe to the name; it has checked that before.
 create or replace function rowcast.channel_statistics(p_channel_name text, p_since timestamptz)
 returns text
 language sql

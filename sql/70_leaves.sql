@@ -89,9 +89,9 @@ $$;
 comment on function rowcast.make_leaf(timestamptz, timestamptz) is
 'Creates and attaches one durable leaf, moving rows of its range out of the default leaf.';
 
--- Leaves up to a week ahead, at least one after the present one, without gaps. A leaf that
--- was detached or dropped by hand is no longer ours, and what it held is lost to replay; dropped
--- before its time was over, it is made again, because the default leaf never expires. What lies ahead is
+-- Leaves up to a week ahead, at least one after the present one, without gaps. A leaf that was
+-- detached or dropped by hand is no longer ours, and what it held is lost to replay; dropped before
+-- its time was over, it is made again, because the default leaf never expires. What lies ahead is
 -- empty, and is made anew where a shorter retention wants it narrower.
 create or replace function rowcast.make_leaves()
 returns integer

@@ -181,4 +181,4 @@ end;
 $$;
 
 comment on function rowcast.upkeep() is
-'Makes, closes and drops leaves, expires broadcasts, keys, signals, censuses, deliveries and who left; NULL when another call is at it.';
+'Makes, closes and drops leaves, expires broadcasts, keys, signals, censuses, deliveries and members who left; NULL while another call runs it.';

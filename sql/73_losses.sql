@@ -1,9 +1,10 @@
 -- Messages that vanished other than by expiry: by TRUNCATE, or with a leaf dropped by hand. A
 -- replay across it must not call itself complete.
 
--- The channels that lost messages are no longer known, so all are marked: '**', which is not a name.
--- What is lost was committed, so its xid is below the next one; a cursor from before has an older
--- xmin than that. The greatest, because a transaction that waited for the row may have read its xid earlier.
+-- The channels that lost messages are no longer known, so all are marked: '**', which is not a
+-- name. What is lost was committed, so its xid is below the next one; a cursor from before has an
+-- older xmin than that. The greatest, because a transaction that waited for the row may have read
+-- its xid earlier.
 create or replace function rowcast.lose_everything(p_broadcasts boolean)
 returns void
 language plpgsql
@@ -31,8 +32,8 @@ $$;
 comment on function rowcast.lose_everything(boolean) is
 'Notes that every channel may have lost messages, or broadcasts, that are older than this moment.';
 
--- After the lock, so no transaction has written since. A repeatable read snapshot may be from long before
--- it, and would leave cursors of the time between unwarned.
+-- After the lock, so no transaction has written since. A repeatable read snapshot may be from long
+-- before it, and would leave cursors of the time between unwarned.
 create or replace function rowcast.messages_lost()
 returns trigger
 language plpgsql
@@ -76,7 +77,7 @@ begin
         'create or replace trigger realtime_messages_90_ring after insert on rowcast.%I'
         ' for each statement execute function rowcast.notify_sleeping_bridges()', p_leaf
     );
-    -- Once only: it waits for all who read, and all who read wait for it.
+    -- Once only: it waits for all readers, and all readers wait for it.
     if exists (
         select from pg_catalog.pg_class as c
         where c.oid = to_regclass(format('rowcast.%I', p_leaf)) and c.relreplident <> 'f'

@@ -134,8 +134,8 @@ $$;
 comment on function rowcast.doctor() is
 'Facts that must hold for the installation to work, each with what to do when it does not.';
 
--- Part of doctor(). Each of these is made by a migrate. Without this check only a failing bridge, or
--- a caller who can do more than they should, would show that it is no longer so.
+-- Part of doctor(). Each of these is made by a migrate. Without this check only a failing bridge,
+-- or a caller who can do more than they should, would show that it is no longer so.
 create or replace function rowcast.doctor_access()
 returns table (subject text, ok boolean, finding text, advice text)
 language plpgsql

@@ -1,10 +1,10 @@
 -- Deliveries: one row per message and endpoint, written in the publisher's transaction.
 
 -- Asked only where a channel has addresses: the stamping trigger calls it from a CASE on
--- webhook_urls, so a channel without any pays only for a null test. A count kept in the channel's row would
--- have to be written whenever an endpoint is disabled, and every such change of a channel makes
--- bridges check its subscribers again. Volatile, so that within a transaction each message counts
--- what stands at its moment; plpgsql, because an inlined query is set up by every publish.
+-- webhook_urls, so a channel without any pays only for a null test. A count kept in the channel's
+-- row would have to be written whenever an endpoint is disabled, and every such change of a channel
+-- makes bridges check its subscribers again. Volatile, so that within a transaction each message
+-- counts what stands at its moment; plpgsql, because an inlined query is set up by every publish.
 create or replace function rowcast.webhook_count(p_channel_id uuid)
 returns integer
 language plpgsql

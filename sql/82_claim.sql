@@ -5,8 +5,8 @@
 
 -- Each endpoint with something due gets an equal part of what is asked for, at most its room less
 -- what this bridge has under way there: a queue of 100,000 rows starves no other, and an endpoint
--- that hangs holds only its room. A lease that ran out is claimed like anything else; its
--- attempt counts, so a message that crashes every bridge that sends it ends in `failed`, not in a loop.
+-- that hangs holds only its room. A lease that ran out is claimed like anything else; its attempt
+-- counts, so a message that crashes every bridge that sends it ends in `failed`, not in a loop.
 --
 -- An endpoint that fails again and again gets one probe at a time, of all bridges together: the
 -- probe is out for as long as a lease.

@@ -159,7 +159,7 @@ comment on function rowcast.return_deliveries(uuid, bigint[], integer[]) is
 
 -- Tells operators, as a message on the channel `rowcast:webhooks`, if exactly this channel
 -- exists: a pattern that merely covers the name must not show it to subscribers of that pattern.
--- Nothing is told about the endpoints of that channel itself, for it would tell itself.
+-- Nothing is told about the endpoints of that channel itself, because each would report itself.
 --
 -- A trigger of the team's own may refuse the message; the outcome of a delivery must not be lost
 -- for that, so it becomes a warning in the log of the server.
