@@ -100,9 +100,8 @@ def test_denied_unknown_and_disabled_are_answered_alike(db: Connection, caller: 
 
 
 @pytest.mark.parametrize("name", ["room:", "room:a b", "room:\u202e", "room:\u0001", "room::x"])
-def test_what_is_no_name_has_no_channel_although_a_pattern_would_fit(
-    db: Connection, caller: Connection, name: str
-) -> None:
+def test_invalid_names_have_no_channel(db: Connection, caller: Connection, name: str) -> None:
+    """Text that is not a name has no channel, even where a pattern would match it."""
     add_channel(db, "room:*")
     add_channel(db, "room:**")
     policy(db, "true")
@@ -195,9 +194,7 @@ def test_a_policy_gets_no_further_than_the_login(
 
 
 @pytest.mark.parametrize("body", ["set role anon;", "perform set_config('role', 'anon', false);"])
-def test_a_role_that_a_policy_sets_for_the_session_spoils_no_connection(
-    db: Connection, caller: Connection, body: str
-) -> None:
+def test_a_role_set_by_a_policy_is_reset(db: Connection, caller: Connection, body: str) -> None:
     """A pool hands the connection on, and RESET ALL leaves the role as it is."""
     add_channel(db, "chat:*")
     function(db, body)
@@ -316,7 +313,7 @@ def test_the_login_alone_sees_and_does_nothing(db: Connection, caller: Connectio
             caller.execute(query)
 
 
-def test_callers_learn_of_a_channel_no_more_than_a_publish_tells_them(db: Connection) -> None:
+def test_callers_learn_only_what_a_publish_tells(db: Connection) -> None:
     """Which is whether an enabled channel takes the message: not that there is a disabled one, nor
     that somebody has a pattern of this spelling."""
     for pattern, columns in (
@@ -357,7 +354,8 @@ def test_what_is_no_name_is_told_from_what_is_denied(db: Connection, caller: Con
 # Administrators
 
 
-def test_administrators_hear_what_is_enabled_and_nobody_else_is_one(db: Connection) -> None:
+def test_only_administrators_hear_all_enabled_channels(db: Connection) -> None:
+    """Administrators hear every enabled channel, and no other role is one."""
     room, shut, orders = "room:*", "shut:*", "order:*"
     for pattern, columns in ((room, {}), (shut, {"enabled": False}), (orders, {"wildcard": True})):
         add_channel(db, pattern, **columns)

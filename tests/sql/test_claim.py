@@ -48,7 +48,8 @@ def buffers(tx: Connection, call: str) -> int:
 CLAIM = "select rowcast.claim_deliveries(gen_random_uuid(), 100, '30 s', '{}', '{}')"
 
 
-def test_a_claimed_delivery_is_nobody_elses_while_the_lease_lasts(tx: Connection) -> None:
+def test_a_claimed_delivery_belongs_to_one_bridge(tx: Connection) -> None:
+    """No other bridge gets a claimed delivery while its lease lasts."""
     add_channel(tx, "room:*", webhook_urls=[ONE])
     publish(tx, "room:1")
     assert len(claim(tx, A)) == 1
@@ -79,7 +80,8 @@ def test_concurrent_bridges_share_a_queue_without_overlap(database: pg.Database)
         assert Counter(got) == Counter(d.id for d in deliveries(db))
 
 
-def test_a_lease_that_ran_out_is_claimed_again_and_its_attempt_counts(tx: Connection) -> None:
+def test_an_expired_lease_is_claimed_again(tx: Connection) -> None:
+    """A lease that ran out is claimed again, and its attempt counts."""
     add_channel(tx, "room:*", webhook_urls=[ONE])
     publish(tx, "room:1")
     (first,) = claim(tx, A)
@@ -269,9 +271,10 @@ def test_no_caller_can_keep_the_mark_from_going_back(database: pg.Database) -> N
         assert len(claim(db, A)) == 1
 
 
-def test_the_mark_does_not_pass_what_comes_while_everything_waits_for_a_retry(
+def test_the_mark_does_not_pass_new_deliveries(
     tx: Connection,
 ) -> None:
+    """The mark does not pass deliveries that come while all others wait for a retry."""
     add_channel(tx, "room:*", webhook_urls=[ONE])
     publish(tx, "room:1")
     settle(tx, A, claim(tx, A), 500)
@@ -280,9 +283,10 @@ def test_the_mark_does_not_pass_what_comes_while_everything_waits_for_a_retry(
     assert [c.event_name for c in claim(tx, A)] == ["next"]
 
 
-def test_an_endpoint_that_fails_again_and_again_gets_one_probe_of_all_bridges(
+def test_a_failing_endpoint_gets_one_probe(
     tx: Connection,
 ) -> None:
+    """An endpoint that fails repeatedly gets one probe at a time from all bridges together."""
     add_channel(tx, "rowcast:webhooks")
     add_channel(tx, "room:*", webhook_urls=[ONE])
     many(tx, "room:1", 50)
@@ -333,7 +337,8 @@ def test_an_endpoint_that_asks_for_a_pause_gets_it(tx: Connection) -> None:
     )
 
 
-def test_the_outlook_tells_when_to_claim_again_and_for_which_channels(tx: Connection) -> None:
+def test_the_outlook_tells_when_to_claim_again(tx: Connection) -> None:
+    """The outlook tells when to claim again, and for which channels."""
     look = "select wait from rowcast.next_delivery('{}', '{}')"
     assert only(tx, look) is None
     channel = add_channel(tx, "room:*", webhook_urls=[ONE])

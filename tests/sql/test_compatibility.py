@@ -67,7 +67,8 @@ def test_send_is_a_broadcast_however_it_is_called(topics: Connection, call: str)
     assert message.payload == {"hello": "world"}
 
 
-def test_what_cannot_be_sent_is_an_error_and_never_only_a_warning(topics: Connection) -> None:
+def test_a_message_that_cannot_be_sent_is_an_error(topics: Connection) -> None:
+    """A message that cannot be sent raises an error and never only a warning."""
     with refused(topics, "RCN01"):
         topics.execute("select realtime.send('{}', 'event', 'nobody:made:this')")
 

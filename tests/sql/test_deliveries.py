@@ -45,7 +45,8 @@ def test_a_message_is_written_once_for_each_active_endpoint(tx: Connection) -> N
         assert (delivery.channel_id, delivery.state, delivery.attempt) == (channel, "pending", 0)
 
 
-def test_broadcasts_and_channels_without_addresses_have_no_webhooks(tx: Connection) -> None:
+def test_webhooks_need_a_message_and_an_address(tx: Connection) -> None:
+    """Broadcasts, and channels without addresses, do not have webhooks."""
     add_channel(tx, "room:*", webhook_urls=[ONE])
     add_channel(tx, "hall:*")
     add_channel(tx, "yard:*", webhook_urls=[])
@@ -221,7 +222,8 @@ def test_a_delivery_that_fails_to_the_end_is_a_dead_letter(tx: Connection) -> No
     assert counts(tx) == (1, 0)
 
 
-def test_an_endpoint_that_is_gone_is_disabled_and_what_waits_is_cancelled(tx: Connection) -> None:
+def test_a_410_disables_the_endpoint(tx: Connection) -> None:
+    """An endpoint that is gone is disabled, and its waiting deliveries are cancelled."""
     add_channel(tx, "room:*", webhook_urls=[ONE])
     for _ in range(3):
         publish(tx, "room:1")
@@ -237,9 +239,10 @@ def test_an_endpoint_that_is_gone_is_disabled_and_what_waits_is_cancelled(tx: Co
     assert len(claim(tx, WORKER)) == 1
 
 
-def test_what_was_written_while_the_endpoint_was_disabled_is_cancelled_by_upkeep(
+def test_upkeep_cancels_deliveries_of_disabled_endpoints(
     database: pg.Database,
 ) -> None:
+    """Upkeep cancels deliveries that were written while the endpoint was being disabled."""
     with database.connect() as one, database.connect() as other:
         add_channel(one, "room:*", webhook_urls=[ONE])
         with one.transaction():
@@ -308,7 +311,8 @@ def test_a_replayed_success_counts_once_whatever_comes_of_it(tx: Connection) -> 
     assert deliveries(tx)[0].state == "delivered"
 
 
-def test_a_failed_one_that_is_sent_again_begins_the_schedule_anew(tx: Connection) -> None:
+def test_redelivery_restarts_the_schedule(tx: Connection) -> None:
+    """A failed delivery that is sent again begins the schedule anew."""
     alter_settings(tx, webhook_schedule="{1 s}")
     add_channel(tx, "room:*", webhook_urls=[ONE])
     publish(tx, "room:1")

@@ -66,9 +66,10 @@ def test_it_rings_only_when_a_session_sleeps(db: Connection, bridge: Connection)
     assert rings(db, bridge) == []
 
 
-def test_it_rings_when_a_session_that_sleeps_is_not_the_one_that_listens(
+def test_it_rings_when_sleeper_and_listener_differ(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:
+    """It rings when the session that sleeps is not the one that listens."""
     with database.connect(database.bridge_url) as other:
         only(other, "select rowcast.sleep_begin()")
         only(bridge, "select rowcast.sleep_begin()")
@@ -92,9 +93,8 @@ def test_it_rings_once_for_a_statement_and_for_a_transaction(
     assert rings(db, bridge) == [""]
 
 
-def test_it_rings_for_a_deletion_and_not_for_what_was_rolled_back(
-    db: Connection, bridge: Connection
-) -> None:
+def test_it_rings_for_a_deletion_but_not_a_rollback(db: Connection, bridge: Connection) -> None:
+    """It rings for a deletion, and not for a transaction that was rolled back."""
     message = publish(db, "room:1")
     only(bridge, "select rowcast.sleep_begin()")
     with db.transaction(force_rollback=True):
@@ -117,9 +117,8 @@ def test_many_may_sleep_and_publishers_hold_nobody_up(
     eventually(lambda: [pid for pid, _ in locks(db)] == [bridge.info.backend_pid])
 
 
-def test_sleeping_does_not_wait_for_a_publisher_that_holds_the_lock(
-    db: Connection, bridge: Connection
-) -> None:
+def test_sleeping_does_not_wait_for_a_publisher(db: Connection, bridge: Connection) -> None:
+    """Falling asleep does not wait for a publisher that holds the lock."""
     only(db, "select pg_try_advisory_lock(1919903587, 1)")
     assert only(bridge, "select rowcast.sleep_begin()") is False
     db.execute("select pg_advisory_unlock(1919903587, 1)")

@@ -26,7 +26,8 @@ def set_urls(tx: Connection, channel: Any, *urls: str | None) -> None:
     )
 
 
-def test_each_url_of_a_channel_is_an_endpoint_with_a_secret_of_its_own(tx: Connection) -> None:
+def test_each_url_is_an_endpoint_with_a_secret(tx: Connection) -> None:
+    """Each URL of a channel is an endpoint with a secret of its own."""
     channel = add_channel(tx, "room:*", webhook_urls=[ONE, TWO, ONE])
     found = endpoints(tx, channel)
     assert {e.url for e in found} == {ONE, TWO}
@@ -46,7 +47,8 @@ def test_a_url_that_stays_keeps_its_endpoint_and_its_secret(tx: Connection) -> N
     assert after[TWO].state == "active"
 
 
-def test_a_url_that_leaves_is_retired_and_one_that_returns_begins_anew(tx: Connection) -> None:
+def test_a_removed_url_is_retired(tx: Connection) -> None:
+    """A URL that is removed is retired, and one that returns begins anew."""
     channel = add_channel(tx, "room:*", webhook_urls=[ONE])
     set_urls(tx, channel)
     set_urls(tx, channel, ONE)
@@ -171,7 +173,8 @@ def test_callers_cannot_call_what_shows_a_secret(tx: Connection, role: str) -> N
             tx.execute(call)  # type: ignore[arg-type]
 
 
-def test_a_rotated_secret_signs_beside_the_old_one_for_the_grace_time(tx: Connection) -> None:
+def test_both_secrets_sign_during_the_grace_time(tx: Connection) -> None:
+    """A rotated secret signs beside the old one for the grace time."""
     add_channel(tx, "room:*", webhook_urls=[ONE])
     (before,) = endpoints(tx)
     publish(tx, "room:1")
@@ -194,7 +197,8 @@ def test_rotating_what_is_not_there_is_refused(tx: Connection) -> None:
             tx.execute("select rowcast.rotate_secret(%s)", [unknown])
 
 
-def test_secrets_are_in_no_answer_of_the_administration_but_that_of_rotate(tx: Connection) -> None:
+def test_only_rotate_shows_secrets(tx: Connection) -> None:
+    """Only the answer of rotate shows secrets; no other answer to an administrator does."""
     add_channel(tx, "room:*", webhook_urls=[ONE])
     (endpoint,) = endpoints(tx)
     publish(tx, "room:1")

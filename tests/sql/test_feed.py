@@ -145,9 +145,10 @@ def write(database: pg.Database, writer: int, until: float, committed: set[str])
 
 
 @pytest.mark.stress
-def test_everything_that_many_writers_commit_comes_once_and_in_order(
+def test_many_writers_are_read_once_and_in_order(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:
+    """Everything that many writers commit comes once and in order."""
     cursor = ask(bridge)
     committed: set[str] = set()
     idler = database.connect(autocommit=False)
@@ -233,7 +234,7 @@ def test_a_large_unfinished_transaction_is_not_visited(
     assert len(drain(bridge, now.cursor).events) == 20000
 
 
-def test_a_drain_beside_many_running_transactions_reads_no_more_than_what_is_new(
+def test_a_drain_reads_only_what_is_new(
     own_server: pg.OwnServer,
 ) -> None:
     """Each of them splits the range of new xids; a join of many ranges looks to the planner as
@@ -431,7 +432,7 @@ def test_rows_that_came_without_their_sequence_are_history_too(
 
 
 @pytest.mark.parametrize("asked", ["drain", "replay"])
-def test_a_table_that_is_rewritten_while_somebody_waits_to_read_it_loses_nothing(
+def test_a_rewrite_during_a_drain_loses_nothing(
     database: pg.Database, db: Connection, bridge: Connection, asked: str
 ) -> None:
     """All rows then belong to the statement that rewrote them, which no earlier snapshot sees."""

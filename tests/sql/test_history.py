@@ -115,9 +115,8 @@ def test_a_deleted_row_does_not_lose_the_place_of_a_cursor(
 
 
 @pytest.mark.parametrize("filtered", ["channel", "name", "nothing"])
-def test_pages_cross_leaves_the_default_leaf_and_what_a_restore_brought(
-    db: Connection, room: UUID, filtered: str
-) -> None:
+def test_pages_cross_leaves_and_restored_rows(db: Connection, room: UUID, filtered: str) -> None:
+    """Pages cross leaves, the default leaf, and rows that a restore brought."""
     low = datetime(2001, 1, 1, tzinfo=UTC)
     only(db, "select rowcast.make_leaf(%s, %s)", [low, low + timedelta(days=1)])
     insert_raw(db, "room:1", "e0", created_at=low, channel_id=room)
@@ -265,9 +264,8 @@ def test_subscribers_read_the_history_of_their_channels(
         page(caller, channel=str(room)[:8], **reads)
 
 
-def test_a_policy_is_asked_once_for_a_run_of_messages_of_one_name(
-    db: Connection, caller: Connection
-) -> None:
+def test_a_policy_is_asked_once_per_run_of_a_name(db: Connection, caller: Connection) -> None:
+    """A policy is asked once for a run of messages of one name."""
     db.execute(recipe("history_for_subscribers"))
     db.execute(
         "create function public.counted() returns boolean language plpgsql as"
@@ -285,7 +283,7 @@ def test_a_policy_is_asked_once_for_a_run_of_messages_of_one_name(
     assert 1 <= notices.count("asked") <= 2
 
 
-def test_what_is_remembered_about_a_policy_cannot_be_set_by_a_caller(db: Connection) -> None:
+def test_callers_cannot_set_remembered_answers(db: Connection) -> None:
     """Only the bridge's own login is believed; any other session could set it itself."""
     with db.transaction():
         db.execute("set local role authenticated")

@@ -129,7 +129,7 @@ def test_another_retention_changes_the_width_of_new_leaves(
     assert len(found) <= 16
 
 
-def test_a_shorter_retention_counts_from_the_end_of_the_present_leaf(db: Connection) -> None:
+def test_a_shorter_retention_counts_from_the_next_leaf(db: Connection) -> None:
     """Leaves that were made ahead for a longer one would keep everything for days."""
     before = ask(db)
     publish(db, "room:1", "here")
@@ -194,9 +194,7 @@ def test_a_leaf_stays_open_for_the_transaction_that_wrote_to_it(
     assert drain(db, found.cursor).events == []
 
 
-def test_a_leaf_that_a_clock_ahead_of_its_time_has_closed_is_open_again(
-    database: pg.Database, db: Connection
-) -> None:
+def test_a_leaf_closed_by_a_fast_clock_reopens(database: pg.Database, db: Connection) -> None:
     """The clock was set back, and what is written now belongs into it."""
     present, *_ = [name for name, _, _ in leaves(db)]
     db.execute("update rowcast.leaf set closed_xid = pg_current_xact_id(), closing_xid = '3'")
@@ -236,9 +234,10 @@ def covered(db: Connection, cursor: Cursor, at: str = "clock_timestamp()") -> bo
     return found
 
 
-def test_the_compiled_query_covers_a_cursor_of_now_until_an_hour_before_the_next_leaf(
+def test_the_compiled_query_covers_present_cursors(
     db: Connection,
 ) -> None:
+    """The compiled query covers a present cursor until an hour before the next leaf."""
     only(db, "select rowcast.upkeep()")
     cursor = ask(db)
     following = "(select min(l.from_at) from rowcast.leaf as l where l.from_at > now() + '1 hour')"
@@ -257,9 +256,8 @@ def test_an_upkeep_that_changes_no_leaf_keeps_the_compiled_query(db: Connection)
     assert only(db, "select o.leaves from rowcast.origin as o") == version
 
 
-def test_who_compiles_and_who_reads_may_write_times_differently(
-    database: pg.Database, db: Connection
-) -> None:
+def test_compiler_and_reader_may_differ_in_datestyle(database: pg.Database, db: Connection) -> None:
+    """The compiling and the reading session may write times differently."""
     before = compiled(db)
     with database.connect() as administrator:
         administrator.execute("set datestyle = 'SQL, DMY'")
@@ -278,9 +276,8 @@ def compiled(db: Connection) -> list[Any]:
     ).fetchall()
 
 
-def test_a_leaf_that_the_compiled_query_leaves_out_is_read_for_an_older_cursor_and_an_earlier_clock(
-    database: pg.Database, db: Connection
-) -> None:
+def test_leaves_outside_the_compiled_query_are_read(database: pg.Database, db: Connection) -> None:
+    """A leaf outside the compiled query is read for an older cursor and an earlier clock."""
     before = ask(db)
     with database.connect(autocommit=False) as slow:
         publish(slow, "room:1", "late")
@@ -328,9 +325,10 @@ def test_a_leaf_counts_from_the_moment_a_snapshot_shows_it(
         assert drain(old, before).events == ["fallen"]
 
 
-def test_a_registry_that_changes_while_a_restore_is_adopted_has_its_next_version(
+def test_a_registry_changed_during_adopt_is_versioned(
     database: pg.Database, db: Connection
 ) -> None:
+    """A registry that changes while a restore is adopted has its next version."""
     version = "select o.leaves from rowcast.origin as o"
     db.execute("update rowcast.origin set system_identifier = 1")
     with database.connect(autocommit=False) as adopting, database.connect() as other:
@@ -371,7 +369,8 @@ def test_a_leaf_past_midnight_holds_both_sides_of_it(db: Connection) -> None:
     assert drain(db, cursor).events == ["outside", "first", "before", "midnight", "end"]
 
 
-def test_a_row_of_the_default_leaf_is_moved_with_its_xid_and_comes_once(db: Connection) -> None:
+def test_a_row_of_the_default_leaf_is_moved_once(db: Connection) -> None:
+    """A row of the default leaf is moved with its xid and comes once."""
     for name, _, _ in leaves(db):
         db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
     db.execute("delete from rowcast.leaf")
@@ -389,9 +388,10 @@ def test_a_row_of_the_default_leaf_is_moved_with_its_xid_and_comes_once(db: Conn
     assert drain(db, fallen.cursor).events == [], "moving is no news"
 
 
-def test_after_a_long_pause_the_gap_gets_a_leaf_and_the_default_leaf_is_emptied(
+def test_a_long_pause_is_covered_by_a_leaf(
     db: Connection,
 ) -> None:
+    """After a long pause the gap gets a leaf, and the default leaf is emptied."""
     for name, _, _ in leaves(db):
         db.execute(f"drop table rowcast.{name}")  # type: ignore[arg-type]
     db.execute("delete from rowcast.leaf")
@@ -419,7 +419,8 @@ def long_ago(db: Connection, days: int = 0) -> str:
     return name
 
 
-def test_only_closed_leaves_are_dropped_and_what_was_lost_is_remembered(db: Connection) -> None:
+def test_only_closed_leaves_are_dropped(db: Connection) -> None:
+    """Only closed leaves are dropped, and what was lost is remembered."""
     first, second = long_ago(db, 0), long_ago(db, 1)
     xid = only(db, "select xid::text from public.realtime_messages where channel_name = 'room:0'")
     publish(db, "room:0", "fresh")
@@ -458,7 +459,7 @@ def test_a_long_reader_delays_the_drop_and_breaks_nothing(
     assert only(db, "select count(*) from rowcast.expired") == 1
 
 
-def test_what_a_restore_brought_is_not_remembered_by_its_foreign_xids(db: Connection) -> None:
+def test_foreign_xids_are_not_remembered_as_losses(db: Connection) -> None:
     """They can be far above those of this cluster, and would call every cursor too old."""
     name = long_ago(db)
     db.execute(
@@ -493,7 +494,7 @@ def test_no_caller_can_keep_upkeep_from_its_work(database: pg.Database, db: Conn
         assert only(db, "select rowcast.adopt()") is True
 
 
-def test_where_all_tables_are_published_everything_can_still_be_deleted(db: Connection) -> None:
+def test_deletes_work_with_logical_replication(db: Connection) -> None:
     """Postgres refuses to delete from a published table that has no replica identity."""
     db.execute("create publication everything for all tables")
     insert_raw(db, "room:1", "moved", created_at=LONG_AGO)
@@ -571,9 +572,10 @@ def replayed(db: Connection, since: Cursor) -> list[str]:
     return answer.events
 
 
-def test_a_leaf_that_somebody_dropped_by_hand_stops_nothing_and_is_made_again(
+def test_a_leaf_dropped_by_hand_is_made_again(
     db: Connection,
 ) -> None:
+    """A leaf that was dropped by hand does not stop reads or writes and is made again."""
     before = ask(db)
     publish(db, "room:1", "lost")
     name = leaf_of(db, "lost")
@@ -588,7 +590,8 @@ def test_a_leaf_that_somebody_dropped_by_hand_stops_nothing_and_is_made_again(
     assert replayed(db, before) == [], "what was in it is missing: expired"
 
 
-def test_an_old_leaf_that_somebody_detached_is_theirs_from_then_on(db: Connection) -> None:
+def test_a_detached_leaf_is_left_alone(db: Connection) -> None:
+    """An old leaf that an owner detached is theirs from then on."""
     name = long_ago(db)
     close(db)
     db.execute(f"alter table rowcast.messages_durable detach partition rowcast.{name}")  # type: ignore[arg-type]
@@ -597,9 +600,10 @@ def test_an_old_leaf_that_somebody_detached_is_theirs_from_then_on(db: Connectio
     assert only(db, f"select count(*) from rowcast.{name}") == 1
 
 
-def test_columns_that_a_team_adds_are_in_new_leaves_and_move_with_their_rows(
+def test_added_columns_are_in_new_leaves(
     db: Connection,
 ) -> None:
+    """Columns that a team adds are in new leaves and move with their rows."""
     db.execute(
         "alter table public.realtime_messages add column gone text,"
         " add column said text generated always as (payload ->> 'said') stored,"

@@ -90,7 +90,8 @@ def test_without_any_pattern_no_name_is_governed(tx: Connection) -> None:
     assert differences(tx, []) == []
 
 
-def test_all_patterns_together_give_each_name_to_the_most_specific(tx: Connection) -> None:
+def test_each_name_goes_to_the_most_specific_pattern(tx: Connection) -> None:
+    """All patterns together give each name to the most specific one."""
     assert differences(tx, PATTERNS) == []
 
 
@@ -113,7 +114,7 @@ def test_the_order_of_insertion_does_not_matter(tx: Connection) -> None:
     assert differences(tx, random.Random(1).sample(PATTERNS, len(PATTERNS))) == []
 
 
-def test_the_most_specific_pattern_alone_decides_also_when_it_is_disabled(tx: Connection) -> None:
+def test_a_disabled_pattern_still_governs(tx: Connection) -> None:
     """A lax `shadow:*` must not open what `shadow:secret` has closed."""
     add_channel(tx, "shadow:*")
     secret = add_channel(tx, "shadow:secret", enabled=False)

@@ -112,7 +112,8 @@ def test_the_pattern_counts_only_where_the_channel_says_wildcard(node: Connectio
     assert only(node, "select rowcast.audience('room:2')") == 10
 
 
-def test_a_node_whose_lease_has_run_out_is_reaped_by_the_next_heartbeat(node: Connection) -> None:
+def test_an_expired_node_is_reaped(node: Connection) -> None:
+    """A node whose lease has run out is reaped by the next heartbeat."""
     count(node, ONE, **{"1": 1})
     count(node, TWO, **{"1": 2})
     show(node, ONE, ("ann", {}))
@@ -129,7 +130,8 @@ def test_a_node_whose_lease_has_run_out_is_reaped_by_the_next_heartbeat(node: Co
     assert stamped(node) == 3
 
 
-def test_where_every_bridge_is_dead_nobody_is_counted_or_present(node: Connection) -> None:
+def test_dead_bridges_count_no_clients(node: Connection) -> None:
+    """Where every bridge is dead, no client is counted or present."""
     count(node, ONE, **{"1": 1})
     show(node, ONE, ("ann", {}))
     node.execute("update rowcast.node set expires_at = clock_timestamp() - interval '1 second'")
@@ -139,9 +141,10 @@ def test_where_every_bridge_is_dead_nobody_is_counted_or_present(node: Connectio
     assert present(node) == {}
 
 
-def test_a_node_that_ends_in_order_takes_its_counts_and_leaves_its_members_for_a_while(
+def test_an_ended_node_leaves_its_members_for_a_while(
     node: Connection,
 ) -> None:
+    """A node that ends in order takes its counts away and leaves its members for a while."""
     count(node, ONE, **{"1": 1})
     show(node, ONE, ("ann", {}))
     node.execute("select rowcast.node_leave(%s, '1 minute')", [ONE])
@@ -163,7 +166,8 @@ def test_the_newest_row_of_a_member_speaks_and_the_others_remain(node: Connectio
     assert present(node) == {}
 
 
-def test_a_state_over_the_limit_is_named_and_the_others_are_written(node: Connection) -> None:
+def test_a_state_over_the_limit_is_reported(node: Connection) -> None:
+    """A state over the limit is reported, and the others are written."""
     show(node, ONE, ("ann", {"n": 1}))
     long = ("ann", {"x": "y" * 100})
     assert show(node, ONE, ("bob", {}), long, ("eve", {}), limit=50) == [2]
@@ -255,7 +259,8 @@ def test_a_sleeping_bridge_is_woken_by_presence(database: pg.Database) -> None:
             assert len(only(asleep, "select rowcast.open_writers()")) == 1
 
 
-def test_a_name_is_stamped_as_well_when_the_publisher_is_a_caller(database: pg.Database) -> None:
+def test_the_name_is_stamped_for_callers(database: pg.Database) -> None:
+    """A name is stamped as well when the publisher is a caller."""
     with database.connect() as db:
         add_channel(db, "room:*")
         beat(db, ONE)

@@ -173,9 +173,8 @@ def test_the_same_id_of_another_sender_is_another_message(tx: Connection, open_r
 
 
 @pytest.mark.parametrize("commits", [True, False])
-def test_a_concurrent_repeat_waits_and_answers_what_became_of_the_first(
-    database: pg.Database, commits: bool
-) -> None:
+def test_a_concurrent_repeat_waits_for_the_first(database: pg.Database, commits: bool) -> None:
+    """A concurrent repeat waits and answers what became of the first."""
     key = uuid4()
     with (
         database.connect() as watcher,
@@ -199,7 +198,8 @@ def test_a_concurrent_repeat_waits_and_answers_what_became_of_the_first(
         assert [m.id for m in messages(watcher, "room:1")] == [repeat.result()]
 
 
-def test_publish_answers_its_own_id_although_a_trigger_publishes_more(db: Connection) -> None:
+def test_publish_returns_its_own_id(db: Connection) -> None:
+    """Publish returns its own id, although a trigger publishes more."""
     add_channel(db, "room:*")
     add_channel(db, "audit")
     db.execute(
@@ -336,9 +336,10 @@ def tx_messages(tx: Connection) -> list[Any]:
 
 
 @pytest.mark.usefixtures("orders")
-def test_a_row_without_a_channel_fails_its_change_unless_it_may_be_missing(
+def test_a_row_without_a_channel_fails_its_change(
     tx: Connection,
 ) -> None:
+    """A row without a channel fails its change, unless the channel may be missing."""
     attach(tx)
     tx.execute("update public.realtime_channels set enabled = false")
     with refused(tx, "RCN01", "order:1"):

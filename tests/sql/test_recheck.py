@@ -72,9 +72,10 @@ def test_what_is_not_known_means_everybody(members: Connection) -> None:
     assert signals(members) == [[pair("x", None), pair("y", None), pair(None, None)]]
 
 
-def test_a_column_that_was_renamed_since_means_everybody_and_breaks_nothing(
+def test_a_renamed_column_rechecks_every_user(
     members: Connection,
 ) -> None:
+    """A column that was renamed since means every user, and the statement does not fail."""
     members.execute("alter table members rename user_id to member")
     members.execute("insert into members values ('1', 'a', 0)")
     assert signals(members) == [[pair(None, "chat:1")]]
@@ -186,9 +187,10 @@ def test_a_channel_row_signals_the_patterns_it_had_and_has(tx: Connection) -> No
         ("a:%", "a:b", False),
     ],
 )
-def test_a_pattern_matches_the_same_names_in_sql_and_in_the_bridge(
+def test_sql_and_bridge_match_the_same_names(
     tx: Connection, pattern: str, name: str, answer: bool
 ) -> None:
+    """A pattern matches the same names in SQL and in the bridge."""
     from rowcast.bridge.names import matches
 
     assert only(tx, "select rowcast.pattern_matches(%s, %s)", [pattern, name]) is answer

@@ -210,7 +210,8 @@ def test_of_two_losses_at_once_the_newer_one_counts(
     assert only(db, newest) == wanted
 
 
-def test_a_snapshot_that_may_be_older_than_what_is_lost_truncates_nothing(db: Connection) -> None:
+def test_truncate_needs_read_committed(db: Connection) -> None:
+    """A snapshot that may be older than what is lost cannot truncate."""
     db.execute("set default_transaction_isolation = 'repeatable read'")
     with refused(db, "25001", "cannot be truncated", "repeatable read"):
         db.execute("truncate public.realtime_messages")
@@ -285,9 +286,8 @@ def test_a_bridge_from_before_a_crash_is_told_to_drain_first(
     assert replay(bridge, [("room:1", since), ("room:2", since)], since) == [Answer("stale", [])]
 
 
-def test_a_cursor_from_before_a_crash_is_served_by_time_and_without_broadcasts(
-    db: Connection, bridge: Connection
-) -> None:
+def test_a_cursor_from_before_a_crash_uses_time(db: Connection, bridge: Connection) -> None:
+    """A cursor from before a crash is served by time and without broadcasts."""
     db.execute("update rowcast.settings set clock_skew = '0'")
     publish(db, "room:1", "before")
     since = ask(bridge)

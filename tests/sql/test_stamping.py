@@ -109,17 +109,14 @@ def test_an_anonymous_user_is_a_user_without_a_subject(tx: Connection, room: UUI
     assert (message.sender_type, message.sender_id) == ("user", None)
 
 
-def test_the_publisher_role_is_the_system_whatever_the_claims_say(
-    tx: Connection, room: UUID
-) -> None:
+def test_the_publisher_role_is_the_system(tx: Connection, room: UUID) -> None:
+    """The publisher role is the system, whatever the claims say."""
     with as_role(tx, "rowcast_publisher", ALICE):
         insert(tx, "room:1")
     granted(tx, room)
 
 
-def test_in_a_definer_function_of_somebody_else_its_owner_is_the_sender(
-    tx: Connection, room: UUID
-) -> None:
+def test_a_definer_functions_owner_is_the_sender(tx: Connection, room: UUID) -> None:
     """The setting `role` is still the end user's in there; current_user is not."""
     tx.execute(
         "create function public.announce() returns void language sql security definer"
@@ -151,9 +148,7 @@ TWO_ROWS = (
 )
 
 
-def test_a_second_row_for_another_channel_than_the_one_asked_for_is_refused(
-    tx: Connection, room: UUID
-) -> None:
+def test_a_row_for_another_channel_is_refused(tx: Connection, room: UUID) -> None:
     """This policy asks once per statement; without the refusal it would let bob's row in."""
     let(tx, "(select rowcast.segment(2)) = rowcast.user_id()")
     with (
@@ -198,9 +193,10 @@ def test_a_policy_with_the_name_of_the_row_denies_the_second_row(
         ("RCM04", ["infinity"], {"created_at": "infinity"}),
     ],
 )
-def test_what_cannot_be_delivered_is_refused_with_the_object_and_a_hint(
+def test_undeliverable_messages_are_refused(
     tx: Connection, room: UUID, sqlstate: str, words: list[str], columns: dict[str, Any]
 ) -> None:
+    """A message that cannot be delivered is refused with the object and a hint."""
     add_channel(tx, "off:*", enabled=False)
     with refused(tx, sqlstate, *words):
         insert(tx, **{"channel": columns.pop("channel_name", "room:1"), **columns})
@@ -239,9 +235,8 @@ def test_a_clock_that_is_a_minute_off_is_refused(tx: Connection, room: UUID, off
         insert(tx, "room:1", created_at=at)
 
 
-def test_the_time_is_that_of_the_insert_and_not_of_the_transaction(
-    tx: Connection, room: UUID
-) -> None:
+def test_created_at_is_the_time_of_the_insert(tx: Connection, room: UUID) -> None:
+    """The time is that of the insert and not of the transaction."""
     assert only(tx, "select now() is not null")
     insert(tx, "room:1")
     insert(tx, "room:1")
@@ -318,9 +313,7 @@ def test_publishing_without_a_payload_sends_an_empty_object(tx: Connection, room
     assert messages(tx, "room:1")[-1].payload == {}
 
 
-def test_a_changed_setting_counts_at_once_in_a_session_that_has_long_planned(
-    database: pg.Database, db: Connection
-) -> None:
+def test_a_changed_setting_applies_at_once(database: pg.Database, db: Connection) -> None:
     """Settings are compiled into constants, and constants into plans."""
     add_channel(db, "room:*")
     with database.connect() as writer:
@@ -346,7 +339,7 @@ def test_a_setting_that_was_rolled_back_never_counts(db: Connection) -> None:
         publish(db, "hall:1:2")
 
 
-def test_a_name_is_looked_up_through_all_shapes_that_fit_and_keeps_its_sender(
+def test_a_name_is_looked_up_through_all_shapes(
     db: Connection,
 ) -> None:
     """A probe that finds nothing must leave no trace in the row."""
@@ -364,9 +357,7 @@ def test_a_name_is_looked_up_through_all_shapes_that_fit_and_keeps_its_sender(
 
 
 @pytest.mark.parametrize("name", ["a", "z"])
-def test_publish_returns_no_id_for_a_row_that_a_trigger_of_the_team_dropped(
-    db: Connection, name: str
-) -> None:
+def test_publish_returns_no_id_for_a_dropped_row(db: Connection, name: str) -> None:
     """Whether it runs before the row is stamped or after it."""
     add_channel(db, "room:*")
     assert publish(db, "room:1") is not None

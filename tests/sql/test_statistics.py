@@ -150,9 +150,8 @@ def test_a_long_pause_is_counted_in_steps(db: Connection, database: pg.Database)
                 " where scope = 'name' and event_name = 'said'") == 9  # fmt: skip
 
 
-def test_what_commits_after_a_fold_that_did_not_see_it_is_counted(
-    db: Connection, database: pg.Database
-) -> None:
+def test_late_commits_are_counted(db: Connection, database: pg.Database) -> None:
+    """A transaction that commits after an update that did not see it is counted."""
     with session(database) as slow:
         say(slow, event="slow")
         say(db, event="quick")
@@ -177,9 +176,8 @@ def test_a_transaction_counts_what_it_wrote_itself(db: Connection, database: pg.
     assert_same(db, total=2)
 
 
-def test_a_fold_does_not_count_what_its_own_transaction_has_yet_to_write(
-    db: Connection, database: pg.Database
-) -> None:
+def test_an_update_does_not_count_its_own_writes(db: Connection, database: pg.Database) -> None:
+    """An update does not count what its own transaction has yet to write."""
     with session(database) as own:
         say(own, event="before")
         say(db, event="later than the xid of the other")
@@ -205,9 +203,10 @@ def test_deleted_messages_are_not_counted(db: Connection, folded: bool) -> None:
     assert only(db, "select count(*) from rowcast.removal") == 0
 
 
-def test_a_message_that_came_and_went_between_two_folds_counts_for_nothing(
+def test_a_message_gone_before_an_update_is_not_counted(
     db: Connection, database: pg.Database
 ) -> None:
+    """A message that came and went between two updates is not counted."""
     say(db)
     with db.transaction():
         only(db, "select rowcast.delete_message(%s)", [say(db)])
@@ -216,9 +215,8 @@ def test_a_message_that_came_and_went_between_two_folds_counts_for_nothing(
     assert_same(db, total=1)
 
 
-def test_a_deletion_that_a_fold_could_not_see_yet_is_taken_out_later(
-    db: Connection, database: pg.Database
-) -> None:
+def test_a_late_deletion_is_taken_out(db: Connection, database: pg.Database) -> None:
+    """A deletion that an update could not see yet is taken out later."""
     gone = say(db)
     with session(database) as deleting:
         assert only(deleting, "select rowcast.delete_message(%s)", [gone]) is True
@@ -361,9 +359,7 @@ def _literal(value: Any) -> str:
 
 
 @pytest.mark.stress
-def test_statistics_equal_a_plain_count_at_every_moment_under_writers(
-    db: Connection, database: pg.Database
-) -> None:
+def test_statistics_equal_a_plain_count(db: Connection, database: pg.Database) -> None:
     """Writers commit, roll back, hold transactions open and delete; folds go on all the time.
     Whoever looks, sees the same number both ways, within one snapshot."""
     add_channel(db, "hook:*", webhook_urls=["https://one.example/"])
@@ -440,9 +436,10 @@ def test_statistics_equal_a_plain_count_at_every_moment_under_writers(
     assert statistics(db)[0] > 20
 
 
-def test_nothing_is_deleted_from_a_leaf_while_it_is_taken_out_of_the_counts(
+def test_deletes_wait_while_a_leaf_is_uncounted(
     db: Connection, database: pg.Database, room: UUID
 ) -> None:
+    """No message is deleted from a leaf while the leaf is taken out of the counts."""
     low = datetime(2001, 1, 1, tzinfo=UTC)
     leaf = only(db, "select rowcast.make_leaf(%s, %s)", [low, low + timedelta(days=1)])
     insert_raw(db, "room:1", "expires", created_at=low, channel_id=room)
@@ -454,7 +451,7 @@ def test_nothing_is_deleted_from_a_leaf_while_it_is_taken_out_of_the_counts(
             db.execute("delete from public.realtime_messages where event_name = 'expires'")
 
 
-def test_counts_survive_a_crash_after_which_xids_are_handed_out_again(
+def test_counts_survive_a_crash_that_reuses_xids(
     own_server: pg.OwnServer,
 ) -> None:
     """The snapshot up to which was counted is in the log, and so is every xid that it covers."""
