@@ -210,7 +210,7 @@ def test_a_role_set_by_a_policy_is_reset(db: Connection, caller: Connection, bod
 def test_claims_that_postgres_cannot_take_deny_their_own_pair(
     db: Connection, caller: Connection
 ) -> None:
-    """A name with a NUL in somebody's token is no reason to answer nobody."""
+    """A NUL in the name in one token does not stop the answers to the other callers."""
     add_channel(db, "chat:*")
     policy(db, "true")
     bad = json.dumps({"sub": "x", "name": "\0", "role": "authenticated"})
@@ -314,8 +314,8 @@ def test_the_login_alone_sees_and_does_nothing(db: Connection, caller: Connectio
 
 
 def test_callers_learn_only_what_a_publish_tells(db: Connection) -> None:
-    """Which is whether an enabled channel takes the message: not that there is a disabled one, nor
-    that somebody has a pattern of this spelling."""
+    """A publish tells whether an enabled channel takes the message. It does not tell that a
+    disabled channel exists, nor that a pattern of this spelling exists."""
     for pattern, columns in (
         ("secret:*", {"wildcard": True}),
         ("shut:*", {"enabled": False}),

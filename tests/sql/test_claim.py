@@ -1,4 +1,4 @@
-"""Claiming: each delivery is held by one bridge at a time, nobody starves, nothing is stuck."""
+"""Claiming: one bridge at a time holds a delivery, no endpoint starves, no delivery gets stuck."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_only_a_clean_restart_keeps_the_boot_id_and_the_cursor(own_server: pg.Ow
         own_server.restart("immediate")
         with database.connect() as db:
             asked = drain(db, cursor)
-            assert (asked.cursor.boot, asked.rows) == (None, []), "until somebody made the row"
+            assert (asked.cursor.boot, asked.rows) == (None, []), "until a reader made the row"
             assert identity(db).boot not in (None, first)
             assert drain(db, cursor).events == ["message"]
 

@@ -1,4 +1,4 @@
-"""The doctor: what is right is not complained of, what somebody broke is named with the remedy."""
+"""The doctor reports nothing for a healthy installation and names each fault with its remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Connection = psycopg.Connection[Any]
 CALLER = ("caller roles", "caller grants", "caller privileges", "triggers")
 OPEN = "create policy p on public.realtime_channels for select to anon using (true)"
 
-# What somebody does → (what is found wrong, words of the finding).
+# A change by an owner → (what is found wrong, words of the finding).
 BROKEN: dict[str, tuple[str, list[str]]] = {
     "update rowcast.settings set caller_roles = '{anon,authenticated,guests}'": (
         "caller roles",

@@ -128,7 +128,8 @@ def test_sleeping_does_not_wait_for_a_publisher(db: Connection, bridge: Connecti
 def test_a_login_that_waits_for_the_lock_silences_no_publisher(
     database: pg.Database, db: Connection, bridge: Connection
 ) -> None:
-    """Behind somebody who waits for the whole lock nobody gets a share, also beside a sleeper."""
+    """No publisher gets a share behind a session that waits for the exclusive lock, also beside a
+    sleeper."""
     assert only(bridge, "select rowcast.sleep_begin()")
     with database.connect() as hostile:
         hostile.execute("set role authenticated")

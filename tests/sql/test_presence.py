@@ -1,4 +1,4 @@
-"""Nodes, audience and presence as bridges write them and as everybody reads them."""
+"""Nodes, audience and presence as bridges write them and as all roles read them."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_a_restored_database_forgets_who_was_there(node: Connection) -> None:
 
 
 def test_publishing_is_not_held_up_by_bridges_that_write(database: pg.Database) -> None:
-    """A publisher only reads: an open write of the same channel makes nobody wait."""
+    """A publisher only reads: an open write of the same channel does not make it wait."""
     with database.connect(autocommit=False) as writing, database.connect() as db:
         add_channel(db, "room:*")
         beat(db, ONE)

@@ -26,7 +26,7 @@ READING = (
     " channel_json(uuid,text,text,text[],boolean,boolean,text,boolean,timestamptz,timestamptz,"
     "boolean,boolean)"
 )
-# Role → functions of schema rowcast that are granted to it, and to nobody through another role.
+# Role → functions of schema rowcast that are granted to it, never through another role.
 LINTING = (
     "policy_mentions(oid) policies_asked() policy_callers(oid[]) policy_label(name,oid)"
     " policy_texts() policy_context_texts() policy_lint()"
@@ -185,7 +185,7 @@ def test_addresses_of_webhooks_are_not_for_callers(tx: Connection, role: str) ->
     assert rows == [("room:*", True)]
 
 
-# What somebody who may create in schema public could plant for others to stumble over.
+# Objects that a role with CREATE on schema public could plant for others to stumble over.
 TRAPS = """
 create table public.canary (word text);
 create function public.trap(anyelement, anyelement) returns boolean

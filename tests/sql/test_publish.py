@@ -373,7 +373,7 @@ def test_what_could_never_publish_cannot_be_attached(
 def test_detach_ends_what_attach_began(tx: Connection) -> None:
     detach = "select rowcast.detach('public.orders', 'order:{id}')"
     assert only(tx, detach) is False
-    assert attach(tx) == attach(tx)  # again is no second trigger
+    assert attach(tx) == attach(tx)  # again does not make a second trigger
     tx.execute("insert into public.orders values ('1')")
     assert only(tx, detach) is True
     assert only(tx, detach) is False

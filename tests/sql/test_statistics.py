@@ -361,7 +361,7 @@ def _literal(value: Any) -> str:
 @pytest.mark.stress
 def test_statistics_equal_a_plain_count(db: Connection, database: pg.Database) -> None:
     """Writers commit, roll back, hold transactions open and delete; folds go on all the time.
-    Whoever looks, sees the same number both ways, within one snapshot."""
+    A reader sees the same number both ways, within one snapshot."""
     add_channel(db, "hook:*", webhook_urls=["https://one.example/"])
     stop = threading.Event()
     faults: list[BaseException] = []
