@@ -1,9 +1,9 @@
 -- Counts messages and deliveries ahead of a request for statistics: exactly, in the transactions
--- of others, and off the path of publishers. A fold adds what became visible since the last one,
+-- of others, and off the path of publishers. An update adds what became visible since the last one,
 -- by the rule of the feed; a reader adds what became visible since the last update.
 --
 -- Counts that change afterwards, because a message was deleted or a delivery settled, are noted
--- and added by the next fold.
+-- and added by the next update.
 
 -- A snapshot says nothing about the transaction that takes it: its own xid looks ended once a
 -- later one has. What this transaction has yet to write must not look counted.
@@ -63,8 +63,8 @@ return 'with ' || p_with || ' delta as ('
 comment on function rowcast.rollup_query(text, text) is
 'The statement that adds (channel_id, channel_name, event_name, created_at, n) to the rollup in every scope.';
 
--- One fold. Rows, the snapshot up to which they are counted, and the deletions that are settled
--- belong to one statement. A message that came and went between two folds is in neither; one that
+-- One update. Rows, the snapshot up to which they are counted, and the deletions that are settled
+-- belong to one statement. A message that came and went between two updates is in neither; one that
 -- was counted and has gone is taken out. After a restore, xids tell nothing: all is counted anew.
 --
 -- After a long pause it goes only as far as p_rows, so that no call runs into its timeout, again
@@ -134,7 +134,7 @@ end;
 $$;
 
 comment on function rowcast.statistics_update(integer) is
-'Counts what was committed since the last fold, about p_rows messages at most, so that statistics answer at once; false when another call is at it.';
+'Counts what was committed since the last update, about p_rows messages at most, so that statistics answer at once; false when another call is at it.';
 
 -- What a leaf takes with it when it is dropped. Share mode keeps deletions out meanwhile: one that
 -- commits between counting and dropping would be taken out twice.
@@ -164,8 +164,8 @@ $$;
 comment on function rowcast.rollup_forget(text) is
 'Takes the messages of a leaf that is to be dropped out of the rollup.';
 
--- Only noted: whether the message was counted already, the fold knows and this transaction does
--- not, because a fold may be under way that still sees the message.
+-- Only noted: whether the message was counted already, the update knows and this transaction does
+-- not, because an update may be under way that still sees the message.
 create or replace function rowcast.messages_removed()
 returns trigger
 language plpgsql
@@ -183,7 +183,7 @@ end;
 $$;
 
 comment on function rowcast.messages_removed() is
-'Trigger of realtime_messages: notes deleted messages for the next fold.';
+'Trigger of realtime_messages: notes deleted messages for the next statistics_update().';
 
 create or replace trigger realtime_messages_80_remove
 after delete on public.realtime_messages
@@ -240,7 +240,7 @@ end;
 $$;
 
 comment on function rowcast.delivery_counted() is
-'Trigger of delivery: notes outcomes for the next fold.';
+'Trigger of delivery: notes outcomes for the next statistics_update().';
 
 create or replace trigger delivery_80_settle
 after update of state on rowcast.delivery

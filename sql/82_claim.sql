@@ -168,7 +168,7 @@ comment on function rowcast.next_delivery(uuid[], integer[]) is
 -- later is found by the next call, for it always reads from the beginning and lowers the mark.
 --
 -- One row at a time in order of id, as in settle_deliveries(), so the two never deadlock. One call
--- at a time, and none during a fold, by a row that no caller can lock.
+-- at a time, and none during an update of the statistics, by a row that no caller can lock.
 create or replace function rowcast.move_claim_marks(p_busy uuid[])
 returns void
 language plpgsql

@@ -102,7 +102,7 @@ def say(db: Connection, channel: str = "room:1", event: str = "said", **argument
     return publish(db, channel, event, **arguments)
 
 
-def test_messages_are_counted_before_and_after_a_fold(db: Connection) -> None:
+def test_messages_are_counted_before_and_after_an_update(db: Connection) -> None:
     add_channel(db, "hall:*")
     for number in range(30):
         say(db, f"{'hall' if number % 3 else 'room'}:{number % 2}", f"e{number % 4}")
@@ -271,7 +271,7 @@ def test_what_expires_with_its_leaf_is_no_longer_counted(
     assert only(db, "select count(*) from rowcast.message_rollup where messages < 0") == 0
 
 
-def test_publishers_do_not_wait_for_a_fold(db: Connection, database: pg.Database) -> None:
+def test_publishers_do_not_wait_for_an_update(db: Connection, database: pg.Database) -> None:
     say(db)
     with session(database) as folding:
         update_statistics(folding)
@@ -360,7 +360,7 @@ def _literal(value: Any) -> str:
 
 @pytest.mark.stress
 def test_statistics_equal_a_plain_count(db: Connection, database: pg.Database) -> None:
-    """Writers commit, roll back, hold transactions open and delete; folds go on all the time.
+    """Writers commit, roll back, hold transactions open and delete; updates run all the time.
     A reader sees the same number both ways, within one snapshot."""
     add_channel(db, "hook:*", webhook_urls=["https://one.example/"])
     stop = threading.Event()
@@ -431,7 +431,7 @@ def test_statistics_equal_a_plain_count(db: Connection, database: pg.Database) -
             thread.join(30)
     assert not faults, faults
     assert looked > 5
-    eventually(lambda: only(db, "select rowcast.statistics_update()"), what="the last fold")
+    eventually(lambda: only(db, "select rowcast.statistics_update()"), what="the last update")
     assert_same(db)
     assert statistics(db)[0] > 20
 
