@@ -70,7 +70,7 @@ def test_send_is_a_broadcast_however_it_is_called(topics: Connection, call: str)
 def test_a_message_that_cannot_be_sent_is_an_error(topics: Connection) -> None:
     """A message that cannot be sent raises an error and never only a warning."""
     with refused(topics, "RCN01"):
-        topics.execute("select realtime.send('{}', 'event', 'nobody:made:this')")
+        topics.execute("select realtime.send('{}', 'event', 'not:made:this')")
 
 
 def test_send_obeys_the_policies(topics: Connection) -> None:

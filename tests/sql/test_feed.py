@@ -354,7 +354,7 @@ def test_a_deleted_message_is_a_signal_and_no_message(db: Connection, bridge: Co
     assert drain(bridge, found.cursor).rows == []
     assert only(db, "select rowcast.delete_message(%s)", [message]) is False
     assert only(db, "select rowcast.delete_message(%s)", [uuid4()]) is False
-    assert drain(bridge, found.cursor).rows == [], "nothing was deleted, nobody is told"
+    assert drain(bridge, found.cursor).rows == [], "nothing was deleted, no client is told"
 
 
 def test_a_message_deleted_before_the_drain_does_not_come(

@@ -385,7 +385,7 @@ def test_a_row_of_the_default_leaf_is_moved_once(db: Connection) -> None:
     assert leaf_of(db, "fallen") == leaves(db)[0][0]
     assert only(db, stamped) == was
     assert drain(db, before).events == ["fallen"]
-    assert drain(db, fallen.cursor).events == [], "moving is no news"
+    assert drain(db, fallen.cursor).events == [], "moving is not news"
 
 
 def test_a_long_pause_is_covered_by_a_leaf(

@@ -123,7 +123,7 @@ def test_a_partitioned_table_can_be_attached(tx: Connection) -> None:
 
 def test_what_cannot_be_attached_is_refused_in_words(members: Connection) -> None:
     for arguments, state, words in (
-        ("user_column => 'nobody'", "42703", "nobody"),
+        ("user_column => 'missing'", "42703", "missing"),
         ("channel => 'chat:{hall}'", "42703", "hall"),
         ("columns => '{none}'", "42703", "none"),
         ("channel => 'chat::{room}'", "RCN02", "chat::{room}"),

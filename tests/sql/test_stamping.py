@@ -1,4 +1,4 @@
-"""What no writer may choose, whoever writes and in whatever way, and what is refused in words."""
+"""What no writer may choose, whichever role writes and however, and what is refused in words."""
 
 from __future__ import annotations
 
