@@ -438,9 +438,7 @@ class Database:
         """Give back deliveries, as if they had not been claimed."""
         await self.row(RETURN, worker, [d.id for d in deliveries], [d.attempt for d in deliveries])
 
-    async def next_delivery(
-        self, busy: Mapping[UUID, int]
-    ) -> tuple[float | None, frozenset[str]]:
+    async def next_delivery(self, busy: Mapping[UUID, int]) -> tuple[float | None, frozenset[str]]:
         """Return seconds until a delivery is due, or None, and ids of channels with endpoints."""
         row = await self.row(NEXT_DELIVERY, list(busy), list(busy.values()))
         return row["wait"], frozenset(map(str, row["channels"]))
