@@ -1,5 +1,5 @@
--- Evaluates policy expressions as a caller, on the row that the caller would read or insert. Nothing
--- that an expression does stays.
+-- Evaluates policy expressions as a caller, on the row that the caller would read or insert.
+-- Nothing that an expression does stays.
 
 -- Read with the rights of the owner, so that policies do not hide the row.
 create or replace function rowcast.channel_row(p_name text)
@@ -153,8 +153,8 @@ end;
 comment on function rowcast.evaluate_policy(text, text, text, text, text, text, jsonb, text[]) is
 'The value of each policy expression for a caller who subscribes or publishes. Nothing stays written.';
 
--- Sequential scans are disabled, so one that remains in the plan has no index to replace it, however
--- small the table is today.
+-- Sequential scans are disabled, so one that remains in the plan has no index to replace it,
+-- however small the table is today.
 create or replace function rowcast.plan_policy(
     p_action text, p_role text, p_claims text, p_channel text, p_expression text
 )

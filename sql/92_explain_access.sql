@@ -1,8 +1,8 @@
 -- The explanation as one table, for users of psql.
 
 -- The verdict is computed from the policies. The last row is what the database really does: it
--- subscribes, or publishes in a subtransaction that is rolled back. Comparing both rows shows whether
--- the verdict holds. `rowcast policy explain` also shows each AND and OR of a policy.
+-- subscribes, or publishes in a subtransaction that is rolled back. Comparing both rows shows
+-- whether the verdict holds. `rowcast policy explain` also shows each AND and OR of a policy.
 create or replace function rowcast.explain_access(
     action text,
     channel text,

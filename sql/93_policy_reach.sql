@@ -1,8 +1,8 @@
 -- Finds the policies that subscribing, publishing and reading evaluate, and what they depend on.
 --
 -- pg_depend does not record that a policy reads its own table, nor built-in functions. The stored
--- expression tree has both. It stores literals as bytes in decimal, so text that a user wrote cannot
--- be mistaken for a field of the tree.
+-- expression tree has both. It stores literals as bytes in decimal, so text that a user wrote
+-- cannot be mistaken for a field of the tree.
 
 -- The regular expression reads pg_node_tree as text, because SQL has no other access to it.
 create or replace function rowcast.policy_mentions(p_policy oid)
@@ -180,7 +180,9 @@ begin atomic
                 v.oid::regclass,
                 rtrim(pg_get_viewdef(v.oid), ';')
             ),
-            format('; grant select on %s to %s', v.oid::regclass, string_agg(r.id::regrole::text, ', '))
+            format(
+                '; grant select on %s to %s', v.oid::regclass, string_agg(r.id::regrole::text, ', ')
+            )
         )
     from pg_catalog.pg_class as v
     cross join lateral rowcast.policy_callers('{0}') as r (id)
