@@ -1,7 +1,7 @@
 -- Finds mistakes in policies that only the catalogue can show: privileges, roles, row level
--- security, indexes. The codes are those of `rowcast policy lint`, which explains each. That command
--- also reads the text of policies, functions and views with the grammar of Postgres and finds many
--- more.
+-- security, indexes. The codes are those of `rowcast policy lint`, which explains each. That
+-- command also reads the text of policies, functions and views with the grammar of Postgres and
+-- finds many more.
 --
 -- RCL101, RCL108, RCL207 and RCL212 are also rules for files, because files are linted before there
 -- is a database. Here they see the caller roles with their memberships, tables that no file

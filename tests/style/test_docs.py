@@ -243,3 +243,29 @@ def test_the_first_page_gives_the_command_that_runs_the_tests() -> None:
         r"pip install .*-e python/rowcast_client -e '\.\[test\]' && .*python -m pytest",
         read("README.md"),
     )
+
+
+def names_in(module: Path) -> set[str]:
+    """Return the functions and `Class.method` names that a module defines."""
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    found = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, functions):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{n.name}" for n in node.body if isinstance(n, functions)}
+    return found
+
+
+def test_the_walks_of_the_architecture_name_code_that_exists() -> None:
+    page = read("python/docs/ARCHITECTURE.md")
+    walked = re.findall(r"([\w/]+\.py): (\w+(?:\.\w+)?(?:, \w+\.\w+)*)", page)
+    assert len(walked) > 30
+    bridge = PACKAGE / "bridge"
+    gone = [
+        f"{file}: {name}"
+        for file, names in walked
+        for name in names.split(", ")
+        if name not in names_in(bridge / file)
+    ]
+    assert gone == []
