@@ -46,7 +46,7 @@ end;
 comment on function rowcast.xid_ranges(pg_snapshot, pg_snapshot) is
 'Inclusive ranges of xids that were not visible in the first snapshot and have ended by the second.';
 
--- Databases of before have a feed() that spells its columns out, and a return type cannot be
+-- Older databases have a feed() that spells its columns out, and a return type cannot be
 -- replaced. In the transaction of all code: no bridge meets a database without feed().
 do $$
 begin

@@ -1,4 +1,4 @@
--- Sending again by hand, and forgetting what is old.
+-- Sending a delivery again by hand.
 
 -- Refuses in words what cannot be sent; otherwise the schedule begins anew. One that was delivered
 -- stays delivered whatever comes of it, so a message that is sent twice counts once.
