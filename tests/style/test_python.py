@@ -42,7 +42,6 @@ SQL_MODULES = {
     "bridge.rest.calls",
     "cli.queries",
     "dev.database",
-    "dev.server",
     "install.migrate",
     "install.runner",
     "install.script",

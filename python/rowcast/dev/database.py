@@ -74,7 +74,8 @@ def start_own(home: Path, state: DevState, stack: ExitStack, tell: Tell, *, dura
     server = embedded.start(home, port=port, durable=durable)
     stack.callback(embedded.stop, server, mode="fast" if durable else "immediate")
     state.port = server.port
-    embedded.create_database(server, DATABASE)
+    with connect(server.url()) as maintenance:
+        maintenance.create_database(DATABASE)
     # Only this process uses the server, so new passwords at each start lock nothing out.
     chosen = [secrets.token_urlsafe(24) for _ in LOGINS]
     migrate(server.url(DATABASE), on_event=tell, env=dict(zip(PASSWORDS, chosen, strict=True)))

@@ -20,17 +20,13 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from psycopg import sql
-
 from rowcast.errors import EmbeddedError
-from rowcast.postgres.connect import connect
 
 from .binaries import dropped, find_binaries, major_version, runnable
 from .datadir import SUPERUSER, DataDirectory, default_data_dir, server_environment
 
 __all__ = [
     "EmbeddedServer",
-    "create_database",
     "default_data_dir",
     "find_binaries",
     "start",
@@ -46,7 +42,6 @@ DEFAULTS = {
 }
 NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
-HAS_DATABASE = "select exists (select from pg_database where datname = %s)"
 
 # pid of a server → its watchdog; closing its standard input ends the server
 _watchdogs: dict[int, subprocess.Popen[bytes]] = {}
@@ -159,17 +154,6 @@ def stop(
                 _release(watchdog)
             return
     raise EmbeddedError(f"PostgreSQL (pid {server.pid}) does not stop; see {server.log}.")
-
-
-def create_database(server: EmbeddedServer, name: str) -> None:
-    """Create a database unless it exists.
-
-    Raises:
-        DatabaseError: the server refused it.
-    """
-    with connect(server.url()) as connection:
-        if not connection.value(HAS_DATABASE, name):
-            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
 
 
 class _NotStartedError(Exception):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rowcast.dev import server as embedded
 from rowcast.install.migrate import migrate
+from rowcast.postgres.connect import connect
 
 __all__ = ["temporary_server"]
 
@@ -28,7 +29,8 @@ def temporary_server() -> Iterator[str]:
         home.chmod(0o711)  # run by root, the server is another user and must be able to enter
         server = embedded.start(home / "data", durable=False)
         try:
-            embedded.create_database(server, DATABASE)
+            with connect(server.url()) as maintenance:
+                maintenance.create_database(DATABASE)
             migrate(server.url(DATABASE), env={})
             yield server.url(DATABASE)
         finally:

@@ -23,6 +23,8 @@ __all__ = ["Connection", "DatabaseError", "ShortConnection", "connect", "hears",
 Connection: TypeAlias = "psycopg.Connection[Any]"
 Query: TypeAlias = "LiteralString | sql.Composed"
 
+HAS_DATABASE = "select exists (select from pg_database where datname = %s)"
+
 CONNECT_TIMEOUT = 10  # seconds
 
 
@@ -68,6 +70,11 @@ class ShortConnection:
         """Return all rows, each as column name → value."""
         with self._errors(), self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(query, parameters or None).fetchall()
+
+    def create_database(self, name: str) -> None:
+        """Create a database unless it exists."""
+        if not self.value(HAS_DATABASE, name):
+            self.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
 
     def pooled(self) -> bool:
         """Say whether a pooler stands between this connection and the server.
