@@ -258,7 +258,7 @@ def end_listeners(database: pg.Database) -> int:
         rows = connection.execute(
             """select pg_terminate_backend(pid) from pg_stat_activity
                where usename = 'rowcast_bridge' and datname = current_database()
-                 and query ~ '(probe|doze|wake|writers)\\('"""
+                 and query ~ '(probe|sleep_begin|sleep_end|open_writers)\\('"""
         ).fetchall()
     return len(rows)
 
