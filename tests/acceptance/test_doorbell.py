@@ -177,7 +177,7 @@ async def test_a_ring_lost_with_the_listen_connection_is_not_needed(
         await writer.execute(
             """select pg_terminate_backend(pid) from pg_stat_activity
                where usename = 'rowcast_bridge' and datname = current_database()
-                 and query ~ '(probe|doze|wake|writers)\\('"""
+                 and query ~ '(probe|sleep_begin|sleep_end|open_writers)\\('"""
         )
         await writer.execute("select rowcast.publish('room:1', 'e', $1)", str(number))
         [message] = await wire.messages(1, BOUND)

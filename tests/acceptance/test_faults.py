@@ -23,7 +23,7 @@ from support.wire_client import ClosedError, Wire, connect
 
 pytestmark = pytest.mark.acceptance
 
-LISTENS = "query ~ '(probe|doze|wake|writers)\\('"
+LISTENS = "query ~ '(probe|sleep_begin|sleep_end|open_writers)\\('"
 FEEDS = "query ~ 'rowcast.feed\\('"
 
 
