@@ -47,7 +47,7 @@ def old_code_drops_out(url: str) -> None:
     with pg.psycopg.connect(url, autocommit=True) as conn:
         conn.execute("drop trigger realtime_messages_90_ring on public.realtime_messages")
         conn.execute("alter function rowcast.status() security invoker")
-        conn.execute("delete from rowcast.code where name = '73_status'")
+        conn.execute("delete from rowcast.code where name = '74_doctor'")
 
 
 @pytest.mark.parametrize("version", range(1, SHIPPED.version + 1))
