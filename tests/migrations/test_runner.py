@@ -193,12 +193,14 @@ def test_settings_of_the_login_do_not_affect_the_files(
     with empty_database.connect() as conn:
         for setting in (
             "search_path = rowcast, public",
-            "statement_timeout = 1",
+            "statement_timeout = 100",
             "default_transaction_read_only = on",
             "default_transaction_isolation = serializable",
         ):
             conn.execute(f"alter database {empty_database.name} set {setting}".encode())
-    migrate(empty_database.url, release=make_release(TABLE, INSERT))
+    # Longer than that timeout, which holds until the runner has set its own.
+    slow = f"{INSERT}\nselect pg_catalog.pg_sleep(0.3);"
+    migrate(empty_database.url, release=make_release(TABLE, slow))
 
 
 def test_a_database_of_another_encoding_is_refused(server: pg.Server) -> None:
